@@ -1,0 +1,192 @@
+"""Attention over packed rows: one function for every model, registered with transformers.
+
+The function is registered under a name that has no mask function, so transformers builds no mask; the batch reaches
+it through the model's `**kwargs`. On the CPU a row attends each of its K/V spans in place (no padding, no gather)
+and the parts are merged by their log-sum-exp, which is exact: softmax over a union is the softmax over the parts,
+weighted by each part's share of the total.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+from promptd.errors import ModelRefusedError
+from promptd.modeling.kv_pool import Span
+from promptd.modeling.packed_batch import DecodeGroup, PackedBatch, PrefillRow
+
+ATTENTION_NAME = "promptd"
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+#: Arguments that change the result and that we do not implement; a model that passes one is refused.
+_REFUSED_ARGUMENTS = ("softcap", "s_aux", "position_bias", "attn_bias", "block_mask")
+
+
+class Attends(Protocol):
+    """What travels through the model's `batch=` argument."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """Return `[1, num_tokens, num_heads, head_dim]`."""
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, num_heads, num_tokens, head_dim]
+    key: torch.Tensor,  # [1, num_kv_heads, num_tokens, head_dim]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    batch: Attends | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Hand one layer's attention to the batch that travels with the call."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if batch is None:
+        raise ModelRefusedError(f"layer {layer}: {type(module).__name__} does not pass our batch to its attention")
+    for name in _REFUSED_ARGUMENTS:
+        if kwargs.get(name) is not None:
+            raise ModelRefusedError(f"layer {layer}: attention argument {name!r} is not implemented")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return batch.attend(layer, query, key, value, scale, sliding_window), None
+
+
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
+
+
+class PooledAttention:
+    """Serving attention: writes the step's keys and values to the pool, then attends row by row on the CPU."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self.batch = batch
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
+        batch = self.batch
+        batch.pool.write(layer, batch.slot_mapping, key, value)
+        keys, values = batch.pool.key_heads[layer], batch.pool.value_heads[layer]
+        groups = list(batch.decode_groups.values())
+        if window is not None:
+            groups = _clipped(groups, window)
+        if not batch.prefill_rows and len(groups) == 1:  # the usual decode step: rows are already in order
+            return self._decode(groups[0], query, keys, values, scale).transpose(1, 2)
+        out = query.new_empty(query.shape)  # [1, num_heads, num_tokens, head_dim]
+        for group in groups:
+            out[:, :, group.tokens] = self._decode(group, query, keys, values, scale)
+        for row in batch.prefill_rows:
+            own = slice(row.start, row.start + row.length)
+            out[:, :, own] = self._prefill(
+                row, query[:, :, own], key[:, :, own], value[:, :, own], keys, values, scale, window
+            )
+        return out.transpose(1, 2)
+
+    @staticmethod
+    def _decode(
+        group: DecodeGroup, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        outs: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
+        for part in range(group.num_parts):
+            for token, spans in zip(group.tokens, group.spans, strict=True):
+                start, length = spans[part]
+                out, log_sum = _flash(
+                    query.narrow(2, token, 1),
+                    keys.narrow(2, start, length),
+                    values.narrow(2, start, length),
+                    scale=scale,
+                )
+                outs.append(out)
+                sums.append(log_sum)
+        merged = torch.cat(outs, 2)
+        if group.num_parts == 1:
+            return merged
+        return _merge(merged, torch.cat(sums, 2), group.num_parts)
+
+    @staticmethod
+    def _prefill(
+        row: PrefillRow,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        if window is not None and row.length + sum(length for _, length in row.context) > window:
+            return _windowed(row, query, key, value, keys, values, scale, window)
+        own, own_sum = _flash(query, key, value, is_causal=True, scale=scale)
+        if not row.context:
+            return own
+        outs, sums = [own], [own_sum]
+        for start, length in row.context:
+            out, log_sum = _flash(
+                query, keys.narrow(2, start, length), values.narrow(2, start, length), scale=scale
+            )
+            outs.append(out)
+            sums.append(log_sum)
+        return _merge(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
+
+
+def _merge(outs: torch.Tensor, log_sums: torch.Tensor, num_parts: int) -> torch.Tensor:
+    """Merge part-major outputs `[1, H, parts * rows, D]` with log-sum-exps `[1, H, parts * rows]` into `[1, H, rows, D]`."""
+    weights = torch.softmax(log_sums.unflatten(2, (num_parts, -1)), dim=2).unsqueeze(-1)
+    parts = outs.unflatten(2, (num_parts, -1))
+    return (parts * weights).sum(2).to(outs.dtype)
+
+
+def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
+    """Regroup decode rows after dropping the keys that lie further back than the model's sliding window."""
+    clipped: dict[int, DecodeGroup] = {}
+    for group in groups:
+        for token, spans in zip(group.tokens, group.spans, strict=True):
+            left, kept = window, []
+            for start, length in reversed(spans):
+                take = min(length, left)
+                if take:
+                    kept.append((start + length - take, take))
+                    left -= take
+            target = clipped.setdefault(len(kept), DecodeGroup(len(kept)))
+            target.tokens.append(token)
+            target.spans.append(kept[::-1])
+    return list(clipped.values())
+
+
+def _windowed(
+    row: PrefillRow,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Attend with an explicit band mask: only rows longer than the model's window come here."""
+    spans = [(keys.narrow(2, s, n), values.narrow(2, s, n)) for s, n in row.context]
+    all_keys = torch.cat([*(k for k, _ in spans), key], 2)
+    all_values = torch.cat([*(v for _, v in spans), value], 2)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        all_keys,
+        all_values,
+        attn_mask=causal_mask(row.length, all_keys.shape[2] - row.length, window, query.device),
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def causal_mask(num_tokens: int, num_context: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return `[num_tokens, num_context + num_tokens]`: True where a token sees a key."""
+    at = torch.arange(num_context, num_context + num_tokens, device=device).unsqueeze(1)
+    seen = torch.arange(num_context + num_tokens, device=device).unsqueeze(0)
+    mask = seen <= at
+    return mask if window is None else mask & (seen > at - window)

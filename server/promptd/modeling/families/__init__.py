@@ -1,0 +1,1 @@
+"""One small module per model family: what it accepts, and its sizes."""

@@ -1,0 +1,103 @@
+"""The frozen base model: loaded once, shared by every request and every training job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from promptd_store import BaseModelSpec
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from promptd.modeling.attention import Attends, PooledAttention
+from promptd.modeling.fingerprint import fingerprint_tensors
+from promptd.modeling.packed_batch import PackedBatch
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenModel:
+    """A causal language model of transformers whose attention is ours and whose weights never change."""
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    spec: BaseModelSpec
+    served_name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.hf.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The serving dtype of weights, activations and K/V."""
+        return self.hf.dtype
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The tokenizer's BOS, or None."""
+        return self.tokenizer.bos_token_id
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token that ends a generation: the tokenizer's and the generation config's."""
+        ids: set[int] = set()
+        config = getattr(self.hf, "generation_config", None)
+        for source in (self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
+            if source is not None:
+                ids.update(source if isinstance(source, list) else [source])
+        return frozenset(ids)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Embed `[num_tokens]` ids as the model does (Gemma scales here), `[num_tokens, hidden_size]`."""
+        embedded: torch.Tensor = self.hf.get_input_embeddings()(token_ids)
+        return embedded
+
+    def forward(
+        self, embeds: torch.Tensor, positions: torch.Tensor, logits_index: torch.Tensor, batch: Attends
+    ) -> torch.Tensor:
+        """Run packed tokens; `[num_tokens, hidden_size]`, `[num_tokens]`, `[num_logits]` -> `[num_logits, vocab_size]`."""
+        output: Any = self.hf(
+            inputs_embeds=embeds.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=logits_index,
+            batch=batch,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    @torch.no_grad()
+    def forward_packed(self, batch: PackedBatch) -> torch.Tensor:
+        """Run one serving step and return logits `[num_logits, vocab_size]`; K/V of all its tokens are stored."""
+        embeds = self.embed(batch.input_ids)
+        for start, row in zip(batch.row_starts, batch.rows, strict=True):
+            if row.embeds is not None:
+                embeds[start : start + row.embeds.shape[0]] = row.embeds.to(embeds)
+        return self.forward(embeds, batch.position_ids, batch.logits_index, attention_for(batch))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokenize one text."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Turn tokens back into text."""
+        text: str = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def digest(self) -> str:
+        """Digest of the weights as they are in memory now: equal before and after any training."""
+        return fingerprint_tensors(self.spec.architecture, dict(self.hf.named_parameters()))
+
+
+def attention_for(batch: PackedBatch) -> Attends:
+    """Pick the attention of the batch's device."""
+    if batch.pool.keys.is_cuda:
+        from promptd.modeling.attention_triton import TritonAttention
+
+        return TritonAttention(batch)
+    return PooledAttention(batch)

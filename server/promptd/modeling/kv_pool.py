@@ -1,0 +1,56 @@
+"""K/V storage on the device: one slot per token, every layer; owned by the engine, written by attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Span = tuple[int, int]
+"""`(first slot, number of slots)`: a run of adjacent slots."""
+
+
+class KVPool:
+    """Keys and values of `num_slots` tokens for every layer.
+
+    Storage is allocated once and never zeroed: a slot is read only after its owner wrote it, because attention
+    reads exactly the spans of a row, so what a former owner left behind (a NaN, say) reaches nobody.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_slots: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_slots = num_slots
+        self.bytes_per_slot = kv_bytes_per_token(num_layers, num_kv_heads, head_dim, dtype)
+        shape = (num_layers, num_slots, num_kv_heads, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # [1, num_kv_heads, num_slots, head_dim] views, the shape that attention reads
+        self.key_heads = [layer.transpose(0, 1).unsqueeze(0) for layer in self.keys]
+        self.value_heads = [layer.transpose(0, 1).unsqueeze(0) for layer in self.values]
+
+    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store `[1, num_kv_heads, num_tokens, head_dim]` at `slots` (`[num_tokens]`, int64)."""
+        self.keys[layer].index_copy_(0, slots, key[0].transpose(0, 1))
+        self.values[layer].index_copy_(0, slots, value[0].transpose(0, 1))
+
+    def load_prefix(self, spans: Sequence[Span], prefix: torch.Tensor) -> None:
+        """Copy a learned prefix `[num_layers, 2, num_kv_heads, num_tokens, head_dim]` into `spans`, any float dtype."""
+        done = 0
+        for start, length in spans:
+            part = prefix[:, :, :, done : done + length].transpose(2, 3)  # [L, 2, length, num_kv_heads, head_dim]
+            self.keys[:, start : start + length].copy_(part[:, 0], non_blocking=True)
+            self.values[:, start : start + length].copy_(part[:, 1], non_blocking=True)
+            done += length
+
+
+def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes that one token's keys and values take over all layers."""
+    return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize

@@ -1,0 +1,131 @@
+"""Load, check and freeze a base model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from promptd_store import BaseModelSpec
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from promptd.errors import ModelRefusedError
+from promptd.modeling.attention import ATTENTION_NAME
+from promptd.modeling.families.decoder import DecoderSizes, check_config
+from promptd.modeling.fingerprint import fingerprint_files
+from promptd.modeling.frozen import FrozenModel
+
+from promptd.modeling.packed_linear import can_pack, pack_linears
+from promptd.modeling.probe import check_layers, expected_rows, run_probe
+
+STRICT_TILE_ROWS = 16
+_WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    packed_linears: bool = True,
+    strict: bool = False,
+    served_name: str | None = None,
+) -> FrozenModel:
+    """Load a causal language model of transformers and prove that packed rows equal its own forward.
+
+    `dtype="auto"` is float32 on the CPU and the checkpoint's on CUDA. `strict` multiplies in fixed tiles of rows, so
+    that a row's bits do not depend on its neighbours. Weights must be safetensors; remote code is never run.
+    Raises `ModelRefusedError` where the model would not be served exactly.
+    """
+    folder = _folder(path_or_id)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    sizes = check_config(config)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelRefusedError(f"{folder}: no *.safetensors file; pickled weights are never read")
+    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    hf = _frozen(folder, target, _dtype(dtype, target))
+    spec = BaseModelSpec(
+        architecture=type(hf).__name__,
+        fingerprint=fingerprint_files(type(hf).__name__, files),
+        vocab_size=config.vocab_size,
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_layers,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        num_attention_heads=sizes.num_attention_heads,
+        max_model_len=min(max_model_len or sizes.max_positions, sizes.max_positions),
+        serving_dtype=str(hf.dtype).removeprefix("torch."),
+        max_embedding_abs=_max_embedding(hf),
+        max_key_abs=(),
+        max_value_abs=(),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = FrozenModel(hf, tokenizer, spec, served_name or folder.resolve().name)
+    return _proven(model, sizes, packed_linears=packed_linears, strict=strict)
+
+
+def _proven(model: FrozenModel, sizes: DecoderSizes, *, packed_linears: bool, strict: bool) -> FrozenModel:
+    """Switch to our attention and linears, compare with transformers' answers, measure the K/V magnitudes."""
+    hf = model.hf
+    rows = expected_rows(hf, sizes)
+    try:
+        hf.set_attn_implementation(ATTENTION_NAME)
+        check_layers(model, sizes)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelRefusedError(
+            f"layer 0: {model.spec.architecture} does not take a registered attention function ({error})"
+        ) from error
+    pack = packed_linears and model.device.type == "cpu" and can_pack(model.dtype)
+    if pack or strict:
+        pack_linears(hf, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0)
+    pool = run_probe(model, rows)
+    num_tokens = len(rows[0].token_ids)
+    spec = dataclasses.replace(
+        model.spec, max_key_abs=_largest(pool.keys, num_tokens), max_value_abs=_largest(pool.values, num_tokens)
+    )
+    return dataclasses.replace(model, spec=spec)
+
+
+def _folder(path_or_id: str | Path) -> Path:
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=_WEIGHT_PATTERNS))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelRefusedError(f"{path_or_id}: not a folder, and not to be had from the hub ({error})") from error
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelRefusedError(f"dtype {name!r} is not one of auto, float32, bfloat16, float16")
+    return dtype  # type: ignore[no-any-return]
+
+
+def _frozen(folder: Path, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
+    hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+    )
+    return hf.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return, arg-type]
+
+
+@torch.no_grad()
+def _max_embedding(hf: PreTrainedModel) -> float:
+    embedding = hf.get_input_embeddings()
+    ids = torch.arange(embedding.weight.shape[0], device=hf.device)
+    return max(embedding(chunk).abs().max().item() for chunk in ids.split(4096))
+
+
+def _largest(stored: torch.Tensor, num_tokens: int) -> tuple[float, ...]:
+    """Largest magnitude in every layer over the first `num_tokens` slots; KVPool layout."""
+    return tuple(stored[:, :num_tokens].abs().amax(dim=(1, 2, 3)).float().tolist())
+
+

@@ -1,0 +1,88 @@
+"""One step's tokens, end to end, and which keys each row of them may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from promptd.modeling.kv_pool import KVPool, Span
+
+
+@dataclass(slots=True)
+class PackedRow:
+    """Adjacent tokens of one sequence: they see all of `context`, then each other causally."""
+
+    token_ids: Sequence[int]
+    first_position: int
+    slots: Sequence[int]
+    """Where the tokens' own keys and values go."""
+    context: Sequence[Span]
+    """Keys before these tokens, in order; may include slots that another row of this batch writes."""
+    logits: Sequence[int] = ()
+    """Offsets inside this row whose next-token logits are wanted, ascending."""
+    embeds: torch.Tensor | None = None
+    """`[num_tokens, hidden_size]`: input embeddings that stand for the tokens (a soft prompt)."""
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """Single-token rows whose keys lie in the same number of spans."""
+
+    num_parts: int
+    tokens: list[int] = field(default_factory=list)  # index of each row's token in the packed batch
+    spans: list[list[Span]] = field(default_factory=list)  # [row][part]
+
+
+@dataclass(slots=True)
+class PrefillRow:
+    """A row of several tokens: `[start, start + length)` of the packed batch."""
+
+    start: int
+    length: int
+    context: Sequence[Span]
+
+
+class PackedBatch:
+    """Rows packed into one `[1, num_tokens]` forward pass over a `KVPool`."""
+
+    def __init__(self, rows: Sequence[PackedRow], pool: KVPool) -> None:
+        self.pool = pool
+        self.rows = rows
+        self.decode_groups: dict[int, DecodeGroup] = {}
+        self.prefill_rows: list[PrefillRow] = []
+        self.row_starts: list[int] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        logits: list[int] = []
+        for row in rows:
+            start, length = len(slots), len(row.slots)
+            self.row_starts.append(start)
+            ids.extend(row.token_ids if row.embeds is None else [0] * length)
+            positions.extend(range(row.first_position, row.first_position + length))
+            slots.extend(row.slots)
+            logits.extend(start + offset for offset in row.logits)
+            if length == 1:
+                self._add_decode(start, row)
+            else:
+                self.prefill_rows.append(PrefillRow(start, length, row.context))
+        device = pool.keys.device
+        self.num_tokens = len(slots)
+        self.num_logits = len(logits)
+        packed = torch.tensor([ids, positions, slots], dtype=torch.int64).to(device, non_blocking=True)
+        self.input_ids, self.position_ids, self.slot_mapping = packed.unbind(0)  # [num_tokens] each
+        self.logits_index = torch.tensor(logits, dtype=torch.int64).to(device, non_blocking=True)
+
+    def _add_decode(self, token: int, row: PackedRow) -> None:
+        # The token's own slot usually continues the last span: then one span covers both.
+        spans = list(row.context)
+        slot = row.slots[0]
+        if spans and sum(spans[-1]) == slot:
+            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+        else:
+            spans.append((slot, 1))
+        group = self.decode_groups.setdefault(len(spans), DecodeGroup(len(spans)))
+        group.tokens.append(token)
+        group.spans.append(spans)

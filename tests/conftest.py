@@ -1,0 +1,22 @@
+"""Shared fixtures: one thread of torch, tiny models written once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from tests.tiny_models import FAMILIES, make_tiny_model
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family name -> folder of a tiny random model."""
+    root = tmp_path_factory.mktemp("models")
+    return {family: make_tiny_model(root / f"tiny-{family}", family) for family in FAMILIES}
