@@ -1,0 +1,185 @@
+"""The engine's thread, and the asyncio side of it: submit, stream, abort, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from promptd.engine.engine import Engine, Output
+from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
+from promptd.engine.sequence import Sequence
+from promptd.engine.stats import EngineStats
+from promptd.errors import EngineDeadError, InvalidRequestError, PromptdError, ShuttingDownError
+
+_IDLE_WAIT_SECONDS = 1.0
+
+
+class Stream:
+    """Outputs of one request, as they come. A typed error is raised by the iteration that meets it."""
+
+    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
+        self.request_id = request_id
+        self._outputs: deque[Output] = deque()
+        self._arrived = asyncio.Event()
+        self._abort = abort
+        self._is_done = False
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        output = await self.next_output()
+        if output is None:
+            raise StopAsyncIteration
+        return output  # type: ignore[return-value]
+
+    async def next_output(self) -> Output | None:
+        """Wait for the next output; None after the last. Aborts the request when the waiting task is cancelled."""
+        if self._is_done:
+            return None
+        try:
+            while not self._outputs:
+                self._arrived.clear()
+                await self._arrived.wait()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        output = self._outputs.popleft()
+        self._is_done = isinstance(output, ScoreOutput) or output.is_last
+        if output.error is not None:
+            raise output.error
+        return output
+
+    def abort(self) -> None:
+        """End the request; nothing more comes. Harmless when it is done already."""
+        if not self._is_done:
+            self._is_done = True
+            self._abort(self.request_id)
+
+    def deliver(self, output: Output) -> None:
+        """Add an output; on the event loop's thread."""
+        self._outputs.append(output)
+        self._arrived.set()
+
+
+class AsyncEngine:
+    """Runs an `Engine` in its own thread. All methods are called on the event loop's thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._wake = threading.Event()
+        self._inbox: deque[Sequence | str] = deque()  # a str is the id of a request to abort
+        self._streams: dict[str, Stream] = {}
+        self._stats = engine.stats()
+        self._progress = time.monotonic()
+        self._is_stopping = False
+        self._is_draining = False
+        self._death: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="promptd-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine's thread; answers go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def shutdown(self, drain_seconds: float = 0) -> None:
+        """Refuse new requests, let running ones finish for a while, end the rest with a typed error, stop the thread."""
+        self._is_draining = True
+        until = time.monotonic() + drain_seconds
+        while self._streams and time.monotonic() < until and self._death is None:
+            await asyncio.sleep(0.02)
+        self._is_stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+        self._fail_all(ShuttingDownError("the server stopped before this request was done"))
+
+    def submit(self, request: GenerateRequest) -> Stream:
+        """Queue a generation; raises at once what can be known before it runs."""
+        return self._enter(request)
+
+    async def score(self, request: ScoreRequest) -> ScoreOutput:
+        """Score candidates; raises typed errors."""
+        output = await self._enter(request).next_output()
+        if not isinstance(output, ScoreOutput):
+            raise EngineDeadError(f"the engine lost request {request.request_id!r}")
+        return output
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next step boundary."""
+        self._streams.pop(request_id, None)
+        self._inbox.append(request_id)
+        self._wake.set()
+
+    def stats(self) -> EngineStats:
+        """The reading taken after the newest step."""
+        return self._stats
+
+    def seconds_since_progress(self) -> float:
+        """How long the engine has had work without finishing a step; 0.0 when idle."""
+        if self._death is not None:
+            return float("inf")
+        return time.monotonic() - self._progress if self._streams else 0.0
+
+    def _enter(self, request: GenerateRequest | ScoreRequest) -> Stream:
+        if self._death is not None:
+            raise EngineDeadError(f"the engine ended: {self._death}")
+        if self._is_draining:
+            raise ShuttingDownError("the server is shutting down", retry_after_seconds=5)
+        if request.request_id in self._streams:
+            raise InvalidRequestError(f"request id {request.request_id!r} is running already", param="request_id")
+        seq = self.engine.prepare(request, num_ahead=len(self._inbox))
+        stream = Stream(request.request_id, self.abort)
+        if not self._streams:
+            self._progress = time.monotonic()
+        self._streams[request.request_id] = stream
+        self._inbox.append(seq)
+        self._wake.set()
+        return stream
+
+    # -- the engine's thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._wake.clear()  # before the inbox is read: what comes after sets it again
+                self._take_in()
+                if self.engine.has_work:
+                    outputs = self.engine.step()
+                    self._progress = time.monotonic()
+                    self._stats = self.engine.stats()
+                    if outputs:
+                        self._loop.call_soon_threadsafe(self._deliver, outputs)
+                else:
+                    self._stats = self.engine.stats()
+                    self._wake.wait(_IDLE_WAIT_SECONDS)
+        except Exception as error:
+            self._death = error
+            self._loop.call_soon_threadsafe(self._fail_all, EngineDeadError(f"the engine ended: {error!r}"))
+            raise
+
+    def _take_in(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, str):
+                self.engine.abort(item)
+            else:
+                self.engine.enqueue(item)
+
+    # -- back on the event loop -------------------------------------------------------------------
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:  # else it was aborted meanwhile
+                if isinstance(output, ScoreOutput) or output.is_last:
+                    del self._streams[output.request_id]
+                stream.deliver(output)
+
+    def _fail_all(self, error: PromptdError) -> None:
+        for request_id, stream in list(self._streams.items()):
+            del self._streams[request_id]
+            stream.deliver(RequestOutput(request_id, error=error))

@@ -1,0 +1,36 @@
+"""The engine's limits, frozen and checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from promptd.errors import InvalidRequestError
+
+DEFAULT_CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes in tokens, bytes and rows. `kv_cache_bytes` holds texts, `prompt_cache_bytes` holds learned prompts."""
+
+    max_num_seqs: int = 16
+    max_num_batched_tokens: int = 2048
+    max_model_len: int | None = None
+    kv_cache_bytes: int = DEFAULT_CACHE_BYTES
+    prompt_cache_bytes: int = DEFAULT_CACHE_BYTES
+    block_size: int = 16
+    max_queue: int = 256
+    enable_prefix_caching: bool = True
+    strict: bool = False
+    """A row's bits do not depend on its neighbours: fixed prefill chunks, no text-prefix reuse, no preemption."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise InvalidRequestError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), or running rows could not all decode in one step",
+                param="max_num_batched_tokens",
+            )

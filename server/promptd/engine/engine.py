@@ -1,0 +1,195 @@
+"""The engine: `step()` takes in, schedules, runs the model, samples, hands out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Rows
+
+import torch
+
+from promptd.engine.admission import admit
+from promptd.engine.block_manager import BlockManager
+from promptd.engine.config import EngineConfig
+from promptd.engine.extents import ExtentAllocator
+from promptd.engine.output import Emitter
+from promptd.engine.prompt_cache import PromptCache
+from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
+from promptd.engine.runner import Runner
+from promptd.engine.scheduler import Schedule, ScheduledRow, Scheduler
+from promptd.engine.sequence import Sequence
+from promptd.engine.stats import EngineCounters, EngineStats
+from promptd.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    NumericalError,
+    OverloadedError,
+    PromptdError,
+)
+from promptd.modeling import FrozenModel, KVPool, kv_bytes_per_token
+
+Output = RequestOutput | ScoreOutput
+
+
+class Engine:
+    """Many prompts, one packed batch. Used by one thread at a time."""
+
+    def __init__(self, model: FrozenModel, config: EngineConfig | None = None) -> None:
+        self.model = model
+        self.config = config or EngineConfig()
+        spec, size = model.spec, self.config.block_size
+        slot_bytes = kv_bytes_per_token(spec.num_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
+        num_blocks = max(1, self.config.kv_cache_bytes // (slot_bytes * size))
+        num_prompt_slots = self.config.prompt_cache_bytes // slot_bytes
+        self.max_model_len = min(self.config.max_model_len or spec.max_model_len, spec.max_model_len)
+        self.pool = KVPool(
+            num_layers=spec.num_layers,
+            num_slots=num_blocks * size + num_prompt_slots,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self.blocks = BlockManager(num_blocks, size)
+        self.prompts = PromptCache(self.pool, ExtentAllocator(num_blocks * size, num_prompt_slots))
+        self.scheduler = Scheduler(self.config, self.blocks, self.prompts)
+        self.counters = EngineCounters()
+        self._runner = Runner(model, self.pool, size)
+        self._emitter = Emitter(model, self.counters)
+        self._sequences: dict[str, Sequence] = {}
+        self._last_step = (0.0, 0)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step()` has anything to do."""
+        return bool(self._sequences)
+
+    def add_request(self, request: GenerateRequest | ScoreRequest) -> None:
+        """Queue a request. Raises a typed error at once where it can never run, or where the queue is full."""
+        self.enqueue(self.prepare(request))
+
+    def prepare(self, request: GenerateRequest | ScoreRequest, *, num_ahead: int = 0) -> Sequence:
+        """Check a request and the room in the queue; touches nothing, so any thread may call it."""
+        num_waiting = len(self.scheduler.waiting) + num_ahead
+        if num_waiting >= self.config.max_queue:
+            raise OverloadedError(
+                f"{num_waiting} requests are waiting already", code="queue_full", retry_after_seconds=1
+            )
+        return admit(request, self)
+
+    def enqueue(self, seq: Sequence) -> None:
+        """Take in a prepared request."""
+        request_id = seq.request.request_id
+        if request_id in self._sequences:
+            raise InvalidRequestError(f"request id {request_id!r} is running already", param="request_id")
+        self._sequences[request_id] = seq
+        self.scheduler.waiting.append(seq)
+
+    def abort(self, request_id: str) -> None:
+        """End a request without a result; unknown or finished ids are fine."""
+        seq = self._sequences.pop(request_id, None)
+        if seq is not None:
+            self.scheduler.finish(seq)
+            self.counters.requests_aborted += 1
+
+    def step(self) -> list[Output]:
+        """Run one packed batch; return what it added to every request in it."""
+        began = time.monotonic()
+        outputs = self._expire(began)
+        step = self.scheduler.schedule()
+        if step:
+            for seq in (row.seq for row in step.rows):
+                seq.scheduled = seq.scheduled or began
+            logits = self._run(step, outputs)
+            self._advance(step)
+            outputs += self._hand_out(step.rows, logits)
+            self.counters.steps += 1
+            num_tokens = sum(load.num_tokens for load in step.loads) + sum(row.num_tokens for row in step.rows)
+            self._last_step = (time.monotonic() - began, num_tokens)
+        return outputs
+
+    def _expire(self, now: float) -> list[Output]:
+        late = [seq for seq in self._sequences.values() if seq.deadline is not None and now > seq.deadline]
+        message = "the request's deadline passed before it was done"
+        return [self._fail(seq, DeadlineExceededError(message)) for seq in late]
+
+    def _run(self, step: Schedule, outputs: list[Output]) -> torch.Tensor:
+        """Run the batch; where it raises, run every row alone, so that only the guilty one fails."""
+        try:
+            return self._runner.run(step)
+        except Exception:
+            parts = []
+            self._runner.run(Schedule(loads=step.loads))
+            for row in list(step.rows):
+                try:
+                    parts.append(self._runner.run(Schedule(rows=[row])))
+                except Exception as error:
+                    step.rows.remove(row)
+                    self.blocks.release(row.candidate_blocks)
+                    outputs.append(self._fail(row.seq, PromptdError(f"this row failed in the model: {error}")))
+            return torch.cat(parts) if parts else torch.empty(0, 0)
+
+    def _advance(self, step: Schedule) -> None:
+        for load in step.loads:
+            load.entry.num_computed += load.num_tokens
+            self.counters.virtual_tokens_computed += load.num_tokens
+        self.prompts.finish_loading()
+        for row in step.rows:
+            row.seq.num_computed += row.num_tokens
+            self.scheduler.register_blocks(row.seq)
+            self.blocks.release(row.candidate_blocks)
+
+    def _hand_out(self, rows: Rows[ScheduledRow], logits: torch.Tensor) -> list[Output]:
+        outputs = self._emitter.emit(rows, logits)
+        for output in outputs:
+            if isinstance(output, ScoreOutput) or output.is_last:
+                self._end(self._sequences[output.request_id], output.error)
+        return outputs
+
+    def _fail(self, seq: Sequence, error: PromptdError) -> Output:
+        self._end(seq, error)
+        return self._emitter.failure(seq, error)
+
+    def _end(self, seq: Sequence, error: PromptdError | None) -> None:
+        chain = seq.chain
+        del self._sequences[seq.request.request_id]
+        self.scheduler.finish(seq)
+        if error is None:
+            self.counters.requests_finished += 1
+            return
+        self.counters.requests_failed += 1
+        if isinstance(error, NumericalError):
+            for entry in reversed(chain):  # K/V that may hold the fault is not kept for the next request
+                self.prompts.discard(entry)
+
+    def stats(self) -> EngineStats:
+        """Read all gauges and counters."""
+        cache = self.prompts
+        seconds, num_tokens = self._last_step
+        counters = {name: getattr(self.counters, name) for name in self.counters.__dataclass_fields__}
+        return EngineStats(
+            num_requests_running=len(self.scheduler.running),
+            num_requests_waiting=len(self.scheduler.waiting),
+            kv_cache_usage_ratio=self.blocks.num_used / self.blocks.num_blocks,
+            prompt_cache_bytes=cache.num_bytes,
+            prompt_cache_capacity_bytes=cache.capacity_tokens * self.pool.bytes_per_slot,
+            prompts_resident=cache.num_resident,
+            prompt_cache_hits=cache.stats.hits,
+            prompt_cache_misses=cache.stats.misses,
+            prompt_cache_evictions=cache.stats.evictions,
+            preemptions=self.scheduler.num_preemptions,
+            last_step_seconds=seconds,
+            last_step_num_tokens=num_tokens,
+            **counters,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise `RuntimeError` unless every pool, pin and queue agrees; for tests, after each step."""
+        self.blocks.check_integrity()
+        self.prompts.check_integrity()
+        held: dict[int, int] = {}
+        for seq in self._sequences.values():
+            for block in seq.blocks:
+                held[block] = held.get(block, 0) + 1
+        self.blocks.check_references(held)
+        if len(self._sequences) != len(self.scheduler.waiting) + len(self.scheduler.running):
+            raise RuntimeError("a sequence is neither waiting nor running")

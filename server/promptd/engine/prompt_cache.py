@@ -1,0 +1,218 @@
+"""Learned prompts on the device, as K/V: shared, read-only, under a byte budget.
+
+An entry is one element of a chain. Its key is (salt, versions from the chain's beginning to here), so a thousand
+user prompts behind one task prompt share the task's K/V, and no two versions ever share a key. Soft prompts and texts
+become K/V in the next packed batch, in front of the rows that wait for them; a prefix is copied in at once.
+Entries in use are pinned; the others leave least recently used first, longest chain first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from promptd_store import PromptArtifact, PromptKind
+
+from promptd.engine.extents import ExtentAllocator
+from promptd.modeling import KVPool, Span
+
+ChainKey = tuple[str, ...]
+"""`(salt, version, version, …)`."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One element of a chain, ready for the device: input embeddings, a prefix, or text."""
+
+    version: str
+    num_tokens: int
+    num_positions: int
+    """How far the element moves the positions of what follows (0 for an unshifted prefix)."""
+    embeds: torch.Tensor | None = None  # [num_tokens, hidden_size]
+    prefix: torch.Tensor | None = None  # [num_layers, 2, num_kv_heads, num_tokens, head_dim]
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(eq=False)
+class PromptEntry:
+    """One resident element of a chain."""
+
+    key: ChainKey
+    segment: Segment
+    spans: tuple[Span, ...]
+    parent: PromptEntry | None
+    first_position: int
+    num_computed: int = 0
+    num_pins: int = 0
+    num_children: int = 0
+    slots: list[int] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Virtual tokens."""
+        return self.segment.num_tokens
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all of its keys and values are stored."""
+        return self.num_computed == self.num_tokens
+
+    @property
+    def next_position(self) -> int:
+        """Position of whatever follows this element."""
+        return self.first_position + self.segment.num_positions
+
+
+@dataclass
+class PromptCacheStats:
+    """Counters since the start."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+
+
+class PromptCache:
+    """Owner of the prompt region of the K/V pool."""
+
+    def __init__(self, pool: KVPool, extents: ExtentAllocator) -> None:
+        self._pool = pool
+        self._extents = extents
+        self._entries: OrderedDict[ChainKey, PromptEntry] = OrderedDict()  # least recently used first
+        self._loading: list[PromptEntry] = []
+        self.stats = PromptCacheStats()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of K/V that entries hold."""
+        return (self._extents.num_slots - self._extents.num_free) * self._pool.bytes_per_slot
+
+    @property
+    def num_resident(self) -> int:
+        """Number of entries."""
+        return len(self._entries)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Virtual tokens that fit at most."""
+        return self._extents.num_slots
+
+    @property
+    def loading(self) -> Sequence[PromptEntry]:
+        """Entries whose K/V is not complete yet, parents before children."""
+        return self._loading
+
+    def acquire(self, salt: str, segments: Sequence[Segment]) -> list[PromptEntry] | None:
+        """Pin the chain, making what is missing; None where pinned entries leave no room for it now."""
+        chain: list[PromptEntry] = []
+        key: ChainKey = (salt,)
+        num_misses = 0
+        for segment in segments:
+            key = (*key, segment.version)
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._create(key, segment, chain[-1] if chain else None)
+                num_misses += 1
+            if entry is None:
+                self.release(chain)
+                return None
+            self._entries.move_to_end(key)
+            entry.num_pins += 1
+            chain.append(entry)
+        self.stats.misses += num_misses
+        self.stats.hits += len(segments) - num_misses
+        return chain
+
+    def release(self, chain: Sequence[PromptEntry]) -> None:
+        """Unpin a chain; an entry that nobody waits for any more is not computed."""
+        for entry in reversed(chain):
+            entry.num_pins -= 1
+            if not entry.num_pins and not entry.is_ready:
+                self.discard(entry)
+
+    def discard(self, entry: PromptEntry) -> None:
+        """Drop an unpinned entry whose K/V is incomplete or not to be trusted, unless others build on it."""
+        if not entry.num_pins and not entry.num_children and self._entries.get(entry.key) is entry:
+            self._remove(entry)
+
+    def finish_loading(self) -> None:
+        """Forget finished loads; called once a step."""
+        self._loading = [entry for entry in self._loading if not entry.is_ready]
+
+    def _create(self, key: ChainKey, segment: Segment, parent: PromptEntry | None) -> PromptEntry | None:
+        if parent is not None:
+            parent.num_pins += 1  # must not be evicted to make room for its own child
+        room = self._make_room(segment.num_tokens)
+        if parent is not None:
+            parent.num_pins -= 1
+        if not room:
+            return None
+        first = parent.next_position if parent is not None else 0
+        entry = PromptEntry(key, segment, self._extents.allocate(segment.num_tokens), parent, first)
+        entry.slots = [slot for start, length in entry.spans for slot in range(start, start + length)]
+        if parent is not None:
+            parent.num_children += 1
+        if segment.prefix is not None:
+            self._pool.load_prefix(entry.spans, segment.prefix)
+            entry.num_computed = segment.num_tokens
+        else:
+            self._loading.append(entry)
+        self._entries[key] = entry
+        return entry
+
+    def _make_room(self, num_tokens: int) -> bool:
+        while self._extents.num_free < num_tokens:
+            victim = next((e for e in self._entries.values() if not e.num_pins and not e.num_children), None)
+            if victim is None:
+                return False
+            self._remove(victim)
+            self.stats.evictions += 1
+        return True
+
+    def _remove(self, entry: PromptEntry) -> None:
+        del self._entries[entry.key]
+        self._extents.release(entry.spans)
+        if entry.parent is not None:
+            entry.parent.num_children -= 1
+        if not entry.is_ready:
+            self._loading = [other for other in self._loading if other is not entry]
+
+    def check_integrity(self) -> None:
+        """Raise `RuntimeError` unless entries, slots, pins and children agree."""
+        self._extents.check_integrity()
+        children: dict[ChainKey, int] = {}
+        for entry in self._entries.values():
+            if entry.parent is not None:
+                children[entry.parent.key] = children.get(entry.parent.key, 0) + 1
+                if self._entries.get(entry.parent.key) is not entry.parent:
+                    raise RuntimeError(f"prompt entry {entry.key} outlived its parent")
+            if entry.num_pins < 0:
+                raise RuntimeError(f"prompt entry {entry.key} was released more often than pinned")
+        held = sum(entry.segment.num_tokens for entry in self._entries.values())
+        if held + self._extents.num_free != self._extents.num_slots:
+            raise RuntimeError("prompt entries and free slots do not add up")
+        if any(entry.num_children != children.get(entry.key, 0) for entry in self._entries.values()):
+            raise RuntimeError("prompt entries disagree about their children")
+
+
+def make_segments(
+    prompts: Sequence[PromptArtifact], encode: Callable[[str], list[int]], bos_token_id: int | None
+) -> tuple[Segment, ...]:
+    """Turn artifacts into the elements of a chain; BOS becomes the first where the first artifact stands behind it."""
+    segments: list[Segment] = []
+    if prompts and prompts[0].manifest.prompt_after_bos and bos_token_id is not None:
+        segments.append(Segment("bos", 1, 1, token_ids=(bos_token_id,)))
+    for artifact in prompts:
+        if artifact.kind is PromptKind.TEXT:
+            ids = tuple(encode(artifact.manifest.text or ""))
+            segments.append(Segment(artifact.version, len(ids), len(ids), token_ids=ids))
+        elif artifact.kind is PromptKind.SOFT:
+            embeds = artifact.tensors["prompt_embeddings"]
+            segments.append(Segment(artifact.version, embeds.shape[0], embeds.shape[0], embeds=embeds))
+        else:
+            prefix = artifact.tensors["prefix"]
+            moved = prefix.shape[3] if artifact.manifest.position_convention == "shifted" else 0
+            segments.append(Segment(artifact.version, prefix.shape[3], moved, prefix=prefix))
+    return tuple(segments)

@@ -1,0 +1,129 @@
+"""Logits to tokens, one set of parameters a row.
+
+A row's draw depends on its seed and on how many tokens it has made, never on its neighbours: each draw takes one
+uniform number from a hash of (seed, index) and inverts the row's own distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import torch
+
+from promptd.engine.request import SamplingParams, TokenLogprob
+
+_TOP_P_CANDIDATES = 1024
+
+
+@dataclass(slots=True)
+class SamplingRow:
+    """What the sampler needs of one row."""
+
+    params: SamplingParams
+    seed: int
+    prompt_token_ids: Rows[int]
+    output_token_ids: Rows[int]
+    eos_token_ids: frozenset[int]
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything but the temperature touches this row's logits."""
+        params = self.params
+        return bool(
+            params.logit_bias
+            or params.presence_penalty
+            or params.frequency_penalty
+            or params.repetition_penalty != 1.0
+            or len(self.output_token_ids) < params.min_tokens
+        )
+
+
+def uniform(seed: int, index: int) -> float:
+    """Return the `index`-th number in [0, 1) of a seed's stream."""
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2.0**64
+
+
+def sample(logits: torch.Tensor, rows: Rows[SamplingRow]) -> list[int]:
+    """Pick one token a row from finite logits `[num_rows, vocab_size]`; `logits` may be changed in place."""
+    for number, row in enumerate(rows):
+        if row.changes_logits:
+            _adjust(logits[number], row)
+    tokens: list[int] = logits.argmax(-1).tolist()
+    drawn = [number for number, row in enumerate(rows) if row.params.temperature > 0]
+    if drawn:
+        chosen = logits if len(drawn) == len(rows) else logits[drawn]
+        for number, token in zip(drawn, _draw(chosen.float(), [rows[n] for n in drawn]), strict=True):
+            tokens[number] = token
+    return tokens
+
+
+def _adjust(logits: torch.Tensor, row: SamplingRow) -> None:
+    """Apply penalties, bias and minimum length to one row `[vocab_size]`, in place."""
+    params, device = row.params, logits.device
+    if params.repetition_penalty != 1.0:
+        ids = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), device=device)
+        seen = logits[ids]
+        logits[ids] = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
+    if (params.presence_penalty or params.frequency_penalty) and row.output_token_ids:
+        ids, counts = torch.tensor(list(row.output_token_ids), device=device).unique(return_counts=True)
+        logits[ids] -= params.presence_penalty + params.frequency_penalty * counts.to(logits.dtype)
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=device)
+        logits[ids] += torch.tensor(list(params.logit_bias.values()), device=device, dtype=logits.dtype)
+    if len(row.output_token_ids) < params.min_tokens:
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else row.eos_token_ids)}
+        logits[sorted(ends)] = -torch.inf
+
+
+def _draw(logits: torch.Tensor, rows: Rows[SamplingRow]) -> list[int]:
+    """Draw from softmax(logits / temperature) cut by top_k, top_p and min_p; fp32 `[num_rows, vocab_size]`."""
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, device=logits.device, dtype=torch.float32).unsqueeze(1)
+
+    params = [row.params for row in rows]
+    probs = torch.softmax(logits / column([max(p.temperature, 1e-5) for p in params]), -1)
+    for number, p in enumerate(params):
+        if 0 < p.top_k < probs.shape[1]:
+            row = probs[number]
+            row[row < row.topk(p.top_k).values[-1]] = 0
+        if p.top_p < 1.0:
+            _cut_top_p(probs[number], p.top_p)
+    if any(p.min_p for p in params):
+        probs[probs < column([p.min_p for p in params]) * probs.amax(-1, keepdim=True)] = 0
+    total = probs.double().cumsum(-1)
+    draws = torch.tensor([uniform(row.seed, len(row.output_token_ids)) for row in rows], dtype=torch.float64)
+    targets = draws.to(logits.device).unsqueeze(1) * total[:, -1:]
+    # `right=True` never lands on an entry of probability zero in front of the target.
+    tokens = torch.searchsorted(total, targets, right=True).squeeze(1)
+    picked: list[int] = tokens.clamp_(max=probs.shape[1] - 1).tolist()
+    return picked
+
+
+def _cut_top_p(probs: torch.Tensor, top_p: float) -> None:
+    """Zero everything outside the smallest set of most likely tokens whose share reaches `top_p`; `[vocab_size]`."""
+    limit = top_p * probs.sum()
+    best = probs.topk(min(_TOP_P_CANDIDATES, probs.shape[0]))
+    if best.values.sum() < limit:
+        best = probs.sort(descending=True)
+    before = best.values.cumsum(0) - best.values
+    keep = best.indices[before < limit]
+    kept = probs[keep]
+    probs.zero_()
+    probs[keep] = kept
+
+
+def top_logprobs(logprobs: torch.Tensor, tokens: Rows[int], num_top: int) -> list[TokenLogprob]:
+    """Describe `tokens` under `logprobs` (`[num_rows, vocab_size]`, nats), with the `num_top` best of each row."""
+    index = torch.tensor(list(tokens), device=logprobs.device).unsqueeze(1)
+    chosen = logprobs.gather(1, index).squeeze(1).tolist()
+    best = logprobs.topk(num_top) if num_top else None
+    tops = (
+        [tuple(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        if best is not None
+        else [()] * len(chosen)
+    )
+    return [TokenLogprob(token, value, top) for token, value, top in zip(tokens, chosen, tops, strict=True)]

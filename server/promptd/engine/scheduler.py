@@ -1,0 +1,218 @@
+"""Which tokens run in the next step. Decides only; computes nothing. No torch.
+
+Order: prompts on their way into the cache, running rows (each decode token before any prefill chunk), then
+waiting rows first come first served while rows, tokens and blocks last. A row that finds no block preempts the
+youngest row, which later starts again from its tokens and, drawing from its own seed, makes the same ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from promptd.engine.block_manager import BlockManager
+from promptd.engine.config import EngineConfig
+from promptd.engine.prompt_types import Prompts
+from promptd.engine.sequence import Sequence, SequenceStatus
+
+
+@dataclass(slots=True)
+class ScheduledLoad:
+    """Part of a prompt that becomes K/V in this step."""
+
+    entry: Any
+    start: int
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class ScheduledRow:
+    """Tokens of one sequence that run in this step."""
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    candidate_blocks: list[int] = field(default_factory=list)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the sequence's last token is among them, so that its logits are wanted."""
+        return self.start + self.num_tokens == len(self.seq.token_ids)
+
+
+@dataclass(slots=True)
+class Schedule:
+    """One step."""
+
+    loads: list[ScheduledLoad] = field(default_factory=list)
+    rows: list[ScheduledRow] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.loads or self.rows)
+
+
+class Scheduler:
+    """Owner of the waiting queue and of the running rows."""
+
+    def __init__(self, config: EngineConfig, blocks: BlockManager, prompts: Prompts) -> None:
+        self.config = config
+        self.blocks = blocks
+        self.prompts = prompts
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def schedule(self) -> Schedule:
+        """Plan one step and take the blocks that it needs."""
+        step = Schedule()
+        preempted_before = self.num_preemptions
+        decoding = [seq for seq in self.running if seq.is_decoding]
+        budget = self.config.max_num_batched_tokens - len(decoding)  # decode rows never wait for prefill
+        budget = self._schedule_loads(step, budget)
+        for seq in decoding:
+            if seq.status is SequenceStatus.RUNNING:  # not preempted by an older row meanwhile
+                self._schedule_decode(step, seq)
+        for seq in [seq for seq in self.running if not seq.is_decoding]:
+            budget -= self._schedule_prefill(step, seq, budget)
+        while self.waiting and len(self.running) < self.config.max_num_seqs and budget > 0:
+            if self.num_preemptions > preempted_before or not self._admit(self.waiting[0]):
+                break
+            seq = self.waiting.popleft()
+            seq.status = SequenceStatus.RUNNING
+            self.running.append(seq)
+            budget = self._schedule_loads(step, budget)
+            budget -= self._schedule_prefill(step, seq, budget)
+        if not step and len(self.running) > 1:  # prefilling rows hold all blocks between them
+            self._preempt(max(self.running, key=lambda seq: seq.arrived))
+        alive = {id(entry) for entry in self.prompts.loading}
+        step.loads = [load for load in step.loads if id(load.entry) in alive]
+        return step
+
+    def _schedule_loads(self, step: Schedule, budget: int) -> int:
+        """Add the loads that are not in the step yet; return what is left of the budget."""
+        ends = {id(load.entry): load.start + load.num_tokens for load in step.loads}
+        for entry in self.prompts.loading:
+            parent = entry.parent
+            if id(entry) in ends or not (
+                parent is None or parent.is_ready or ends.get(id(parent)) == parent.num_tokens
+            ):
+                continue
+            num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget)
+            if num_tokens:
+                step.loads.append(ScheduledLoad(entry, entry.num_computed, num_tokens))
+                ends[id(entry)] = entry.num_computed + num_tokens
+                budget -= num_tokens
+        return budget
+
+    def _chunk(self, wanted: int, budget: int) -> int:
+        """Tokens to run of `wanted`; strict mode cuts at fixed places whatever else is in the batch."""
+        if self.config.strict:
+            wanted = min(wanted, max(1, self.config.max_num_batched_tokens // 2))
+            return wanted if wanted <= budget else 0
+        return max(0, min(wanted, budget))
+
+    def _schedule_decode(self, step: Schedule, seq: Sequence) -> None:
+        """Add the row's one token, preempting younger rows (or itself) where it finds no block."""
+        size = self.config.block_size
+        if seq.num_computed == len(seq.blocks) * size:
+            scheduled = {id(row.seq) for row in step.rows}
+            while not self.blocks.can_allocate(1):
+                others = [s for s in self.running if s is not seq and id(s) not in scheduled]
+                victim = max(others, key=lambda s: s.arrived, default=seq)
+                if victim.arrived <= seq.arrived:
+                    self._preempt(seq)
+                    return
+                self._preempt(victim)
+            self._grow(seq, 1)
+        step.rows.append(ScheduledRow(seq, seq.num_computed, 1))
+
+    def _schedule_prefill(self, step: Schedule, seq: Sequence, budget: int) -> int:
+        """Add a chunk of the row's text once its prompts are there; return the tokens it takes of the budget."""
+        ends = {id(load.entry): load.start + load.num_tokens for load in step.loads}
+        if not all(entry.is_ready or ends.get(id(entry)) == entry.num_tokens for entry in seq.chain):
+            return 0
+        size = self.config.block_size
+        num_tokens = self._chunk(seq.num_uncomputed, budget)
+        extra = seq.num_candidate_tokens
+        if extra and num_tokens == seq.num_uncomputed and num_tokens + extra > budget:
+            num_tokens -= 1  # the last token goes with the candidates, in a step that holds them all
+        room = (len(seq.blocks) + self.blocks.num_allocatable) * size - seq.num_computed
+        num_tokens = min(num_tokens, room)
+        if num_tokens <= 0:
+            return 0
+        missing = -(-(seq.num_computed + num_tokens) // size) - len(seq.blocks)
+        row = ScheduledRow(seq, seq.num_computed, num_tokens)
+        if not row.is_final:
+            extra = 0
+        if not self.blocks.can_allocate(max(0, missing) + -(-extra // size)):
+            return 0
+        if missing > 0:
+            self._grow(seq, missing)
+        if extra:
+            row.candidate_blocks = self.blocks.allocate(-(-extra // size))
+        step.rows.append(row)
+        return num_tokens + extra
+
+    def _grow(self, seq: Sequence, num_blocks: int) -> None:
+        expected = -(-seq.num_expected_tokens // self.config.block_size) - len(seq.blocks) - num_blocks
+        after = seq.blocks[-1] if seq.blocks else None
+        seq.blocks += self.blocks.allocate(num_blocks, after=after, expected=max(0, expected))
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self._free(seq)
+        seq.num_computed = seq.num_registered_blocks = 0
+        seq.prompt_logprobs.clear()
+        seq.status = SequenceStatus.WAITING
+        self.waiting.appendleft(seq)
+        self.num_preemptions += 1
+
+    def _admit(self, seq: Sequence) -> bool:
+        """Pin the chain, reuse a cached text prefix; False where there is no room now."""
+        chain = self.prompts.acquire(seq.request.salt, seq.segments)
+        if chain is None:
+            return False
+        seq.chain = chain
+        seq.first_position = chain[-1].next_position if chain else 0
+        seq.prefix_node = self.blocks.root(seq.prefix_key)
+        if self.config.enable_prefix_caching and not self.config.strict and not seq.wants_prompt_logprobs:
+            # At least one token must run, or there would be no logits.
+            seq.blocks, seq.prefix_node = self.blocks.match(seq.prefix_node, seq.token_ids[:-1])
+            seq.num_computed = len(seq.blocks) * self.config.block_size
+            seq.num_registered_blocks = len(seq.blocks)
+            seq.num_cached_tokens = min(seq.num_computed, seq.num_prompt_tokens)
+        tokens_now = seq.num_expected_tokens if self.config.strict else seq.num_computed + 1
+        needed = -(-tokens_now // self.config.block_size) - len(seq.blocks)
+        if not self.blocks.can_allocate(needed):
+            self._free(seq)
+            seq.num_computed = seq.num_registered_blocks = 0
+            return False
+        if self.config.strict:  # everything at once: a strict row is never preempted
+            seq.blocks += self.blocks.allocate(needed)
+        return True
+
+    def register_blocks(self, seq: Sequence) -> None:
+        """Make the sequence's newly filled blocks findable by later texts."""
+        if not self.config.enable_prefix_caching or self.config.strict:
+            return
+        size = self.config.block_size
+        while (seq.num_registered_blocks + 1) * size <= seq.num_computed:
+            start = seq.num_registered_blocks * size
+            tokens = tuple(seq.token_ids[start : start + size])
+            seq.prefix_node = self.blocks.register(seq.prefix_node, tokens, seq.blocks[seq.num_registered_blocks])
+            seq.num_registered_blocks += 1
+
+    def finish(self, seq: Sequence) -> None:
+        """Take a sequence out, whatever its state; its blocks and pins are free afterwards."""
+        if seq.status is SequenceStatus.RUNNING:
+            self.running.remove(seq)
+        elif seq.status is SequenceStatus.WAITING:
+            self.waiting.remove(seq)
+        seq.status = SequenceStatus.FINISHED
+        self._free(seq)
+
+    def _free(self, seq: Sequence) -> None:
+        self.blocks.release(seq.blocks)
+        self.prompts.release(seq.chain)
+        seq.blocks, seq.chain = [], ()
