@@ -1,0 +1,86 @@
+"""The prompt store: what a learned prompt is, how it is checked, kept and found. Knows nothing of HTTP or engines."""
+
+from promptd_store.artifact import (
+    DTYPES,
+    PREFIX_TENSOR,
+    SOFT_TENSOR,
+    BaseModelSpec,
+    PromptArtifact,
+)
+from promptd_store.base import Append, BlobInfo, Check, Event, Lease, Put, Record, Store, Subscription
+from promptd_store.bounds import Bounds
+from promptd_store.cache import ArtifactCache, CacheStats
+from promptd_store.catalog import PromptCatalog
+from promptd_store.codec import decode, encode
+from promptd_store.embedded import EmbeddedStore
+from promptd_store.errors import (
+    ArtifactError,
+    BlobCorruptError,
+    BlobNotFoundError,
+    CheckFailedError,
+    LeaseLostError,
+    PreconditionFailedError,
+    PromptModelMismatchError,
+    PromptNameError,
+    PromptNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+    TemplateError,
+)
+from promptd_store.garbage import collect_garbage
+from promptd_store.manifest import Manifest, PromptKind, TensorInfo
+from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_ref
+from promptd_store.peft import read_peft, to_peft, write_peft
+from promptd_store.record import PromptRecord
+from promptd_store.template import render_template, template_fields
+
+__all__ = [
+    "DTYPES",
+    "PREFIX_TENSOR",
+    "SOFT_TENSOR",
+    "Append",
+    "ArtifactCache",
+    "ArtifactError",
+    "BaseModelSpec",
+    "BlobCorruptError",
+    "BlobInfo",
+    "BlobNotFoundError",
+    "Bounds",
+    "CacheStats",
+    "Check",
+    "CheckFailedError",
+    "EmbeddedStore",
+    "Event",
+    "Lease",
+    "LeaseLostError",
+    "Manifest",
+    "PreconditionFailedError",
+    "PromptArtifact",
+    "PromptCatalog",
+    "PromptKind",
+    "PromptModelMismatchError",
+    "PromptNameError",
+    "PromptNotFoundError",
+    "PromptRecord",
+    "PromptRef",
+    "Put",
+    "Record",
+    "Store",
+    "StoreError",
+    "StoreUnavailableError",
+    "Subscription",
+    "TemplateError",
+    "TensorInfo",
+    "check_name",
+    "check_tenant",
+    "collect_garbage",
+    "decode",
+    "encode",
+    "events_log",
+    "parse_ref",
+    "read_peft",
+    "render_template",
+    "template_fields",
+    "to_peft",
+    "write_peft",
+]

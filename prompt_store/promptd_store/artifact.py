@@ -1,0 +1,94 @@
+"""A learned prompt in memory, and the base model that it is checked against. A prompt is a prefix of the KV cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from promptd_store.manifest import Manifest, PromptKind, TensorInfo
+
+SOFT_TENSOR = "prompt_embeddings"
+PREFIX_TENSOR = "prefix"
+
+DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelSpec:
+    """What an artifact is checked against: one frozen base model as it is served."""
+
+    architecture: str
+    fingerprint: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    num_attention_heads: int
+    max_model_len: int
+    serving_dtype: str
+    """float32, float16 or bfloat16."""
+    max_embedding_abs: float
+    """Largest |embedding output| over the vocabulary."""
+    max_key_abs: tuple[float, ...]
+    """Largest |K| of each layer on a probe text, as it lies in the cache."""
+    max_value_abs: tuple[float, ...]
+    """Largest |V| of each layer on the same text."""
+
+    @property
+    def prefix_width(self) -> int:
+        """Numbers a virtual token of a flat prefix has: num_layers * 2 * num_kv_heads * head_dim."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptArtifact:
+    """One immutable prompt. Two artifacts of equal `version` are served identically."""
+
+    manifest: Manifest
+    version: str
+    content: bytes
+    """The uploaded bytes, never re-encoded: native safetensors or PEFT's."""
+    tensors: Mapping[str, torch.Tensor]
+    """Canonical, dtype as stored: soft {"prompt_embeddings": [n, hidden_size]}, text {}, prefix
+    {"prefix": [num_layers, 2, num_kv_heads, n, head_dim]}."""
+    adapter_config: bytes | None = None
+    """The bytes of PEFT's adapter_config.json where they came with the upload."""
+    is_native: bool = True
+    """True where `content` carries its own manifest; False for bare and PEFT files."""
+
+    @property
+    def kind(self) -> PromptKind:
+        """Soft, prefix or text."""
+        return self.manifest.kind
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions that the prompt takes; 0 for a text, which is tokenized like any other."""
+        return self.manifest.num_virtual_tokens
+
+    @property
+    def num_bytes(self) -> int:
+        """Host memory that the artifact holds."""
+        tensor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        return len(self.content) + len(self.adapter_config or b"") + tensor_bytes
+
+    @property
+    def verified(self) -> bool:
+        """True where the artifact names the base model it was made for (and decode checked it)."""
+        return self.manifest.base_fingerprint is not None
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return a tensor's little-endian bytes in row-major order."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def tensor_info(name: str, tensor: torch.Tensor) -> TensorInfo:
+    """Describe one tensor."""
+    digest = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+    return TensorInfo(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), digest)

@@ -1,0 +1,158 @@
+"""Content-addressed files: written once, fsynced before they are named, checked whenever they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from promptd_store.base import BlobInfo
+from promptd_store.errors import BlobCorruptError, BlobNotFoundError
+from promptd_store.names import check_tenant
+
+STALE_TEMP_SECONDS = 3600.0
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
+
+
+class BlobFolder:
+    """Blobs under `root/blobs/<tenant>/<aa>/<hex>`; what turns out corrupt is moved to `root/quarantine`.
+
+    Safe for many threads and processes: a name appears by rename, and `flock` orders renewals and deletions.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "blobs"
+        self._quarantine = root / "quarantine"
+        for folder in (self._blobs, self._quarantine):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_file = root / "blobs.lock"
+        self._safe_folders: set[Path] = set()
+        self._remove_stale_temps()
+
+    def put(self, tenant: str, data: bytes) -> str:
+        """Store bytes durably and return their digest; an equal blob that is already there is only renewed."""
+        digest = hashlib.sha256(data).hexdigest()
+        path = self._path(tenant, digest)
+        with self._locked():
+            if self._holds(path, data):
+                os.utime(path)
+                sync_folder(path.parent)
+                return "sha256:" + digest
+        self._make_folder(path.parent)
+        temp = path.parent / f".tmp-{uuid.uuid4().hex}"
+        try:
+            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            with self._locked():
+                temp.rename(path)
+                sync_folder(path.parent)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        return "sha256:" + digest
+
+    def get(self, tenant: str, digest: str) -> bytes:
+        """Read and check one blob."""
+        path = self._path(tenant, _hex(digest))
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise BlobNotFoundError(f"no blob {digest}", param=digest) from None
+        if hashlib.sha256(data).hexdigest() != path.name:
+            self._set_aside(tenant, path)
+            raise BlobCorruptError(f"blob {digest} does not have its digest any more; set aside", param=digest)
+        return data
+
+    def has(self, tenant: str, digest: str) -> bool:
+        """Return whether the file is there."""
+        return self._path(tenant, _hex(digest)).exists()
+
+    def delete(self, tenant: str, digest: str, unused_for_seconds: float) -> bool:
+        """Delete a file that was not put for this long."""
+        path = self._path(tenant, _hex(digest))
+        with self._locked():
+            try:
+                if time.time() - path.stat().st_mtime < unused_for_seconds:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return False
+            sync_folder(path.parent)
+        return True
+
+    def scan(self, tenant: str) -> list[BlobInfo]:
+        """List a tenant's blobs."""
+        found = []
+        for path in sorted((self._blobs / check_tenant(tenant)).glob("??/" + "[0-9a-f]" * 64)):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append(BlobInfo("sha256:" + path.name, status.st_size, status.st_mtime))
+        return found
+
+    def _path(self, tenant: str, digest: str) -> Path:
+        return self._blobs / check_tenant(tenant) / digest[:2] / digest
+
+    def _holds(self, path: Path, data: bytes) -> bool:
+        try:
+            return path.stat().st_size == len(data) and path.read_bytes() == data
+        except FileNotFoundError:
+            return False
+
+    def _set_aside(self, tenant: str, path: Path) -> None:
+        """Move a corrupt file away, unless a writer has replaced it by a good one in the meantime."""
+        with self._locked(), contextlib.suppress(FileNotFoundError):
+            if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
+                path.rename(self._quarantine / f"{tenant}.{path.name}.{time.time_ns()}")
+                sync_folder(path.parent)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder whose own name survives a power cut; each process makes sure of that once."""
+        if folder in self._safe_folders:
+            return
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(self._blobs)
+        sync_folder(folder.parent)
+        self._safe_folders.add(folder)
+
+    def _remove_stale_temps(self) -> None:
+        """Remove what writers left behind that were killed between creating and renaming."""
+        for temp in self._blobs.glob("*/*/.tmp-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - temp.stat().st_mtime > STALE_TEMP_SECONDS:
+                    temp.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _hex(digest: str) -> str:
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        raise BlobNotFoundError(f"{digest[:80]!r} is not a digest", param="digest")
+    return match.group(1)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""The numbers of a prompt: finite, finite in the serving dtype, and of a size that the base model has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from promptd_store.artifact import BaseModelSpec
+from promptd_store.errors import ArtifactError
+from promptd_store.header import MAX_HEADER_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of an upload. The factors multiply the base model's own largest magnitudes."""
+
+    soft_factor: float = 100.0
+    """Times the largest |embedding output|."""
+    prefix_factor: float = 20.0
+    """Times the layer's own largest |K| or |V|."""
+    max_bytes: int = 512 << 20
+    max_header_bytes: int = MAX_HEADER_BYTES
+    allow_all_zero: bool = False
+
+
+def check_soft(tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> None:
+    """Check embeddings `[n, hidden_size]`."""
+    low, high = torch.aminmax(tensor)
+    _check(
+        "prompt_embeddings",
+        tensor,
+        [("prompt_embeddings", max(-low.item(), high.item()), bounds.soft_factor * spec.max_embedding_abs)],
+        spec,
+        bounds,
+    )
+
+
+def check_prefix(tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> None:
+    """Check a prefix `[num_layers, 2, num_kv_heads, n, head_dim]`, each layer's K and V against its own limit."""
+    flat = tensor.flatten(2)
+    largest = torch.maximum(flat.amax(2), -flat.amin(2)).tolist()
+    rows = [
+        (f"prefix layer {layer} {what}", largest[layer][kv], bounds.prefix_factor * limits[layer])
+        for layer in range(spec.num_layers)
+        for kv, (what, limits) in enumerate((("keys", spec.max_key_abs), ("values", spec.max_value_abs)))
+    ]
+    _check("prefix", tensor, rows, spec, bounds)
+
+
+def _check(
+    name: str, tensor: torch.Tensor, rows: Sequence[tuple[str, float, float]], spec: BaseModelSpec, bounds: Bounds
+) -> None:
+    serving = getattr(torch, spec.serving_dtype)
+    if not all(largest < float("inf") for _, largest, _ in rows):
+        flat = tensor.flatten()
+        at = int((~torch.isfinite(flat)).nonzero()[0, 0])
+        raise ArtifactError("non_finite", f"{name} is {flat[at].item()} at element {at} of {flat.numel()}", name)
+    for where, largest, limit in rows:
+        # Rounding is monotone: where the largest stays finite after the cast, every element does.
+        if not torch.tensor(largest, dtype=torch.float64).to(tensor.dtype).to(serving).isfinite():
+            raise ArtifactError(
+                "overflow_in_serving_dtype",
+                f"{where} reaches {largest:g}, which {spec.serving_dtype} cannot hold",
+                name,
+            )
+        if largest > limit:
+            raise ArtifactError(
+                "magnitude_exceeded", f"{where} reaches {largest:g}, this base model allows {limit:g}", name
+            )
+    if not bounds.allow_all_zero and not any(largest for _, largest, _ in rows):
+        raise ArtifactError("all_zero", f"{name} is zero everywhere", name)

@@ -1,0 +1,306 @@
+"""Prompts by name: publish, resolve, load, roll back, delete. Each is one atomic step; made for one base model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from promptd_store.artifact import BaseModelSpec, PromptArtifact
+from promptd_store.base import Check, Lease, Put, Store
+from promptd_store.bounds import Bounds
+from promptd_store.cache import ArtifactCache, CacheStats
+from promptd_store.codec import decode
+from promptd_store.errors import PromptModelMismatchError, PromptNotFoundError, StoreError
+from promptd_store.manifest import PromptKind
+from promptd_store.namebook import NameBook, StoredName
+from promptd_store.names import PUBLIC_TENANT, check_name, check_tenant, digest_key, parse_pin, parse_ref, version_key
+from promptd_store.preconditions import check_preconditions
+from promptd_store.publication import check_publication, is_same_publication
+from promptd_store.record import ANY_BASE, PromptRecord, Visibility
+
+Records = list[PromptRecord]  # `list` is a method of the catalog
+MAX_READS = 20
+"""How often a read is repeated whose name moved between its two look-ups."""
+
+
+class PromptCatalog:
+    """The product's operations. The tenant is always given; absent and foreign prompts look the same."""
+
+    def __init__(
+        self,
+        store: Store,
+        spec: BaseModelSpec,
+        cache_bytes: int = 256 << 20,
+        *,
+        bounds: Bounds | None = None,
+        reserved_names: Collection[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.spec = spec
+        self._bounds = bounds or Bounds()
+        self._reserved_names = frozenset(reserved_names)
+        self._clock = clock
+        self._names = NameBook(store)
+        self._cache = ArtifactCache(cache_bytes)
+
+    @property
+    def cache_stats(self) -> CacheStats:
+        """Counters of the host-side artifact cache."""
+        return self._cache.stats
+
+    async def publish(
+        self,
+        tenant: str,
+        name: str,
+        content: bytes,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        kind: PromptKind | str | None = None,
+        num_virtual_tokens: int | None = None,
+        adapter_config: Mapping[str, Any] | bytes | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        visibility: Visibility = "private",
+        sidecar: bytes | None = None,
+        checks: Collection[Check | Lease] = (),
+    ) -> PromptRecord:
+        """Check, store and point the name to it; durable on return.
+
+        Publishing again what the name points to changes nothing. `checks` join the atomic step: a training job's
+        lease fences its publication. The sidecar keeps the parameters before folding.
+        """
+        check_publication(tenant, name, self._reserved_names, visibility, provenance)
+        artifact = await asyncio.to_thread(
+            decode,
+            content,
+            self.spec,
+            kind=kind,
+            num_virtual_tokens=num_virtual_tokens,
+            adapter_config=adapter_config,
+            bounds=self._bounds,
+        )
+        draft = await self._draft(tenant, name, artifact, provenance or {}, visibility, sidecar)
+        base = draft.base_fingerprint or ANY_BASE
+
+        async def step(stored: StoredName) -> PromptRecord:
+            current = stored.state.current_for(self.spec.fingerprint)
+            check_preconditions(current.etag if current else None, if_match, if_none_match)
+            if current is not None:
+                present = await self._names.version(tenant, name, current.number)
+                if present is not None and is_same_publication(present, draft):
+                    return current.applied_to(present)
+            number = stored.state.next_number
+            moved = stored.state.moved(base, number, draft.version, visibility)
+            record = replace(draft, number=number, etag=moved.current[base].etag)
+            puts = [
+                Put(version_key(tenant, name, number), record.to_bytes()),
+                Put(digest_key(tenant, name, record.version), str(number).encode()),
+            ]
+            await self._names.move(stored, moved, self._event("prompt.published", record), puts=puts, checks=checks)
+            return record
+
+        return await self._names.retry(tenant, name, step)
+
+    async def resolve(self, tenant: str, ref: str) -> PromptRecord:
+        """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one."""
+        check_tenant(tenant)
+        parsed = parse_ref(ref)
+        if parsed.owner in (None, tenant):
+            found = await self._find(tenant, parsed.name, parsed.number, parsed.version, viewer=tenant)
+            if found is not None:
+                return found
+        owner = parsed.owner
+        if owner in (None, PUBLIC_TENANT):
+            owner = await self._names.public_owner(parsed.name)
+        if owner not in (None, tenant):
+            found = await self._find(owner, parsed.name, parsed.number, parsed.version, viewer=tenant)
+            if found is not None:
+                return found
+        raise PromptNotFoundError(f"no prompt {ref!r}", param="prompt")
+
+    async def load(self, record: PromptRecord) -> PromptArtifact:
+        """Return the artifact of a record, from memory where possible; concurrent loads of one are one."""
+        self._check_base(record.base_fingerprint, record.name)
+        return await self._cache.get(_cache_key(record), lambda: self._read(record))
+
+    async def load_sidecar(self, record: PromptRecord) -> bytes | None:
+        """Return what was published beside the artifact."""
+        if record.sidecar_digest is None:
+            return None
+        return await self.store.get_blob(record.tenant, record.sidecar_digest)
+
+    async def list(self, tenant: str, *, include_public: bool = False, all_bases: bool = False) -> Records:
+        """Return what the tenant's names point to, by name; then public prompts of others, where asked for."""
+        own = await self._names.names(check_tenant(tenant))
+        names = [(tenant, stored.name) for stored in own if stored.state.current]
+        if include_public:
+            names += [pair for pair in await self._names.public_names() if pair[0] != tenant]
+        records: Records = []
+        for owner, name in names:
+            state = (await self._names.read(owner, name)).state
+            usable = state.current_for(self.spec.fingerprint)
+            chosen = list(state.current.values()) if all_bases else [usable] if usable else []
+            for current in chosen:
+                record = await self._names.version(owner, name, current.number)
+                if record is not None and _may_see(tenant, record):
+                    records.append(current.applied_to(record))
+        return records
+
+    async def versions(self, tenant: str, name: str) -> Records:
+        """Return every version of an own name, newest first."""
+        stored = await self._names.read(check_tenant(tenant), check_name(name))
+        current = {one.number: one for one in stored.state.current.values()}
+        records = [
+            current[record.number].applied_to(record) if record.number in current else replace(record, is_current=False)
+            for record in await self._names.versions(tenant, name)
+        ]
+        if not records:
+            raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
+        return records[::-1]
+
+    async def rollback(self, tenant: str, name: str, to: int | str, *, if_match: str | None = None) -> PromptRecord:
+        """Point the name to an earlier version, `3` or `sha256:…`, of this base model."""
+        number, version = parse_pin(str(to))
+        _check_owned(tenant, name)
+
+        async def step(stored: StoredName) -> PromptRecord:
+            record = await self._find(tenant, name, number, version, viewer=tenant)
+            current = stored.state.current_for(self.spec.fingerprint)
+            if record is None:
+                raise PromptNotFoundError(f"no prompt '{name}@{to}'", param="prompt")
+            check_preconditions(current.etag if current else None, if_match, None)
+            if current is not None and current.number == record.number:
+                return current.applied_to(record)
+            base = record.base_fingerprint or ANY_BASE
+            moved = stored.state.moved(base, record.number, record.version, record.visibility)
+            await self._names.move(stored, moved, self._event("prompt.rolled_back", record))
+            return moved.current[base].applied_to(record)
+
+        return await self._names.retry(tenant, name, step)
+
+    async def delete(self, tenant: str, name: str, *, if_match: str | None = None) -> None:
+        """Delete a name with all its versions, for every base model. Its numbers are never given again."""
+        _check_owned(tenant, name)
+
+        async def step(stored: StoredName) -> None:
+            if not stored.state.current:
+                raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
+            current = stored.state.current_for(self.spec.fingerprint)
+            check_preconditions(current.etag if current else None, if_match, None)
+            records = await self._names.versions(tenant, name)
+            deletes = [version_key(tenant, name, record.number) for record in records]
+            deletes += sorted({digest_key(tenant, name, record.version) for record in records})
+            event = self._event("prompt.deleted", records[-1])
+            await self._names.move(stored, stored.state.tombstone(), event, deletes=deletes)
+            for record in records:
+                self._cache.discard(_cache_key(record))
+
+        await self._names.retry(tenant, name, step)
+
+    async def _draft(
+        self,
+        tenant: str,
+        name: str,
+        artifact: PromptArtifact,
+        provenance: Mapping[str, Any],
+        visibility: Visibility,
+        sidecar: bytes | None,
+    ) -> PromptRecord:
+        """Store the blobs; the record that names them still lacks its number and etag."""
+        config = artifact.adapter_config
+        base = artifact.manifest.base_fingerprint
+        return PromptRecord(
+            tenant=tenant,
+            name=name,
+            version=artifact.version,
+            number=0,
+            kind=artifact.kind,
+            num_virtual_tokens=artifact.num_virtual_tokens,
+            num_bytes=len(artifact.content),
+            base_fingerprint=base if artifact.kind is PromptKind.TEXT else self.spec.fingerprint,
+            created_at=int(self._clock()),
+            etag="",
+            provenance=provenance,
+            visibility=visibility,
+            verified=artifact.verified,
+            manifest=artifact.manifest.to_dict(),
+            content_digest=await self.store.put_blob(tenant, artifact.content),
+            adapter_config_digest=None if config is None else await self.store.put_blob(tenant, config),
+            sidecar_digest=None if sidecar is None else await self.store.put_blob(tenant, sidecar),
+        )
+
+    async def _find(
+        self, owner: str, name: str, number: int | None, version: str | None, *, viewer: str
+    ) -> PromptRecord | None:
+        """Read one version of an owner's name as a viewer may see it; None is the same for absent and foreign."""
+        for _ in range(MAX_READS):
+            state = (await self._names.read(owner, name)).state
+            visible = [one for one in state.current.values() if viewer == owner or one.visibility == "public"]
+            if not visible:
+                return None
+            current = state.current_for(self.spec.fingerprint)
+            chosen = number
+            if version is not None:
+                chosen = await self._names.number_of(owner, name, version)
+            elif number is None:
+                if current is None:
+                    raise self._mismatch(name)
+                chosen = current.number
+            if chosen is None:
+                return None
+            record = await self._names.version(owner, name, chosen)
+            if record is None and number is None and version is None:
+                continue  # deleted between the two reads: look again
+            if record is None or not _may_see(viewer, record):
+                return None
+            self._check_base(record.base_fingerprint, name)
+            return current.applied_to(record) if current else replace(record, is_current=False)
+        return None
+
+    async def _read(self, record: PromptRecord) -> PromptArtifact:
+        content = await self.store.get_blob(record.tenant, record.content_digest)
+        config = None
+        if record.adapter_config_digest is not None:
+            config = await self.store.get_blob(record.tenant, record.adapter_config_digest)
+        artifact = await asyncio.to_thread(
+            decode, content, self.spec, kind=record.kind, adapter_config=config, bounds=self._bounds
+        )
+        if artifact.version != record.version:
+            raise StoreError(f"prompt {record.name!r} decodes to another version", code="version_mismatch")
+        return artifact
+
+    def _check_base(self, fingerprint: str | None, name: str) -> None:
+        if fingerprint not in (None, self.spec.fingerprint):
+            raise self._mismatch(name)
+
+    def _mismatch(self, name: str) -> PromptModelMismatchError:
+        return PromptModelMismatchError(
+            f"prompt {name!r} has no version for the base model {self.spec.architecture} ({self.spec.fingerprint})",
+            param="prompt",
+        )
+
+    def _event(self, what: str, record: PromptRecord) -> dict[str, object]:
+        return {
+            "type": what,
+            "version": record.version,
+            "number": record.number,
+            "base_fingerprint": record.base_fingerprint,
+            "at": int(self._clock()),
+        }
+
+
+def _check_owned(tenant: str, name: str) -> None:
+    check_tenant(tenant)
+    check_name(name)
+
+
+def _may_see(viewer: str, record: PromptRecord) -> bool:
+    return viewer == record.tenant or record.visibility == "public"
+
+
+def _cache_key(record: PromptRecord) -> tuple[str, str, str | None, str]:
+    return record.tenant, record.content_digest, record.adapter_config_digest, record.version

@@ -1,0 +1,33 @@
+"""Delete blobs that no record names any more: those of deleted prompts, and of publishers that were killed midway."""
+
+from __future__ import annotations
+
+import re
+
+from promptd_store.base import Store
+
+UNUSED_FOR_SECONDS = 24 * 3600.0
+PAGE = 1000
+
+_DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
+
+
+async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: float = UNUSED_FOR_SECONDS) -> list[str]:
+    """Delete a tenant's unreferenced blobs and return their digests.
+
+    A blob is kept while any record of its tenant, of whatever part of the server, contains its digest. A writer
+    puts the blob first and the record last; the age limit covers the time in between, because every put renews it.
+    """
+    used: set[str] = set()
+    after = ""
+    while page := await store.scan(f"{{{tenant}}}:", after=after, limit=PAGE):
+        for record in page:
+            used.update(match.decode() for match in _DIGEST.findall(record.value))
+        after = page[-1].key
+    deleted = []
+    for blob in await store.scan_blobs(tenant):
+        if blob.digest in used:
+            continue
+        if await store.delete_blob(tenant, blob.digest, unused_for_seconds=unused_for_seconds):
+            deleted.append(blob.digest)
+    return deleted

@@ -1,0 +1,66 @@
+"""Which tensors a kind has, their shapes on a base model, and how one is read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from promptd_store.artifact import DTYPES, PREFIX_TENSOR, SOFT_TENSOR, BaseModelSpec
+from promptd_store.errors import ArtifactError
+from promptd_store.header import TensorEntry
+from promptd_store.manifest import Manifest, PromptKind
+from promptd_store.strict_json import shown
+
+TENSOR_NAMES: Mapping[PromptKind, tuple[str, ...]] = {
+    PromptKind.SOFT: (SOFT_TENSOR,),
+    PromptKind.PREFIX: (PREFIX_TENSOR,),
+    PromptKind.TEXT: (),
+}
+
+
+def parse_kind(kind: PromptKind | str | None) -> PromptKind | None:
+    """Read a kind that a caller asked for."""
+    try:
+        return None if kind is None else PromptKind(kind)
+    except ValueError:
+        raise ArtifactError("kind_invalid", f"kind must be soft, prefix or text, got {shown(kind)}", "kind") from None
+
+
+def expected_shape(kind: PromptKind, count: int, spec: BaseModelSpec) -> tuple[int, ...]:
+    """Return the canonical shape of `count` virtual tokens."""
+    if kind is PromptKind.SOFT:
+        return (count, spec.hidden_size)
+    return (spec.num_layers, 2, spec.num_kv_heads, count, spec.head_dim)
+
+
+def check_shape(entry: TensorEntry, expected: tuple[int, ...]) -> None:
+    """Refuse a tensor whose shape is not exactly this."""
+    if entry.shape != expected:
+        raise ArtifactError(
+            "shape_mismatch",
+            f"tensor {entry.name} has shape {list(entry.shape)}, this base model needs {list(expected)}",
+            entry.name,
+        )
+
+
+def check_length(manifest: Manifest, spec: BaseModelSpec, asked: int | None) -> None:
+    """Refuse more virtual tokens than leave room for one token of text, or another number than asked for."""
+    count = manifest.num_virtual_tokens
+    if asked not in (None, count):
+        raise ArtifactError(
+            "num_virtual_tokens_mismatch",
+            f"num_virtual_tokens {asked} was asked for, the file has {count}",
+            "num_virtual_tokens",
+        )
+    if count >= spec.max_model_len:
+        raise ArtifactError(
+            "num_virtual_tokens_out_of_range",
+            f"num_virtual_tokens is {count}, this base model allows 1 to {spec.max_model_len - 1}",
+            "num_virtual_tokens",
+        )
+
+
+def load_tensor(content: bytes, entry: TensorEntry) -> torch.Tensor:
+    """Copy one tensor out of the file."""
+    return torch.frombuffer(bytearray(content[entry.begin : entry.end]), dtype=DTYPES[entry.dtype]).view(entry.shape)

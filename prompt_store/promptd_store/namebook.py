@@ -1,0 +1,116 @@
+"""How names and versions lie in the store: every move of a name is one atomic, compare-and-swap step."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TypeVar
+
+from promptd_store.base import Append, Check, Lease, Put, Store
+from promptd_store.errors import CheckFailedError, StoreUnavailableError
+from promptd_store.names import digest_key, events_log, prompt_key, public_key, version_key
+from promptd_store.record import PromptName, PromptRecord
+from promptd_store.strict_json import canonical_json
+
+MAX_ATTEMPTS = 100
+
+_T = TypeVar("_T")
+
+
+class StoredName:
+    """A name as read: `etag` is the store's, None where there is no record yet."""
+
+    def __init__(self, tenant: str, name: str, etag: str | None, state: PromptName) -> None:
+        self.tenant = tenant
+        self.name = name
+        self.etag = etag
+        self.state = state
+
+
+class NameBook:
+    """Reads and moves names. Which moves are allowed is the catalog's business."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def read(self, tenant: str, name: str) -> StoredName:
+        """Read a name; one that never was has the empty state."""
+        stored = await self._store.get(prompt_key(tenant, name))
+        if stored is None:
+            return StoredName(tenant, name, None, PromptName())
+        return StoredName(tenant, name, stored.etag, PromptName.from_bytes(stored.value))
+
+    async def names(self, tenant: str) -> list[StoredName]:
+        """Read all names of a tenant, ordered."""
+        prefix = prompt_key(tenant, "")
+        return [
+            StoredName(tenant, record.key.removeprefix(prefix), record.etag, PromptName.from_bytes(record.value))
+            for record in await self._store.scan(prefix)
+        ]
+
+    async def version(self, tenant: str, name: str, number: int) -> PromptRecord | None:
+        """Read one version."""
+        stored = await self._store.get(version_key(tenant, name, number))
+        return None if stored is None else PromptRecord.from_bytes(stored.value)
+
+    async def versions(self, tenant: str, name: str) -> list[PromptRecord]:
+        """Read all versions of a name, oldest first."""
+        prefix = f"{{{tenant}}}:version:{name}:"
+        return [PromptRecord.from_bytes(record.value) for record in await self._store.scan(prefix)]
+
+    async def number_of(self, tenant: str, name: str, version: str) -> int | None:
+        """Return the number that a content digest was last published under."""
+        stored = await self._store.get(digest_key(tenant, name, version))
+        return None if stored is None else int(stored.value)
+
+    async def public_owner(self, name: str) -> str | None:
+        """Return the tenant that a bare public name belongs to."""
+        stored = await self._store.get(public_key(name))
+        return None if stored is None else stored.value.decode()
+
+    async def public_names(self) -> list[tuple[str, str]]:
+        """Return (owner, name) of all bare public names, ordered by name."""
+        prefix = public_key("")
+        return [(one.value.decode(), one.key.removeprefix(prefix)) for one in await self._store.scan(prefix)]
+
+    async def move(
+        self,
+        stored: StoredName,
+        moved: PromptName,
+        event: dict[str, object],
+        *,
+        puts: Sequence[Put] = (),
+        deletes: Sequence[str] = (),
+        checks: Collection[Check | Lease] = (),
+    ) -> None:
+        """Write the moved name, its versions, the public index and the event in one transaction."""
+        tenant, name = stored.tenant, stored.name
+        index_key = public_key(name)
+        index = await self._store.get(index_key)
+        is_mine = index is not None and index.value.decode() == tenant
+        all_checks: list[Check | Lease] = [*checks, Check(prompt_key(tenant, name), stored.etag)]
+        all_puts = [*puts, Put(prompt_key(tenant, name), moved.to_bytes())]
+        all_deletes = list(deletes)
+        if moved.is_public and index is None:
+            all_checks.append(Check(index_key, None))
+            all_puts.append(Put(index_key, tenant.encode()))
+        elif not moved.is_public and index is not None and is_mine:
+            all_checks.append(Check(index_key, index.etag))
+            all_deletes.append(index_key)
+        payload = canonical_json({"tenant": tenant, "name": name, **event}).encode()
+        await self._store.transact(all_checks, all_puts, all_deletes, [Append(events_log(tenant), payload)])
+
+    async def retry(self, tenant: str, name: str, step: Callable[[StoredName], Awaitable[_T]]) -> _T:
+        """Run read-check-move until no other writer came in between. Writers of this process queue up."""
+        own_keys = (prompt_key(tenant, name), public_key(name))
+        lock = self._locks.setdefault(own_keys[0], asyncio.Lock())
+        async with lock:
+            for _ in range(MAX_ATTEMPTS):
+                try:
+                    return await step(await self.read(tenant, name))
+                except CheckFailedError as error:
+                    if error.key not in own_keys:
+                        raise
+        raise StoreUnavailableError(f"prompt {name!r} is being changed by too many writers at once", param="name")

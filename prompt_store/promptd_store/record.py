@@ -1,0 +1,119 @@
+"""What the catalog knows about one published version, and the name that points to versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from promptd_store.manifest import PromptKind
+from promptd_store.strict_json import canonical_json
+
+Visibility = Literal["private", "public"]
+ANY_BASE = "*"
+"""The base of prompts that fit every base model: texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecord:
+    """One published version. Identity is `version`; everything else here is about the publication."""
+
+    tenant: str
+    name: str
+    version: str
+    number: int
+    kind: PromptKind
+    num_virtual_tokens: int
+    num_bytes: int
+    """Size of the uploaded file."""
+    base_fingerprint: str | None
+    """The base model that it was checked against; None for a text that fits all."""
+    created_at: int
+    """Seconds since 1970."""
+    etag: str
+    """For If-Match (without quotes); the name's etag where this is the current version."""
+    provenance: Mapping[str, Any]
+    visibility: Visibility
+    verified: bool
+    """True where the file itself named the base model."""
+    manifest: Mapping[str, Any]
+    content_digest: str
+    adapter_config_digest: str | None = None
+    sidecar_digest: str | None = None
+    is_current: bool = True
+
+    def to_bytes(self) -> bytes:
+        """Write the immutable part."""
+        plain = asdict(self)
+        del plain["is_current"]
+        return canonical_json(plain).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PromptRecord:
+        """Read what `to_bytes` wrote."""
+        plain = json.loads(data)
+        plain["kind"] = PromptKind(plain["kind"])
+        return cls(**plain)
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentVersion:
+    """Where a name points for one base model."""
+
+    number: int
+    version: str
+    revision: int
+    visibility: Visibility
+
+    @property
+    def etag(self) -> str:
+        """Changes with every move of the pointer, also back to an earlier version."""
+        return f"{self.revision}-{self.version.removeprefix('sha256:')[:16]}"
+
+    def applied_to(self, record: PromptRecord) -> PromptRecord:
+        """Return the record as seen now: current or not, with the etag that goes with that."""
+        if record.number != self.number:
+            return replace(record, is_current=False)
+        return replace(record, is_current=True, etag=self.etag)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptName:
+    """The one mutable record of a name. A tombstone keeps the counters, so that numbers and etags never come back."""
+
+    next_number: int = 1
+    revision: int = 0
+    deleted: bool = False
+    current: Mapping[str, CurrentVersion] = field(default_factory=dict)
+    """By base fingerprint, or ANY_BASE."""
+
+    def current_for(self, fingerprint: str) -> CurrentVersion | None:
+        """Return what the name means for a base model: its own version or one that fits all, whichever is newer."""
+        fitting = [self.current[base] for base in (fingerprint, ANY_BASE) if base in self.current]
+        return max(fitting, key=lambda one: one.revision, default=None)
+
+    @property
+    def is_public(self) -> bool:
+        """True where anything that the name points to is public."""
+        return any(one.visibility == "public" for one in self.current.values())
+
+    def moved(self, base: str, number: int, version: str, visibility: Visibility) -> PromptName:
+        """Return the name pointing elsewhere for one base."""
+        moved = CurrentVersion(number, version, self.revision + 1, visibility)
+        return PromptName(max(self.next_number, number + 1), moved.revision, False, {**self.current, base: moved})
+
+    def tombstone(self) -> PromptName:
+        """Return the name pointing nowhere."""
+        return PromptName(self.next_number, self.revision + 1, True, {})
+
+    def to_bytes(self) -> bytes:
+        """Write the record."""
+        return canonical_json(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PromptName:
+        """Read what `to_bytes` wrote."""
+        plain = json.loads(data)
+        plain["current"] = {base: CurrentVersion(**one) for base, one in plain["current"].items()}
+        return cls(**plain)
