@@ -83,12 +83,7 @@ class PromptArtifact:
         return self.manifest.base_fingerprint is not None
 
 
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return a tensor's little-endian bytes in row-major order."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
 def tensor_info(name: str, tensor: torch.Tensor) -> TensorInfo:
-    """Describe one tensor."""
-    digest = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
-    return TensorInfo(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), digest)
+    """Describe one tensor; the digest is of its little-endian bytes in row-major order."""
+    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return TensorInfo(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), hashlib.sha256(raw).hexdigest())

@@ -11,9 +11,10 @@ from typing import Any
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
 from promptd_store.base import Check, Lease, Put, Store
 from promptd_store.bounds import Bounds
-from promptd_store.cache import ArtifactCache, CacheStats
+from promptd_store.cache import CacheStats
 from promptd_store.codec import decode
-from promptd_store.errors import PromptModelMismatchError, PromptNotFoundError, StoreError
+from promptd_store.errors import PromptModelMismatchError, PromptNotFoundError
+from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
 from promptd_store.namebook import NameBook, StoredName
 from promptd_store.names import PUBLIC_TENANT, check_name, check_tenant, digest_key, parse_pin, parse_ref, version_key
@@ -45,12 +46,12 @@ class PromptCatalog:
         self._reserved_names = frozenset(reserved_names)
         self._clock = clock
         self._names = NameBook(store)
-        self._cache = ArtifactCache(cache_bytes)
+        self._loader = ArtifactLoader(store, spec, self._bounds, cache_bytes)
 
     @property
     def cache_stats(self) -> CacheStats:
         """Counters of the host-side artifact cache."""
-        return self._cache.stats
+        return self._loader.stats
 
     async def publish(
         self,
@@ -73,7 +74,7 @@ class PromptCatalog:
         Publishing again what the name points to changes nothing. `checks` join the atomic step: a training job's
         lease fences its publication. The sidecar keeps the parameters before folding.
         """
-        check_publication(tenant, name, self._reserved_names, visibility, provenance)
+        plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
         artifact = await asyncio.to_thread(
             decode,
             content,
@@ -83,7 +84,7 @@ class PromptCatalog:
             adapter_config=adapter_config,
             bounds=self._bounds,
         )
-        draft = await self._draft(tenant, name, artifact, provenance or {}, visibility, sidecar)
+        draft = await self._draft(tenant, name, artifact, plain, visibility, sidecar)
         base = draft.base_fingerprint or ANY_BASE
 
         async def step(stored: StoredName) -> PromptRecord:
@@ -125,7 +126,7 @@ class PromptCatalog:
     async def load(self, record: PromptRecord) -> PromptArtifact:
         """Return the artifact of a record, from memory where possible; concurrent loads of one are one."""
         self._check_base(record.base_fingerprint, record.name)
-        return await self._cache.get(_cache_key(record), lambda: self._read(record))
+        return await self._loader.load(record)
 
     async def load_sidecar(self, record: PromptRecord) -> bytes | None:
         """Return what was published beside the artifact."""
@@ -197,7 +198,7 @@ class PromptCatalog:
             event = self._event("prompt.deleted", records[-1])
             await self._names.move(stored, stored.state.tombstone(), event, deletes=deletes)
             for record in records:
-                self._cache.discard(_cache_key(record))
+                self._loader.discard(record)
 
         await self._names.retry(tenant, name, step)
 
@@ -261,18 +262,6 @@ class PromptCatalog:
             return current.applied_to(record) if current else replace(record, is_current=False)
         return None
 
-    async def _read(self, record: PromptRecord) -> PromptArtifact:
-        content = await self.store.get_blob(record.tenant, record.content_digest)
-        config = None
-        if record.adapter_config_digest is not None:
-            config = await self.store.get_blob(record.tenant, record.adapter_config_digest)
-        artifact = await asyncio.to_thread(
-            decode, content, self.spec, kind=record.kind, adapter_config=config, bounds=self._bounds
-        )
-        if artifact.version != record.version:
-            raise StoreError(f"prompt {record.name!r} decodes to another version", code="version_mismatch")
-        return artifact
-
     def _check_base(self, fingerprint: str | None, name: str) -> None:
         if fingerprint not in (None, self.spec.fingerprint):
             raise self._mismatch(name)
@@ -300,7 +289,3 @@ def _check_owned(tenant: str, name: str) -> None:
 
 def _may_see(viewer: str, record: PromptRecord) -> bool:
     return viewer == record.tenant or record.visibility == "public"
-
-
-def _cache_key(record: PromptRecord) -> tuple[str, str, str | None, str]:
-    return record.tenant, record.content_digest, record.adapter_config_digest, record.version

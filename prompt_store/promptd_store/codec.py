@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -170,5 +171,4 @@ def _with_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> Ma
             f"manifest describes {shown(manifest.tensors)}, the file has other bytes",
             "tensors",
         )
-    values = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
-    return Manifest(**{**values, "tensors": actual})
+    return replace(manifest, tensors=actual)

@@ -63,4 +63,6 @@ def check_length(manifest: Manifest, spec: BaseModelSpec, asked: int | None) -> 
 
 def load_tensor(content: bytes, entry: TensorEntry) -> torch.Tensor:
     """Copy one tensor out of the file."""
-    return torch.frombuffer(bytearray(content[entry.begin : entry.end]), dtype=DTYPES[entry.dtype]).view(entry.shape)
+    return torch.frombuffer(bytearray(memoryview(content)[entry.begin : entry.end]), dtype=DTYPES[entry.dtype]).view(
+        entry.shape
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,8 +16,8 @@ MAX_PROVENANCE_BYTES = 64 << 10
 
 def check_publication(
     tenant: str, name: str, reserved_names: Collection[str], visibility: str, provenance: Mapping[str, Any] | None
-) -> None:
-    """Refuse bad and reserved names, an unknown visibility, and a provenance that is not JSON of a decent size."""
+) -> dict[str, Any]:
+    """Refuse bad and reserved names and an unknown visibility; return the provenance as plain, small JSON."""
     check_name(name)
     if check_tenant(tenant) == PUBLIC_TENANT:
         raise PromptNameError(
@@ -34,7 +35,8 @@ def check_publication(
             "visibility_invalid", f"visibility must be private or public, got {shown(visibility)}", "visibility"
         )
     try:
-        size = len(canonical_json(provenance or {}).encode())
+        text = canonical_json(dict(provenance or {}))
+        size = len(text.encode())
     except (TypeError, ValueError) as error:
         raise ArtifactError("provenance_invalid", f"provenance is not JSON: {error}", "provenance") from None
     if size > MAX_PROVENANCE_BYTES:
@@ -43,6 +45,8 @@ def check_publication(
             f"provenance has {size} bytes, at most {MAX_PROVENANCE_BYTES} are allowed",
             "provenance",
         )
+    plain: dict[str, Any] = json.loads(text)
+    return plain
 
 
 def is_same_publication(present: PromptRecord, draft: PromptRecord) -> bool:

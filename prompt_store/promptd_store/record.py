@@ -47,7 +47,7 @@ class PromptRecord:
         """Write the immutable part."""
         plain = asdict(self)
         del plain["is_current"]
-        return canonical_json(plain).encode()
+        return json.dumps(plain).encode()  # not sorted: the order of label words counts
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PromptRecord:

@@ -1,0 +1,52 @@
+"""From a record to its artifact: blobs read and checked, decoded off the event loop, kept in memory."""
+
+from __future__ import annotations
+
+import asyncio
+
+from promptd_store.artifact import BaseModelSpec, PromptArtifact
+from promptd_store.base import Store
+from promptd_store.bounds import Bounds
+from promptd_store.cache import ArtifactCache, CacheStats
+from promptd_store.codec import decode
+from promptd_store.errors import StoreError
+from promptd_store.record import PromptRecord
+
+
+class ArtifactLoader:
+    """Keeps artifacts apart by tenant: equal bytes of two tenants are two entries."""
+
+    def __init__(self, store: Store, spec: BaseModelSpec, bounds: Bounds, cache_bytes: int) -> None:
+        self._store = store
+        self._spec = spec
+        self._bounds = bounds
+        self._cache = ArtifactCache(cache_bytes)
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counters of the cache."""
+        return self._cache.stats
+
+    async def load(self, record: PromptRecord) -> PromptArtifact:
+        """Return the artifact of a record."""
+        return await self._cache.get(_key(record), lambda: self._read(record))
+
+    def discard(self, record: PromptRecord) -> None:
+        """Forget the artifact of a record."""
+        self._cache.discard(_key(record))
+
+    async def _read(self, record: PromptRecord) -> PromptArtifact:
+        content = await self._store.get_blob(record.tenant, record.content_digest)
+        config = None
+        if record.adapter_config_digest is not None:
+            config = await self._store.get_blob(record.tenant, record.adapter_config_digest)
+        artifact = await asyncio.to_thread(
+            decode, content, self._spec, kind=record.kind, adapter_config=config, bounds=self._bounds
+        )
+        if artifact.version != record.version:
+            raise StoreError(f"prompt {record.name!r} decodes to another version", code="version_mismatch")
+        return artifact
+
+
+def _key(record: PromptRecord) -> tuple[str, str, str | None, str]:
+    return record.tenant, record.content_digest, record.adapter_config_digest, record.version
