@@ -85,7 +85,9 @@ def greedy(max_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
 
 
-def make_engine(folder: Path, *, num_blocks: int = 64, prompt_tokens: int = 512, strict: bool = False, **limits: int | bool) -> Engine:  # noqa: E501
+def make_engine(
+    folder: Path, *, num_blocks: int = 64, prompt_tokens: int = 512, strict: bool = False, **limits: int | bool
+) -> Engine:
     """An engine whose caches are given in blocks and virtual tokens."""
     model = frozen(folder, strict=strict)
     spec = model.spec

@@ -1,0 +1,219 @@
+"""Prompts as shared K/V, equal text prefixes, blocks and extents."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptd.engine.block_manager import BlockManager
+from promptd.engine.extents import ExtentAllocator
+from promptd.engine.request import GenerateRequest
+from promptd_store import encode
+from tests.engine.harness import Case, assert_matches_oracle, frozen, greedy, library, make_engine, run
+
+TEXT = tuple(range(5, 45))
+
+
+def test_a_prompt_is_computed_once_and_shared(tiny_models: dict[str, Path]) -> None:
+    """A soft prompt runs through the model on its first use only, and costs exactly its K/V bytes."""
+    folder = tiny_models["llama"]
+    soft = library(folder)[3]
+    engine = make_engine(folder)
+    run(engine, [Case((soft,), TEXT, greedy(3), arrives=n) for n in range(6)])
+    stats = engine.stats()
+    assert stats.virtual_tokens_computed == soft.num_virtual_tokens
+    assert (stats.prompt_cache_misses, stats.prompt_cache_hits) == (1, 5)
+    assert stats.prompt_cache_bytes == soft.num_virtual_tokens * engine.pool.bytes_per_slot
+
+
+def test_the_first_use_is_one_pass(tiny_models: dict[str, Path]) -> None:
+    """Loading a prompt and reading the text behind it happen in the same packed batch."""
+    folder = tiny_models["llama"]
+    engine = make_engine(folder)
+    engine.add_request(GenerateRequest("a", TEXT, greedy(1), (library(folder)[2], library(folder)[3])))
+    (output,) = engine.step()
+    assert output.is_last  # type: ignore[union-attr]
+
+
+def test_chains_share_their_beginning(tiny_models: dict[str, Path]) -> None:
+    """Many user prompts behind one task prompt hold the task's K/V once; another order is another chain."""
+    folder = tiny_models["llama"]
+    task, users = library(folder)[3], library(folder)[:3]
+    engine = make_engine(folder)
+    cases = [Case((task, user), TEXT, greedy(4)) for user in users]
+    cases.append(Case((users[2], task), TEXT, greedy(4)))
+    run(engine, cases)
+    held = task.num_virtual_tokens + sum(user.num_virtual_tokens for user in users)
+    held += users[2].num_virtual_tokens + task.num_virtual_tokens
+    assert engine.stats().prompt_cache_bytes == held * engine.pool.bytes_per_slot
+    for case in cases:
+        assert_matches_oracle(folder, case)
+
+
+def test_salts_never_share(tiny_models: dict[str, Path]) -> None:
+    """Design invariant 10: the same prompt and text under two salts share neither prompt K/V nor text prefixes."""
+    folder = tiny_models["llama"]
+    engine = make_engine(folder)
+    for number, salt in enumerate(("a", "b", "a")):
+        engine.add_request(GenerateRequest(f"r{number}", TEXT, greedy(1), (library(folder)[2],), salt))
+        (output,) = engine.step()
+        assert (output.num_cached_tokens > 0) == (number == 2)
+    stats = engine.stats()
+    assert (stats.prompt_cache_misses, stats.prompt_cache_hits) == (2, 1)
+
+
+def test_a_new_version_never_meets_old_kv(tiny_models: dict[str, Path]) -> None:
+    """Identity is content: other tensors under the same name are another key, for prompt K/V and for texts."""
+    folder = tiny_models["gpt2"]
+    old = library(folder)[2]
+    new = encode("soft", -2 * old.tensors["prompt_embeddings"])
+    engine = make_engine(folder)
+    cases = [Case((old,), TEXT, greedy(6)), Case((new,), TEXT, greedy(6), arrives=9)]
+    run(engine, cases)
+    assert old.version != new.version
+    assert cases[0].tokens != cases[1].tokens
+    for case in cases:
+        assert_matches_oracle(folder, case)
+
+
+def test_pinned_prompts_stay_and_idle_ones_leave_oldest_first(tiny_models: dict[str, Path]) -> None:
+    """Under its byte budget the cache evicts the least recently used idle prompt, never one in use."""
+    folder = tiny_models["llama"]
+    shape = (8, frozen(folder).spec.hidden_size)
+    prompts = [encode("soft", torch.randn(shape, generator=torch.Generator().manual_seed(n))) for n in range(4)]
+    engine = make_engine(folder, prompt_tokens=24)
+    long = Case((prompts[0],), TEXT, greedy(40))
+    others = [Case((prompt,), TEXT, greedy(2), arrives=5 + 5 * n) for n, prompt in enumerate(prompts[1:])]
+    again = Case((prompts[3],), TEXT, greedy(2), arrives=30)
+    run(engine, [long, *others, again])
+    stats = engine.stats()
+    assert stats.prompt_cache_evictions == 1  # prompts[1] left for prompts[3]; prompts[0] was pinned
+    assert stats.prompt_cache_hits == 1
+    for case in (long, *others, again):
+        assert_matches_oracle(folder, case)
+
+
+def test_bytes_stay_within_the_budget(tiny_models: dict[str, Path]) -> None:
+    """Design invariant 6: however many prompts come by, resident bytes never exceed the budget and slots come back."""
+    folder = tiny_models["llama"]
+    shape = (3, frozen(folder).spec.hidden_size)
+    engine = make_engine(folder, prompt_tokens=20)
+    for number in range(60):
+        prompt = encode("soft", torch.randn(shape, generator=torch.Generator().manual_seed(number % 25)))
+        run(engine, [Case((prompt,), (5, 6), greedy(1))])
+        assert engine.stats().prompt_cache_bytes <= 20 * engine.pool.bytes_per_slot
+    assert engine.stats().prompts_resident == 6
+
+
+def test_text_prefixes_are_reused_exactly(tiny_models: dict[str, Path]) -> None:
+    """Equal texts behind the same prompt reuse full blocks; the answers stay the oracle's."""
+    folder = tiny_models["llama"]
+    prompt = library(folder)[2]
+    cases = [
+        Case((prompt,), TEXT, greedy(5)),
+        Case((prompt,), TEXT, greedy(5), arrives=8),
+        Case((prompt,), (*TEXT[:20], 99, *TEXT[21:]), greedy(5), arrives=8),
+        Case((), TEXT, greedy(5), arrives=8),
+    ]
+    engine = make_engine(folder)
+    run(engine, cases)
+    cached = [case.outputs[-1].num_cached_tokens for case in cases]
+    assert cached == [0, 32, 16, 0]
+    for case in cases:
+        assert_matches_oracle(folder, case)
+    off = make_engine(folder, enable_prefix_caching=False)
+    repeat = [replace(case, outputs=[]) for case in cases]
+    run(off, repeat)
+    assert off.stats().cached_tokens == 0  # control
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(0, 6)), max_size=40))
+def test_blocks_add_up(actions: list[tuple[int, int, int]]) -> None:
+    """Whatever is taken, grown, cached and given back, every block is in one state and nothing is handed out twice."""
+    manager = BlockManager(32, 4)
+    rows: list[list[int]] = []
+    for kind, count, expected in actions:
+        if kind <= 2 and manager.can_allocate(count):
+            rows.append(manager.allocate(count, expected=expected))
+        elif kind == 3 and rows and manager.can_allocate(1):
+            rows[0] += manager.allocate(1, after=rows[0][-1], expected=expected)
+        elif kind == 4 and rows:
+            parent = manager.root("root")
+            for number, block in enumerate(rows[-1][:2]):
+                parent = manager.register(parent, (number, count, 0, 0), block)
+        elif kind == 5 and rows:
+            manager.release(rows.pop(0))
+        manager.check_integrity()
+        held: dict[int, int] = {}
+        for row in rows:
+            for block in row:
+                held[block] = held.get(block, 0) + 1
+        assert max(held.values(), default=1) == 1
+        manager.check_references(held)
+
+
+def test_a_row_grows_in_place_where_it_can() -> None:
+    """With room left, the blocks of rows that grow in turn are adjacent, so that each is one run."""
+    manager = BlockManager(64, 16)
+    rows = [manager.allocate(1, expected=7) for _ in range(4)]
+    for _ in range(7):
+        for row in rows:
+            row += manager.allocate(1, after=row[-1])
+    assert all(row == list(range(row[0], row[0] + 8)) for row in rows)
+
+
+def test_matching_compares_tokens_not_hashes() -> None:
+    """A prefix is found only under its own root and only with equal tokens."""
+    manager = BlockManager(8, 2)
+    blocks = manager.allocate(2)
+    node = manager.register(manager.root("a"), (1, 2), blocks[0])
+    manager.register(node, (3, 4), blocks[1])
+    manager.release(blocks)
+    assert manager.match(manager.root("b"), (1, 2, 3, 4))[0] == []
+    assert manager.match(manager.root("a"), (1, 2, 3, 5))[0] == blocks[:1]
+    assert manager.match(manager.root("a"), (1, 2, 3, 4))[0] == blocks
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 16))
+def test_extents_add_up(seed: int) -> None:
+    """Slots of prompts are exact, disjoint, inside the region, and join again when given back."""
+    rng = random.Random(seed)
+    extents = ExtentAllocator(100, 50)
+    held: list[tuple[tuple[int, int], ...]] = []
+    for _ in range(40):
+        size = rng.randint(1, 20)
+        if rng.random() < 0.6 and extents.num_free >= size:
+            held.append(extents.allocate(size))
+            assert sum(length for _, length in held[-1]) == size
+        elif held:
+            extents.release(held.pop(rng.randrange(len(held))))
+        extents.check_integrity()
+        slots = [slot for spans in held for start, length in spans for slot in range(start, start + length)]
+        assert len(set(slots)) == len(slots) and all(100 <= slot < 150 for slot in slots)
+    for spans in held:
+        extents.release(spans)
+    assert extents.allocate(50) == ((100, 50),)
+
+
+def test_check_integrity_sees_a_leak(tiny_models: dict[str, Path]) -> None:
+    """Control: a block that a sequence forgot, or a pin too few, is found."""
+    engine = make_engine(tiny_models["llama"])
+    engine.add_request(GenerateRequest("a", TEXT, greedy(9), (library(tiny_models["llama"])[2],)))
+    engine.step()
+    engine.check_integrity()
+    forgotten = engine.scheduler.running[0].blocks.pop()
+    with pytest.raises(RuntimeError):
+        engine.check_integrity()
+    engine.scheduler.running[0].blocks.append(forgotten)
+    engine.check_integrity()
+    engine.scheduler.running[0].chain[0].num_pins -= 2
+    with pytest.raises(RuntimeError):
+        engine.check_integrity()
