@@ -10,6 +10,7 @@ from promptd_store import BaseModelSpec
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from promptd.errors import ModelRefusedError
+from promptd.modeling.activations import fuse_activations
 from promptd.modeling.attention import ATTENTION_NAME
 from promptd.modeling.families.decoder import DecoderSizes, check_config
 from promptd.modeling.fingerprint import fingerprint_files
@@ -80,6 +81,7 @@ def _proven(model: FrozenModel, sizes: DecoderSizes, *, packed_linears: bool, st
     pack = packed_linears and model.device.type == "cpu" and can_pack(model.dtype)
     if pack or strict:
         pack_linears(hf, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0)
+    fuse_activations(hf)
     pool = run_probe(model, rows)
     num_tokens = len(rows[0].token_ids)
     spec = dataclasses.replace(
