@@ -11,7 +11,14 @@ from promptd_store import PromptArtifact, decode, read_peft, render_template
 
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
-from promptd.engine.request import FinishReason, GenerateRequest, RequestOutput, SamplingParams, ScoreOutput, ScoreRequest
+from promptd.engine.request import (
+    FinishReason,
+    GenerateRequest,
+    RequestOutput,
+    SamplingParams,
+    ScoreOutput,
+    ScoreRequest,
+)
 from promptd.modeling import FrozenModel, load_model
 
 Prompt = PromptArtifact | str | Path
@@ -34,8 +41,8 @@ class Completion:
 class LLM:
     """One frozen model and an engine, in this process.
 
-        llm = promptd.LLM("path/to/model")
-        llm.generate(["Hello", "Hello"], prompts=["user-a.safetensors", "user-b.safetensors"])
+    llm = promptd.LLM("path/to/model")
+    llm.generate(["Hello", "Hello"], prompts=["user-a.safetensors", "user-b.safetensors"])
     """
 
     def __init__(self, model: str | Path | FrozenModel, *, config: EngineConfig | None = None, **load: object) -> None:
@@ -116,9 +123,7 @@ class LLM:
         special = chain[-1].manifest.add_special_tokens if chain else None
         return tuple(self.model.encode(text, add_special_tokens=special if special is not None else True))
 
-    def _run(
-        self, requests: Sequence[GenerateRequest | ScoreRequest]
-    ) -> dict[str, list[RequestOutput | ScoreOutput]]:
+    def _run(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> dict[str, list[RequestOutput | ScoreOutput]]:
         outputs: dict[str, list[RequestOutput | ScoreOutput]] = {request.request_id: [] for request in requests}
         try:
             todo = list(reversed(requests))

@@ -26,6 +26,7 @@ TEXT = tuple(range(5, 25))
 
 @asynccontextmanager
 async def started(folder: Path, **limits: int) -> AsyncIterator[AsyncEngine]:
+    """A running engine over a tiny model, stopped afterwards."""
     engine = AsyncEngine(make_engine(folder, **limits))  # type: ignore[arg-type]
     engine.start()
     try:
@@ -35,17 +36,21 @@ async def started(folder: Path, **limits: int) -> AsyncIterator[AsyncEngine]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another thread brings about."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
 
 
 async def collect(engine: AsyncEngine, case: Case, request_id: str) -> None:
+    """Stream one case to its end."""
     async for output in engine.submit(GenerateRequest(request_id, case.token_ids, case.params, case.prompts)):
         case.outputs.append(output)
 
 
 def go(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine with a time limit."""
+
     async def bounded() -> None:
         async with asyncio.timeout(30):
             await main()

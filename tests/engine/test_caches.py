@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promptd_store import encode
 
 from promptd.engine.block_manager import BlockManager
 from promptd.engine.extents import ExtentAllocator
 from promptd.engine.request import GenerateRequest
-from promptd_store import encode
 from tests.engine.harness import Case, assert_matches_oracle, frozen, greedy, library, make_engine, run
 
 TEXT = tuple(range(5, 45))

@@ -12,10 +12,12 @@ TOKENIZER = make_tokenizer()
 
 
 def decode(ids: object) -> str:
+    """Decode all at once."""
     return TOKENIZER.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[call-overload]
 
 
 def stream(text: str, stop: tuple[str, ...] = (), prompt: str = "the fox") -> tuple[list[str], str | None]:
+    """Decode token by token; return the pieces and the stop string found."""
     detokenizer = Detokenizer(decode, TOKENIZER.encode(prompt), stop)
     pieces = []
     for token in TOKENIZER.encode(text):

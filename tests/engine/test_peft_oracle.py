@@ -41,8 +41,13 @@ def test_answers_equal_pefts(tiny_models: dict[str, Path], tmp_path: Path, famil
                 parameter.add_(0.5 * torch.randn_like(parameter))
         ids = torch.tensor([TEXTS[number]])
         answer = tuned.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, min_new_tokens=10, do_sample=False,
-            eos_token_id=-1, pad_token_id=0,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=10,
+            min_new_tokens=10,
+            do_sample=False,
+            eos_token_id=-1,
+            pad_token_id=0,
         )
         expected.append(tuple(answer[0].tolist()[-10:]))
         folders.append(tmp_path / name)
@@ -51,7 +56,9 @@ def test_answers_equal_pefts(tiny_models: dict[str, Path], tmp_path: Path, famil
     found = llm.generate(TEXTS, prompts=folders, params=SamplingParams(max_tokens=10, temperature=0, ignore_eos=True))
     assert [completion.token_ids for completion in found] == expected
     assert len(set(expected)) == len(expected)
-    shifted = llm.generate(TEXTS, [*folders[1:], folders[0]], SamplingParams(max_tokens=10, temperature=0, ignore_eos=True))
+    shifted = llm.generate(
+        TEXTS, [*folders[1:], folders[0]], SamplingParams(max_tokens=10, temperature=0, ignore_eos=True)
+    )
     assert [completion.token_ids for completion in shifted] != expected  # control
 
 

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from promptd_store import encode
 
 from promptd.engine.engine import Engine
-from promptd.engine.request import FinishReason, GenerateRequest, RequestOutput, SamplingParams, ScoreOutput, ScoreRequest
+from promptd.engine.request import (
+    FinishReason,
+    GenerateRequest,
+    RequestOutput,
+    SamplingParams,
+    ScoreOutput,
+    ScoreRequest,
+)
 from promptd.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -19,7 +27,6 @@ from promptd.errors import (
     PromptdError,
 )
 from promptd.modeling.reference import ReferenceRow
-from promptd_store import encode
 from tests.engine.harness import (
     Case,
     assert_matches_oracle,
@@ -36,6 +43,7 @@ TEXT = tuple(range(5, 25))
 
 
 def finish(engine: Engine) -> list[RequestOutput | ScoreOutput]:
+    """Step until nothing is left; check every pool after every step."""
     outputs = []
     while engine.has_work:
         outputs += engine.step()

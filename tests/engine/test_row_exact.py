@@ -56,6 +56,7 @@ DRAWN = st.builds(
 
 
 def make_case(folder: Path, drawn: Drawn) -> Case:
+    """Turn a drawn request into a case for one model."""
     prompts = tuple(library(folder)[number] for number in drawn.chain)
     rng = random.Random(1 if drawn.shares_text else drawn.seed)  # shared texts meet in the prefix cache
     tokens = tuple(rng.randrange(1, VOCAB_SIZE) for _ in range(drawn.length))
@@ -92,8 +93,8 @@ def test_a_swap_of_two_prompts_is_seen(tiny_models: dict[str, Path], family: str
     for case in served:
         assert_matches_oracle(folder, case)
     served[0].prompts, served[1].prompts = served[1].prompts, served[0].prompts
-    with pytest.raises(AssertionError):
-        for case in served:
+    for case in served:
+        with pytest.raises(AssertionError):
             assert_matches_oracle(folder, case)
 
 
@@ -147,10 +148,12 @@ def test_strict_rows_have_the_same_bits_alone_and_mixed(tiny_models: dict[str, P
 
 
 def logged(max_tokens: int) -> SamplingParams:
+    """Greedy with log-probabilities."""
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, logprobs=3)
 
 
 def bits(case: Case) -> list[object]:
+    """Every log-probability of a case, exactly."""
     return [logprob for output in case.outputs for logprob in output.logprobs]  # type: ignore[union-attr]
 
 

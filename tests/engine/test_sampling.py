@@ -26,10 +26,12 @@ LOGITS = torch.randn(64, generator=torch.Generator().manual_seed(3)) * 2
 
 
 def row(params: SamplingParams, outputs: tuple[int, ...] = (), seed: int = 0) -> SamplingRow:
+    """One sampling row with made tokens `outputs`."""
     return SamplingRow(params, seed, (1, 2, 3), outputs, frozenset({0}))
 
 
 def frequencies(params: SamplingParams, num_draws: int = 4000) -> torch.Tensor:
+    """How often each token is drawn."""
     rows = [row(params, seed=seed) for seed in range(num_draws)]
     counts = Counter(sample(LOGITS.repeat(num_draws, 1), rows))
     return torch.tensor([counts[token] / num_draws for token in range(len(LOGITS))])
@@ -52,7 +54,7 @@ def frequencies(params: SamplingParams, num_draws: int = 4000) -> torch.Tensor:
     ids=["plain", "temperature", "top_k", "top_p", "min_p", "all", "repetition"],
 )
 def test_draws_follow_the_distribution_of_transformers(params: SamplingParams, warpers: list[object]) -> None:
-    """The frequencies of 4,000 draws equal the probabilities after transformers' own warpers; nothing outside is drawn."""
+    """Frequencies of 4,000 draws equal the probabilities after transformers' warpers; nothing outside is drawn."""
     scores = LogitsProcessorList(warpers)(torch.tensor([[1, 2, 3]]), LOGITS[None].clone())
     expected = torch.softmax(scores, -1)[0]
     found = frequencies(params)
@@ -93,7 +95,7 @@ def test_uniform_numbers_are_spread_and_fixed() -> None:
     assert uniform(7, 0) == uniform(7, 0) != uniform(7, 1)
     values = [uniform(seed, 3) for seed in range(4000)]
     assert abs(sum(values) / len(values) - 0.5) < 0.02
-    assert 0 <= min(values) and max(values) < 1
+    assert min(values) >= 0 and max(values) < 1
 
 
 def test_logprobs_name_token_and_alternatives() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-EOS_TOKEN = "<|endoftext|>"
+EOS_TOKEN = "<|endoftext|>"  # noqa: S105 - a token of the vocabulary
 
 #: Share of each corpus file that is used (the model is too small to see all of it once).
 CORPUS_SHARES = {

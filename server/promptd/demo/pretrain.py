@@ -2,7 +2,7 @@
 
     python -m promptd.demo.pretrain prepare --corpus DIR --data DIR --out RUN
     python -m promptd.demo.pretrain train   --out RUN --tokens 20e6     (stable rate; stop and resume at will)
-    python -m promptd.demo.pretrain anneal  --out RUN --tokens 6e6      (longer context, rate to zero, exports RUN/model)
+    python -m promptd.demo.pretrain anneal  --out RUN --tokens 6e6      (longer context, rate to 0, exports RUN/model)
 
 The learning rate follows warm-up, stable, decay: `train` may be run again for more tokens at any time, and
 `anneal` starts from the newest checkpoint without touching it. Matrices of the blocks learn with Muon, the rest with
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace, anneal: bool) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(args.threads)
     tokens = np.fromfile(args.out / "train.bin", dtype=np.uint16)
-    model = build_model(args).to(device)
+    model = build_model(args)
+    torch.nn.Module.to(model, device)
     optimizers = build_optimizers(model)
     checkpoint = args.out / "checkpoint.pt"
     state: dict[str, Any] = {"tokens": 0}
@@ -153,7 +154,8 @@ def save(path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optim
 def export(args: argparse.Namespace, model: LlamaForCausalLM, seen: int, loss: float) -> None:
     """Write `RUN/model`: bf16 safetensors, the tokenizer, and what was measured."""
     target = args.out / "model"
-    model.to(torch.bfloat16).save_pretrained(target)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(target)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(args.out / "tokenizer.json"),
         bos_token=EOS_TOKEN,

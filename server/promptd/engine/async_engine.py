@@ -86,10 +86,10 @@ class AsyncEngine:
         self._thread.start()
 
     async def shutdown(self, drain_seconds: float = 0) -> None:
-        """Refuse new requests, let running ones finish for a while, end the rest with a typed error, stop the thread."""
+        """Refuse new requests, let running ones finish for a while, end the rest with a typed error."""
         self._is_draining = True
         until = time.monotonic() + drain_seconds
-        while self._streams and time.monotonic() < until and self._death is None:
+        while self._streams and time.monotonic() < until and self._death is None:  # noqa: ASYNC110 - a deadline
             await asyncio.sleep(0.02)
         self._is_stopping = True
         self._wake.set()

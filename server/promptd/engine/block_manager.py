@@ -127,7 +127,7 @@ class BlockManager:
         return self._next_node
 
     def match(self, root: PrefixNode, token_ids: Sequence[int]) -> tuple[list[int], PrefixNode]:
-        """Take references to the longest cached run of full blocks that begins `token_ids`; return (blocks, last node)."""
+        """Reference the longest cached run of full blocks that begins `token_ids`; return (blocks, last node)."""
         node, blocks = root, []
         for start in range(0, len(token_ids) - self.block_size + 1, self.block_size):
             found = self._nodes.get((node, tuple(token_ids[start : start + self.block_size])))
@@ -158,7 +158,9 @@ class BlockManager:
         used = sum(1 for count in self._count if count)
         problems = {
             "used": used + self._num_allocatable != self.num_blocks,
-            "states": any((state == _USED) != (count > 0) for state, count in zip(self._state, self._count, strict=True)),
+            "states": any(
+                (state == _USED) != (count > 0) for state, count in zip(self._state, self._count, strict=True)
+            ),
             "cached": {b for b in range(self.num_blocks) if self._state[b] == _CACHED} != set(self._cached),
             "nodes": {block for _, block in self._nodes.values()} != set(self._node_key),
             "counts": any(count < 0 for count in self._count),

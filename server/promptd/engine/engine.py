@@ -116,13 +116,13 @@ class Engine:
         """Run the batch; where it raises, run every row alone, so that only the guilty one fails."""
         try:
             return self._runner.run(step)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was, one row caused it; the replay finds which
             parts = []
             self._runner.run(Schedule(loads=step.loads))
             for row in list(step.rows):
                 try:
                     parts.append(self._runner.run(Schedule(rows=[row])))
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - becomes that row's typed error
                     step.rows.remove(row)
                     self.blocks.release(row.candidate_blocks)
                     outputs.append(self._fail(row.seq, PromptdError(f"this row failed in the model: {error}")))

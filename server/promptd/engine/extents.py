@@ -17,7 +17,7 @@ class ExtentAllocator:
         self.num_free = num_slots
 
     def allocate(self, num_slots: int) -> tuple[Span, ...]:
-        """Take `num_slots` slots: the smallest single run that fits, else the largest runs. The caller checked `num_free`."""
+        """Take the smallest single run that fits `num_slots`, else the largest runs. The caller checked `num_free`."""
         fitting = [span for span in self._free if span[1] >= num_slots]
         taken: list[Span] = []
         left = num_slots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Rows
+from typing import TypedDict
 
 import torch
 
@@ -156,7 +157,13 @@ def _num_logits(row: ScheduledRow) -> int:
     return 1 + seq.num_candidate_tokens if row.is_final else 0
 
 
-def _counts(seq: Sequence) -> dict[str, int]:
+class _Counts(TypedDict):
+    num_prompt_tokens: int
+    num_virtual_tokens: int
+    num_cached_tokens: int
+
+
+def _counts(seq: Sequence) -> _Counts:
     return {
         "num_prompt_tokens": seq.num_prompt_tokens,
         "num_virtual_tokens": seq.num_virtual_tokens,

@@ -6,7 +6,7 @@ import torch
 
 from promptd.engine.request import ScoreRequest
 from promptd.engine.scheduler import Schedule, ScheduledLoad, ScheduledRow
-from promptd.modeling import FrozenModel, KVPool, PackedBatch, PackedRow
+from promptd.modeling import FrozenModel, KVPool, PackedBatch, PackedRow, Span
 
 
 class Runner:
@@ -28,7 +28,7 @@ class Runner:
     def _load(self, load: ScheduledLoad) -> PackedRow:
         entry = load.entry
         start, stop = load.start, load.start + load.num_tokens
-        context = []
+        context: list[Span] = []
         parent = entry.parent
         while parent is not None:
             context[:0] = parent.spans

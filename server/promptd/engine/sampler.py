@@ -106,11 +106,10 @@ def _draw(logits: torch.Tensor, rows: Rows[SamplingRow]) -> list[int]:
 def _cut_top_p(probs: torch.Tensor, top_p: float) -> None:
     """Zero everything outside the smallest set of most likely tokens whose share reaches `top_p`; `[vocab_size]`."""
     limit = top_p * probs.sum()
-    best = probs.topk(min(_TOP_P_CANDIDATES, probs.shape[0]))
-    if best.values.sum() < limit:
-        best = probs.sort(descending=True)
-    before = best.values.cumsum(0) - best.values
-    keep = best.indices[before < limit]
+    values, indices = probs.topk(min(_TOP_P_CANDIDATES, probs.shape[0]))
+    if values.sum() < limit:
+        values, indices = probs.sort(descending=True)
+    keep = indices[values.cumsum(0) - values < limit]
     kept = probs[keep]
     probs.zero_()
     probs[keep] = kept

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Hashable, Sequence as Tokens
+from collections.abc import Hashable
+from collections.abc import Sequence as Tokens
 from typing import Any
 
 from promptd.engine.detokenizer import Detokenizer
@@ -113,7 +114,7 @@ class Sequence:
                 if length:
                     spans.append((start, length))
                 start, length = block * block_size, 0
-            take = block_size if left > block_size else left
+            take = min(left, block_size)
             length += take
             left -= take
             last = block

@@ -8,18 +8,21 @@ weighted by each part's share of the total.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface
 
 from promptd.errors import ModelRefusedError
-from promptd.modeling.kv_pool import Span
 from promptd.modeling.packed_batch import DecodeGroup, PackedBatch, PrefillRow
 
 ATTENTION_NAME = "promptd"
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+# (query, key, value) -> (output, log-sum-exp of the scores): the second is what lets parts be merged
+_flash: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+)
 
 #: Arguments that change the result and that we do not implement; a model that passes one is refused.
 _REFUSED_ARGUMENTS = ("softcap", "s_aux", "position_bias", "attn_bias", "block_mask")
@@ -128,19 +131,18 @@ class PooledAttention:
             return own
         outs, sums = [own], [own_sum]
         for start, length in row.context:
-            out, log_sum = _flash(
-                query, keys.narrow(2, start, length), values.narrow(2, start, length), scale=scale
-            )
+            out, log_sum = _flash(query, keys.narrow(2, start, length), values.narrow(2, start, length), scale=scale)
             outs.append(out)
             sums.append(log_sum)
         return _merge(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
 
 
 def _merge(outs: torch.Tensor, log_sums: torch.Tensor, num_parts: int) -> torch.Tensor:
-    """Merge part-major outputs `[1, H, parts * rows, D]` with log-sum-exps `[1, H, parts * rows]` into `[1, H, rows, D]`."""
+    """Merge part-major outputs `[1, H, parts * rows, D]` by their log-sum-exps into `[1, H, rows, D]`."""
     weights = torch.softmax(log_sums.unflatten(2, (num_parts, -1)), dim=2).unsqueeze(-1)
     parts = outs.unflatten(2, (num_parts, -1))
-    return (parts * weights).sum(2).to(outs.dtype)
+    merged: torch.Tensor = (parts * weights).sum(2).to(outs.dtype)
+    return merged
 
 
 def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:

@@ -37,7 +37,8 @@ class FrozenModel:
     @property
     def bos_token_id(self) -> int | None:
         """The tokenizer's BOS, or None."""
-        return self.tokenizer.bos_token_id
+        token_id: int | None = self.tokenizer.bos_token_id
+        return token_id
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -57,7 +58,7 @@ class FrozenModel:
     def forward(
         self, embeds: torch.Tensor, positions: torch.Tensor, logits_index: torch.Tensor, batch: Attends
     ) -> torch.Tensor:
-        """Run packed tokens; `[num_tokens, hidden_size]`, `[num_tokens]`, `[num_logits]` -> `[num_logits, vocab_size]`."""
+        """Run packed tokens `[num_tokens, hidden_size]` at `positions`; return logits `[num_logits, vocab_size]`."""
         output: Any = self.hf(
             inputs_embeds=embeds.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
@@ -84,10 +85,10 @@ class FrozenModel:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turn tokens back into text."""
-        text: str = self.tokenizer.decode(
+        text = self.tokenizer.decode(
             list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
-        return text
+        return str(text)
 
     def digest(self) -> str:
         """Digest of the weights as they are in memory now: equal before and after any training."""
@@ -99,5 +100,6 @@ def attention_for(batch: PackedBatch) -> Attends:
     if batch.pool.keys.is_cuda:
         from promptd.modeling.attention_triton import TritonAttention
 
-        return TritonAttention(batch)
+        attention: Attends = TritonAttention(batch)
+        return attention
     return PooledAttention(batch)

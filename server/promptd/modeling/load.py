@@ -15,7 +15,6 @@ from promptd.modeling.attention import ATTENTION_NAME
 from promptd.modeling.families.decoder import DecoderSizes, check_config
 from promptd.modeling.fingerprint import fingerprint_files
 from promptd.modeling.frozen import FrozenModel
-
 from promptd.modeling.packed_linear import can_pack, pack_linears
 from promptd.modeling.probe import check_layers, expected_rows, run_probe
 
@@ -122,12 +121,10 @@ def _frozen(folder: Path, device: torch.device, dtype: torch.dtype | str) -> Pre
 @torch.no_grad()
 def _max_embedding(hf: PreTrainedModel) -> float:
     embedding = hf.get_input_embeddings()
-    ids = torch.arange(embedding.weight.shape[0], device=hf.device)
-    return max(embedding(chunk).abs().max().item() for chunk in ids.split(4096))
+    ids = torch.arange(hf.config.vocab_size, device=hf.device)
+    return max(float(embedding(chunk).abs().max()) for chunk in ids.split(4096))
 
 
 def _largest(stored: torch.Tensor, num_tokens: int) -> tuple[float, ...]:
     """Largest magnitude in every layer over the first `num_tokens` slots; KVPool layout."""
     return tuple(stored[:, :num_tokens].abs().amax(dim=(1, 2, 3)).float().tolist())
-
-

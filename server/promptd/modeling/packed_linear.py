@@ -87,7 +87,9 @@ class PackedLinear(nn.Module):
         if self._packed is None:
             return nn.functional.linear(rows, self.weight, self.bias)
         if torch.is_grad_enabled() and rows.requires_grad:
-            product: torch.Tensor = _PackedFunction.apply(rows, self._packed, self.weight, self.bias)
+            product: torch.Tensor = _PackedFunction.apply(  # type: ignore[no-untyped-call]
+                rows, self._packed, self.weight, self.bias
+            )
             return product
         return _packed_product(rows, self._packed, self.bias)
 

@@ -31,7 +31,7 @@ class ProbeRow:
 def expected_rows(hf: PreTrainedModel, sizes: DecoderSizes) -> list[ProbeRow]:
     """Answer bare, soft, prefix and chained rows of ragged lengths with transformers' own attention."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary = hf.get_input_embeddings().weight.shape[0]
+    vocabulary: int = hf.config.vocab_size
 
     def tokens(count: int) -> torch.Tensor:
         return torch.randint(0, vocabulary, (count,), generator=generator).to(hf.device)

@@ -51,9 +51,7 @@ class ReferenceRow:
     def _forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         count = next(iter(inputs.values())).shape[1]
         positions = torch.arange(self.num_positions, self.num_positions + count, device=self.hf.device)
-        output: Any = self.hf(
-            **inputs, position_ids=positions.unsqueeze(0), past_key_values=self.cache, use_cache=True
-        )
+        output: Any = self.hf(**inputs, position_ids=positions.unsqueeze(0), past_key_values=self.cache, use_cache=True)
         self.num_positions += count
         logits: torch.Tensor = output.logits[0].float()
         return logits

@@ -69,7 +69,7 @@ def forward_training(
 ) -> torch.Tensor:
     """Run rows end to end in one pass.
 
-    `logits_index` (`[num_logits]`, int64) picks packed tokens; None keeps all. Returns logits `[num_logits, vocab_size]`.
+    `logits_index` (`[num_logits]`, int64) picks packed tokens; None keeps all. Returns `[num_logits, vocab_size]`.
     """
     embeds = torch.cat([row.input_embeds for row in rows])
     positions = torch.cat(
