@@ -46,7 +46,7 @@ class Header:
 
 
 def read_header(content: bytes, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
-    """Check a whole safetensors file but its numbers: names, dtypes, shapes, and that every byte belongs to a tensor."""
+    """Check a file but for its numbers: names, dtypes, shapes, and that every byte belongs to a tensor."""
     plain = parse_object(_header_bytes(content, max_header_bytes), "header")
     metadata = _metadata(plain.pop("__metadata__", {}))
     if len(plain) > MAX_TENSORS:

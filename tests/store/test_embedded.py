@@ -1,0 +1,145 @@
+"""The embedded store's own promises: files, rights, corruption, full disks, other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from promptd_store import BlobCorruptError, BlobNotFoundError, EmbeddedStore, Put, Store, StoreUnavailableError
+
+from tests.store.forge import Forge
+
+pytestmark = pytest.mark.anyio
+
+
+def blob_files(root: Path) -> list[Path]:
+    """All files under the blob folder."""
+    return [path for path in (root / "store" / "blobs").rglob("*") if path.is_file()]
+
+
+async def test_files_are_private(store: Store, tmp_path: Path) -> None:
+    """Nobody but the owner can read the store: 0600 for files, 0700 for folders."""
+    await store.put_blob("acme", b"x")
+    await store.transact(puts=[Put("{acme}:k", b"v")])
+    paths = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    assert len(paths) > 6
+    for path in paths:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize("damage", [b"", b"tamper", b"x" * 100])
+async def test_corrupt_blob_is_never_served(store: Store, tmp_path: Path, damage: bytes) -> None:
+    """Changed bytes are a typed error, the file is set aside, and the same content can be stored again."""
+    digest = await store.put_blob("acme", b"x" * 99)
+    (path,) = blob_files(tmp_path)
+    path.write_bytes(damage)
+    with pytest.raises(BlobCorruptError):
+        await store.get_blob("acme", digest)
+    (aside,) = (tmp_path / "store" / "quarantine").iterdir()
+    assert aside.read_bytes() == damage
+    with pytest.raises(BlobNotFoundError):
+        await store.get_blob("acme", digest)
+    await store.put_blob("acme", b"x" * 99)
+    assert await store.get_blob("acme", digest) == b"x" * 99
+
+
+async def test_putting_again_repairs(store: Store, tmp_path: Path) -> None:
+    """Storing content whose file was damaged replaces the file instead of trusting its name."""
+    digest = await store.put_blob("acme", b"good")
+    (path,) = blob_files(tmp_path)
+    path.write_bytes(b"evil")
+    assert await store.put_blob("acme", b"good") == digest
+    assert await store.get_blob("acme", digest) == b"good"
+
+
+async def test_sync_comes_before_the_name(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob's bytes reach the disk before its name exists, and the name before the caller is answered."""
+    happened: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def recording_fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        happened.append("sync folder" if stat.S_ISDIR(status.st_mode) else f"sync {status.st_size} bytes")
+        fsync(descriptor)
+
+    def recording_rename(source: Path, target: Path, **options: object) -> None:
+        happened.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(os, "rename", recording_rename)
+    await store.put_blob("acme", b"x" * 10)
+    assert happened == ["sync folder", "sync folder", "sync 10 bytes", "rename", "sync folder"]
+    happened.clear()
+    await store.put_blob("acme", b"x" * 10)
+    assert happened == ["sync folder"]
+
+
+async def test_failed_sync_is_not_acknowledged(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk refuses to sync, the put fails with a typed error and leaves nothing behind."""
+
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, "I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(StoreUnavailableError) as caught:
+            await store.put_blob("acme", b"x")
+    assert caught.value.retryable and caught.value.status == 503
+    assert blob_files(tmp_path) == []
+    await store.put_blob("acme", b"x")
+
+
+async def test_leftovers_of_killed_writers_are_removed(store: Store, tmp_path: Path) -> None:
+    """Old temporary files go when the store is opened; young ones may belong to a living writer and stay."""
+    await store.put_blob("acme", b"x")
+    (blob,) = blob_files(tmp_path)
+    old, young = blob.parent / ".tmp-old", blob.parent / ".tmp-young"
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    assert len(await store.scan_blobs("acme")) == 1
+    await EmbeddedStore(tmp_path / "store").close()
+    assert set(blob_files(tmp_path)) == {blob, young}
+
+
+async def test_unusable_folder_is_a_typed_error(tmp_path: Path) -> None:
+    """A path that is a file, or a database that is none, cannot be opened and says so."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreUnavailableError):
+        EmbeddedStore(tmp_path / "file")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "records.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreUnavailableError):
+        EmbeddedStore(tmp_path / "store")
+
+
+async def test_other_process_is_seen(store: Store, forge: Forge, tmp_path: Path) -> None:
+    """Records, blobs and events of another process on the same folder arrive here, while this one writes too."""
+    subscription = await store.subscribe("{acme}:")
+    forge.order(do="tell", folder=str(tmp_path / "store"), count=50)
+    for i in range(50):
+        await store.transact(puts=[Put(f"{{acme}}:own:{i}", b"x")])
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        seen = [(await anext(subscription)).payload for _ in range(50)]
+        started, told = [await asyncio.to_thread(forge.hear) for _ in range(2)]
+    assert seen == [b"%d" % i for i in range(50)]
+    assert await store.get_blob("acme", told["digest"]) == b"from the other process"
+    assert len(await store.scan("{acme}:")) == 100
+    forge.order(do="wait", pid=started["pid"])
+    assert (await asyncio.to_thread(forge.hear))["ended"] == started["pid"]
+
+
+async def test_many_open_at_once(tmp_path: Path) -> None:
+    """Opening a new folder from several threads at the same time works for all."""
+    stores = await asyncio.gather(*(asyncio.to_thread(EmbeddedStore, tmp_path / "store") for _ in range(8)))
+    for i, store in enumerate(stores):
+        await store.transact(puts=[Put(f"{{acme}}:{i}", b"x")])
+    assert len(await stores[0].scan("{acme}:")) == 8
+    for store in stores:
+        await store.close()

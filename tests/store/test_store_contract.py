@@ -1,0 +1,326 @@
+"""What every store backend must do. Backends are chosen by the `open_store` fixture; nothing here knows them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+from promptd_store import (
+    Append,
+    BlobNotFoundError,
+    Check,
+    CheckFailedError,
+    LeaseLostError,
+    PromptNameError,
+    Put,
+    Store,
+    StoreUnavailableError,
+)
+
+from tests.store.conftest import StoreFactory
+
+pytestmark = pytest.mark.anyio
+
+KEY = "{acme}:thing:a"
+
+
+async def test_is_a_store(store: Store) -> None:
+    """The backend has every method of the protocol."""
+    assert isinstance(store, Store)
+
+
+async def test_blob_round_trip(store: Store) -> None:
+    """Bytes come back as they were, under their own sha256; the empty blob too."""
+    for data in (b"", b"\0\xff" * 1000, bytes(2 << 20)):
+        digest = await store.put_blob("acme", data)
+        assert digest == "sha256:" + hashlib.sha256(data).hexdigest()
+        assert await store.get_blob("acme", digest) == data
+        assert await store.has_blob("acme", digest)
+
+
+async def test_blobs_are_stored_once(store: Store) -> None:
+    """Putting the same bytes again gives the same digest and one blob with a newer time."""
+    digest = await store.put_blob("acme", b"x")
+    (before,) = await store.scan_blobs("acme")
+    await asyncio.sleep(0.02)
+    assert await store.put_blob("acme", b"x") == digest
+    (after,) = await store.scan_blobs("acme")
+    assert (after.digest, after.num_bytes) == (digest, 1)
+    assert after.last_put > before.last_put
+
+
+async def test_blobs_belong_to_a_tenant(store: Store) -> None:
+    """A tenant cannot read, see or delete another's blob, not even with its digest."""
+    digest = await store.put_blob("acme", b"secret")
+    with pytest.raises(BlobNotFoundError):
+        await store.get_blob("eve", digest)
+    assert not await store.has_blob("eve", digest)
+    assert not await store.delete_blob("eve", digest)
+    assert await store.scan_blobs("eve") == []
+    assert await store.get_blob("acme", digest) == b"secret"
+
+
+async def test_blob_deletion(store: Store) -> None:
+    """A deleted blob is gone; deleting twice says so; a fresh one is protected by the age given."""
+    digest = await store.put_blob("acme", b"x")
+    assert not await store.delete_blob("acme", digest, unused_for_seconds=60)
+    assert await store.delete_blob("acme", digest)
+    assert not await store.delete_blob("acme", digest)
+    with pytest.raises(BlobNotFoundError):
+        await store.get_blob("acme", digest)
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:", "sha256:" + "g" * 64, "../../etc/passwd", "sha256:" + "a" * 64 + "/.."]
+)
+async def test_malformed_digests_are_not_found(store: Store, digest: str) -> None:
+    """A digest that is none names no blob, whatever it looks like."""
+    with pytest.raises(BlobNotFoundError):
+        await store.get_blob("acme", digest)
+
+
+@pytest.mark.parametrize("tenant", ["", "..", "a/b", ".hidden", "a" * 65, "a\0b", "ä", "a\n"])
+async def test_malformed_tenants_are_refused(store: Store, tenant: str) -> None:
+    """A tenant's name can never become a path."""
+    with pytest.raises(PromptNameError):
+        await store.put_blob(tenant, b"x")
+
+
+async def test_records(store: Store) -> None:
+    """A record is what was put last; its etag changes with every write, also of the same value."""
+    assert await store.get(KEY) is None
+    first = (await store.transact(puts=[Put(KEY, b"1")]))[KEY]
+    record = await store.get(KEY)
+    assert record is not None and (record.key, record.value, record.etag) == (KEY, b"1", first)
+    second = (await store.transact(puts=[Put(KEY, b"1")]))[KEY]
+    assert second != first
+    await store.transact(deletes=[KEY])
+    assert await store.get(KEY) is None
+    assert (await store.transact(puts=[Put(KEY, b"1")]))[KEY] not in (first, second)
+
+
+async def test_scan_is_ordered_and_paged(store: Store) -> None:
+    """Scanning returns exactly the keys of the prefix, in order, and pages by the last key."""
+    keys = [f"{{acme}}:n:{i:03d}" for i in range(25)]
+    others = ["{acme}:m:1", "{acme}:n", "{acme}:o:1", "{acme2}:n:001", "{eve}:n:001"]
+    await store.transact(puts=[Put(key, key.encode()) for key in [*keys[::-1], *others]])
+    assert [record.key for record in await store.scan("{acme}:n:")] == keys
+    assert [record.value for record in await store.scan("{acme}:n:", after=keys[9], limit=3)] == [
+        key.encode() for key in keys[10:13]
+    ]
+    assert await store.scan("{acme}:x") == []
+
+
+async def test_transaction_is_all_or_nothing(store: Store) -> None:
+    """Where one check fails, no put, no delete and no append happens."""
+    etags = await store.transact(puts=[Put(KEY, b"1"), Put("{acme}:b", b"1")])
+    with pytest.raises(CheckFailedError) as caught:
+        await store.transact(
+            checks=[Check(KEY, etags[KEY]), Check("{acme}:c", "17")],
+            puts=[Put(KEY, b"2")],
+            deletes=["{acme}:b"],
+            appends=[Append("{acme}:log", b"x")],
+        )
+    assert (caught.value.key, caught.value.expected, caught.value.actual) == ("{acme}:c", "17", None)
+    records = [await store.get(key) for key in (KEY, "{acme}:b")]
+    assert [record and record.value for record in records] == [b"1", b"1"]
+    assert await store.read_log("{acme}:log") == []
+
+
+async def test_checks(store: Store) -> None:
+    """Checks hold for the right etag and for absence, and fail otherwise."""
+    etag = (await store.transact([Check(KEY, None)], [Put(KEY, b"1")]))[KEY]
+    for wrong in (None, etag + "0"):
+        with pytest.raises(CheckFailedError):
+            await store.transact([Check(KEY, wrong)], [Put(KEY, b"2")])
+    await store.transact([Check(KEY, etag)], deletes=[KEY])
+    with pytest.raises(CheckFailedError):
+        await store.transact([Check(KEY, etag)], [Put(KEY, b"2")])
+
+
+async def test_one_writer_wins_each_round(open_store: StoreFactory) -> None:
+    """Of many writers over two connections that saw the same etag, exactly one succeeds, every round."""
+    stores = [await open_store(), await open_store()]
+    etag: str | None = None
+    for round_number in range(5):
+
+        async def attempt(writer: int, seen: str | None = etag, value: bytes = b"%d" % round_number) -> str | None:
+            try:
+                return (await stores[writer % 2].transact([Check(KEY, seen)], [Put(KEY, value)]))[KEY]
+            except CheckFailedError:
+                return None
+
+        won = [one for one in await asyncio.gather(*map(attempt, range(10))) if one is not None]
+        assert len(won) == 1
+        etag = won[0]
+
+
+async def test_no_increment_is_lost(open_store: StoreFactory) -> None:
+    """Read-check-write loops of two connections never lose an update."""
+    stores = [await open_store(), await open_store()]
+
+    async def add(store: Store) -> None:
+        for _ in range(10):
+            while True:
+                seen = await store.get(KEY)
+                value = b"%d" % (int(seen.value) + 1 if seen else 1)
+                try:
+                    await store.transact([Check(KEY, seen.etag if seen else None)], [Put(KEY, value)])
+                    break
+                except CheckFailedError:
+                    continue
+
+    await asyncio.gather(*(add(store) for store in stores))
+    record = await stores[0].get(KEY)
+    assert record is not None and record.value == b"20"
+
+
+async def test_lease_is_exclusive(open_store: StoreFactory) -> None:
+    """A held lease cannot be taken; a released or expired one can, under a higher epoch."""
+    one, two = await open_store(), await open_store()
+    first = await one.acquire_lease("{acme}:job:1", "w1", 60)
+    assert first is not None
+    assert await two.acquire_lease("{acme}:job:1", "w2", 60) is None
+    assert await two.acquire_lease("{acme}:job:2", "w2", 60) is not None
+    await one.release_lease(first)
+    second = await two.acquire_lease("{acme}:job:1", "w2", 0.01)
+    assert second is not None and second.epoch > first.epoch
+    await asyncio.sleep(0.03)
+    third = await one.acquire_lease("{acme}:job:1", "w1", 60)
+    assert third is not None and third.epoch > second.epoch
+
+
+async def test_lease_is_taken_once(open_store: StoreFactory) -> None:
+    """Of many that ask at once, one gets it."""
+    stores = [await open_store(), await open_store()]
+    asked = [stores[i % 2].acquire_lease("{acme}:job", f"w{i}", 60) for i in range(12)]
+    assert sum(lease is not None for lease in await asyncio.gather(*asked)) == 1
+
+
+async def test_lease_renewal(store: Store) -> None:
+    """A renewed lease lives longer under its epoch, also after it expired while nobody took it."""
+    lease = await store.acquire_lease("{acme}:job", "w1", 0.01)
+    assert lease is not None
+    await asyncio.sleep(0.03)
+    renewed = await store.renew_lease(lease, 60)
+    assert renewed.epoch == lease.epoch and renewed.expires_at > lease.expires_at
+    assert await store.acquire_lease("{acme}:job", "w2", 60) is None
+    await store.release_lease(renewed)
+    with pytest.raises(LeaseLostError):
+        await store.renew_lease(renewed, 60)
+    await store.release_lease(renewed)
+
+
+async def test_lost_lease_fences_writes(store: Store) -> None:
+    """An owner that slept through its lease cannot write, renew, or release the successor's."""
+    old = await store.acquire_lease("{acme}:job", "w1", 0.01)
+    assert old is not None
+    await store.transact([old], [Put(KEY, b"old")])
+    await asyncio.sleep(0.03)
+    new = await store.acquire_lease("{acme}:job", "w2", 60)
+    assert new is not None
+    with pytest.raises(LeaseLostError):
+        await store.transact([old], [Put(KEY, b"zombie")])
+    with pytest.raises(LeaseLostError):
+        await store.renew_lease(old, 60)
+    await store.release_lease(old)
+    await store.transact([new], [Put(KEY, b"new")])
+    record = await store.get(KEY)
+    assert record is not None and record.value == b"new"
+
+
+async def test_log_keeps_order(store: Store) -> None:
+    """Entries are numbered upwards over all logs, readable by prefix, after a seq, up to a limit."""
+    seqs = [await store.publish(f"{{{tenant}}}:events", b"%d" % i) for i in range(3) for tenant in ("acme", "eve")]
+    assert seqs == sorted(set(seqs))
+    events = await store.read_log("{acme}:")
+    assert [(event.log, event.payload) for event in events] == [("{acme}:events", b"%d" % i) for i in range(3)]
+    assert [event.payload for event in await store.read_log("{acme}:", after=events[0].seq, limit=1)] == [b"1"]
+    assert len(await store.read_log("")) == 6
+
+
+async def test_log_can_be_trimmed(store: Store) -> None:
+    """Trimming removes older entries of one log; numbers are not given again."""
+    seqs = [await store.publish("{acme}:events", b"x") for _ in range(4)]
+    await store.publish("{eve}:events", b"x")
+    assert await store.trim_log("{acme}:events", before_seq=seqs[3]) == 3
+    assert [event.seq for event in await store.read_log("{acme}:")] == [seqs[3]]
+    assert await store.trim_log("{acme}:events", before_seq=seqs[3] + 100) == 1
+    assert len(await store.read_log("{eve}:")) == 1
+    assert await store.publish("{acme}:events", b"x") > seqs[3]
+
+
+async def test_subscribers_see_everything_once(open_store: StoreFactory) -> None:
+    """Subscribers of either connection get each event exactly once, in order, from whoever wrote it."""
+    stores = [await open_store(), await open_store()]
+    await stores[0].publish("{acme}:events", b"before")
+    subscriptions = [await store.subscribe("{acme}:") for store in stores]
+    for i in range(20):
+        await stores[i % 2].transact(appends=[Append("{acme}:events", b"%d" % i), Append("{eve}:events", b"no")])
+    for subscription in subscriptions:
+        async with asyncio.timeout(5):
+            seen = [await anext(subscription) for _ in range(20)]
+        assert [event.payload for event in seen] == [b"%d" % i for i in range(20)]
+        await subscription.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(subscription)
+
+
+async def test_subscription_from_the_past(store: Store) -> None:
+    """`after` replays what a subscriber missed while it was away, then goes on."""
+    seqs = [await store.publish("{acme}:events", b"%d" % i) for i in range(3)]
+    subscription = await store.subscribe("{acme}:", after=seqs[0])
+    waiting = asyncio.create_task(_take(subscription, 3))
+    await asyncio.sleep(0.02)
+    await store.publish("{acme}:events", b"3")
+    async with asyncio.timeout(5):
+        assert await waiting == [b"1", b"2", b"3"]
+
+
+async def _take(subscription: object, count: int) -> list[bytes]:
+    return [(await anext(subscription)).payload for _ in range(count)]  # type: ignore[call-overload]
+
+
+async def test_cancelled_reader_loses_nothing(store: Store) -> None:
+    """Cancelling a read and reading on skips no event."""
+    subscription = await store.subscribe("{acme}:")
+    for i in range(10):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001 * (i % 3)):
+                await anext(subscription)
+        await store.publish("{acme}:events", b"%d" % i)
+        async with asyncio.timeout(5):
+            assert (await anext(subscription)).payload == b"%d" % i
+
+
+async def test_everything_survives_reopening(open_store: StoreFactory) -> None:
+    """Records, blobs, lease epochs, logs and etag counters outlive the process that wrote them."""
+    old = await open_store()
+    etag = (await old.transact(puts=[Put(KEY, b"1")], appends=[Append("{acme}:events", b"x")]))[KEY]
+    digest = await old.put_blob("acme", b"blob")
+    lease = await old.acquire_lease("{acme}:job", "w1", 60)
+    assert lease is not None
+    await old.close()
+    new = await open_store()
+    record = await new.get(KEY)
+    assert record is not None and (record.value, record.etag) == (b"1", etag)
+    assert await new.get_blob("acme", digest) == b"blob"
+    assert (await new.renew_lease(lease, 60)).epoch == lease.epoch
+    assert len(await new.read_log("{acme}:")) == 1
+    assert (await new.transact(puts=[Put(KEY, b"2")]))[KEY] != etag
+
+
+async def test_closed_store_says_so(store: Store) -> None:
+    """After close every call is a typed error, subscriptions have ended, and closing again is harmless."""
+    subscription = await store.subscribe("")
+    waiting = asyncio.create_task(_take(subscription, 1))
+    await asyncio.sleep(0.01)
+    await store.close()
+    await store.close()
+    for call in (store.get(KEY), store.put_blob("acme", b"x"), store.publish("{acme}:e", b"x")):
+        with pytest.raises(StoreUnavailableError):
+            await call
+    with pytest.raises((StopAsyncIteration, RuntimeError)):
+        async with asyncio.timeout(5):
+            await waiting
