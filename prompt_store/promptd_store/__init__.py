@@ -11,7 +11,7 @@ from promptd_store.base import Append, BlobInfo, Check, Event, Lease, Put, Recor
 from promptd_store.bounds import Bounds
 from promptd_store.cache import ArtifactCache, CacheStats
 from promptd_store.catalog import PromptCatalog
-from promptd_store.codec import decode, encode
+from promptd_store.codec import decode, encode, to_native
 from promptd_store.embedded import EmbeddedStore
 from promptd_store.errors import (
     ArtifactError,
@@ -81,6 +81,7 @@ __all__ = [
     "read_peft",
     "render_template",
     "template_fields",
+    "to_native",
     "to_peft",
     "write_peft",
 ]

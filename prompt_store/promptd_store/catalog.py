@@ -136,17 +136,14 @@ class PromptCatalog:
 
     async def list(self, tenant: str, *, include_public: bool = False, all_bases: bool = False) -> Records:
         """Return what the tenant's names point to, by name; then public prompts of others, where asked for."""
-        own = await self._names.names(check_tenant(tenant))
-        names = [(tenant, stored.name) for stored in own if stored.state.current]
+        found = await self._names.names(check_tenant(tenant))
         if include_public:
-            names += [pair for pair in await self._names.public_names() if pair[0] != tenant]
+            found += [await self._names.read(*pair) for pair in await self._names.public_names() if pair[0] != tenant]
         records: Records = []
-        for owner, name in names:
-            state = (await self._names.read(owner, name)).state
-            usable = state.current_for(self.spec.fingerprint)
-            chosen = list(state.current.values()) if all_bases else [usable] if usable else []
-            for current in chosen:
-                record = await self._names.version(owner, name, current.number)
+        for stored in found:
+            usable = stored.state.current_for(self.spec.fingerprint)
+            for current in stored.state.current.values() if all_bases else [usable] if usable else []:
+                record = await self._names.version(stored.tenant, stored.name, current.number)
                 if record is not None and _may_see(tenant, record):
                     records.append(current.applied_to(record))
         return records

@@ -122,6 +122,13 @@ def encode(
     return PromptArtifact(manifest=manifest, version=manifest.version(), content=content, tensors=named)
 
 
+def to_native(artifact: PromptArtifact) -> bytes:
+    """Return the artifact as a native file: its own bytes, or a bare or PEFT upload with its manifest written in."""
+    if artifact.is_native:
+        return artifact.content
+    return save(dict(artifact.tensors), {METADATA_KEY: artifact.manifest.to_json()})
+
+
 def _named(kind: PromptKind, tensors: torch.Tensor | Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
     expected = TENSOR_NAMES[kind]
     if isinstance(tensors, torch.Tensor):

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from promptd_store.base import Append, Check, Event, Lease, Put, Record
-from promptd_store.errors import CheckFailedError, LeaseLostError
+from promptd_store.errors import CheckFailedError, LeaseLostError, StoreUnavailableError
 
 BUSY_TIMEOUT_SECONDS = 10.0
+
+SCHEMA_VERSION = 1
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records
@@ -24,6 +26,7 @@ CREATE TABLE IF NOT EXISTS leases
     (key TEXT PRIMARY KEY, owner TEXT, epoch INTEGER NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (id INTEGER PRIMARY KEY CHECK (id = 0), value INTEGER NOT NULL);
 INSERT OR IGNORE INTO counter VALUES (0, 0);
+PRAGMA user_version = 1;
 """
 _LAST_CHAR = "\U0010ffff"
 
@@ -42,6 +45,12 @@ class RecordFile:
         )
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            self._connection.close()
+            raise StoreUnavailableError(
+                f"{path} has schema version {version}, written by a newer release; this one knows {SCHEMA_VERSION}"
+            )
         self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:

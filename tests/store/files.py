@@ -6,8 +6,9 @@ import json
 import struct
 from typing import Any
 
+import pytest
 import torch
-from promptd_store import BaseModelSpec, encode
+from promptd_store import ArtifactError, BaseModelSpec, decode, encode
 
 SPEC = BaseModelSpec(
     architecture="LlamaForCausalLM",
@@ -68,3 +69,11 @@ def prefix(num_virtual_tokens: int = 4, *, seed: int = 0) -> torch.Tensor:
 def soft_file(seed: int = 0, **fields: Any) -> bytes:
     """A good native soft prompt; distinct for each seed."""
     return encode("soft", soft(seed=seed), **fields).content
+
+
+def refusal(content: bytes, spec: BaseModelSpec = SPEC, **wishes: Any) -> ArtifactError:
+    """The error that decoding raises."""
+    with pytest.raises(ArtifactError) as caught:
+        decode(content, spec, **wishes)
+    assert 400 <= caught.value.status < 500
+    return caught.value

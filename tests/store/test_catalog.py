@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 
@@ -13,7 +12,6 @@ from promptd_store import (
     Check,
     CheckFailedError,
     LeaseLostError,
-    PreconditionFailedError,
     PromptCatalog,
     PromptKind,
     PromptModelMismatchError,
@@ -137,58 +135,6 @@ async def test_delete_leaves_a_tombstone(catalog: PromptCatalog, store: Store) -
         await catalog.resolve("acme", "tone@1")
 
 
-async def test_preconditions(catalog: PromptCatalog) -> None:
-    """If-Match and If-None-Match hold exactly as HTTP means them, quoted or not, and are 412 otherwise."""
-    with pytest.raises(PreconditionFailedError):
-        await catalog.publish("acme", "tone", soft_file(1), if_match="*")
-    first = await catalog.publish("acme", "tone", soft_file(1), if_none_match="*")
-    for condition in ({"if_none_match": "*"}, {"if_match": "stale"}, {"if_none_match": f'"{first.etag}"'}):
-        with pytest.raises(PreconditionFailedError) as caught:
-            await catalog.publish("acme", "tone", soft_file(2), **condition)
-        assert caught.value.status == 412
-    with pytest.raises(PreconditionFailedError):  # a weak etag does not identify bytes
-        await catalog.publish("acme", "tone", soft_file(2), if_match=f'W/"{first.etag}"')
-    second = await catalog.publish("acme", "tone", soft_file(2), if_match=f'"x", "{first.etag}"')
-    with pytest.raises(PreconditionFailedError):
-        await catalog.rollback("acme", "tone", 1, if_match=first.etag)
-    third = await catalog.rollback("acme", "tone", 1, if_match=second.etag)
-    for stale in (first.etag, second.etag):  # the same content as the first, but not the same state
-        with pytest.raises(PreconditionFailedError):
-            await catalog.delete("acme", "tone", if_match=stale)
-    await catalog.delete("acme", "tone", if_match=third.etag)
-    with pytest.raises(PreconditionFailedError):
-        await catalog.publish("acme", "tone", soft_file(3), if_match=third.etag)
-
-
-async def test_if_match_has_one_winner(open_store: StoreFactory) -> None:
-    """Of writers over two stores that all saw the same etag, exactly one wins each round."""
-    catalogs = [PromptCatalog(await open_store(), SPEC) for _ in range(2)]
-    etag = (await catalogs[0].publish("acme", "tone", soft_file(0))).etag
-    for round_number in range(4):
-
-        async def attempt(writer: int, seen: str = etag, base: int = 10 * round_number) -> str | None:
-            try:
-                record = await catalogs[writer % 2].publish("acme", "tone", soft_file(1 + base + writer), if_match=seen)
-                return record.etag
-            except PreconditionFailedError:
-                return None
-
-        won = [one for one in await asyncio.gather(*map(attempt, range(6))) if one is not None]
-        assert len(won) == 1
-        etag = won[0]
-    assert (await catalogs[0].resolve("acme", "tone")).number == 5
-
-
-async def test_unconditional_writers_all_succeed(open_store: StoreFactory) -> None:
-    """Concurrent uploads without conditions each get their own number; the last one is current."""
-    catalogs = [PromptCatalog(await open_store(), SPEC) for _ in range(2)]
-    records = await asyncio.gather(*(catalogs[i % 2].publish("acme", "tone", soft_file(i)) for i in range(12)))
-    assert sorted(record.number for record in records) == list(range(1, 13))
-    assert (await catalogs[0].resolve("acme", "tone")).number == 12
-    for record in records:
-        assert (await catalogs[0].resolve("acme", f"tone@{record.number}")).version == record.version
-
-
 async def test_one_version_per_base_model(catalog: PromptCatalog, store: Store) -> None:
     """A name has its own current version for each base model; asking under a third is a 409, not a 404."""
     other = PromptCatalog(store, OTHER)
@@ -226,85 +172,6 @@ async def test_text_prompts_fit_every_base(catalog: PromptCatalog, store: Store)
     assert (await other.resolve("acme", "kind")).kind is PromptKind.TEXT
     await catalog.publish("acme", "kind", encode("text", text="Be brief.").content)
     assert (await catalog.resolve("acme", "kind")).kind is PromptKind.TEXT
-
-
-@pytest.mark.parametrize("ref", ["tone", "tone@1", "acme/tone", "acme/tone@1", "public/tone", "nobody/tone"])
-async def test_foreign_looks_like_absent(catalog: PromptCatalog, ref: str) -> None:
-    """Another tenant's private prompt gives the same error, word for word, as one that does not exist."""
-    with pytest.raises(PromptNotFoundError) as before:
-        await catalog.resolve("eve", ref)
-    await catalog.publish("acme", "tone", soft_file(1))
-    with pytest.raises(PromptNotFoundError) as after:
-        await catalog.resolve("eve", ref)
-    assert str(before.value) == str(after.value)
-    assert (before.value.code, before.value.param) == (after.value.code, after.value.param)
-    assert await catalog.list("eve", include_public=True) == []
-    for call in (catalog.delete("eve", "tone"), catalog.versions("eve", "tone"), catalog.rollback("eve", "tone", 1)):
-        with pytest.raises(PromptNotFoundError):
-            await call
-
-
-async def test_foreign_under_another_base_looks_absent(catalog: PromptCatalog, store: Store) -> None:
-    """The 409 about base models is not told to those who may not see the prompt."""
-    await catalog.publish("acme", "tone", soft_file(1))
-    with pytest.raises(PromptNotFoundError):
-        await PromptCatalog(store, OTHER).resolve("eve", "acme/tone")
-
-
-async def test_public_prompts(catalog: PromptCatalog) -> None:
-    """A public prompt is found by everyone, by bare name or with its owner; an own name comes first."""
-    private = await catalog.publish("acme", "tone", soft_file(1))
-    public = await catalog.publish("acme", "tone", soft_file(2), visibility="public")
-    for ref in ("tone", "acme/tone", "public/tone", "tone@2", f"acme/tone@{public.version}"):
-        assert (await catalog.resolve("eve", ref)).version == public.version
-    assert (await catalog.load(await catalog.resolve("eve", "tone"))).version == public.version
-    for ref in ("tone@1", f"acme/tone@{private.version}"):
-        with pytest.raises(PromptNotFoundError):
-            await catalog.resolve("eve", ref)
-    assert [record.tenant for record in await catalog.list("eve", include_public=True)] == ["acme"]
-    assert await catalog.list("eve") == []
-    own = await catalog.publish("eve", "tone", soft_file(3))
-    assert (await catalog.resolve("eve", "tone")).version == own.version
-    assert (await catalog.resolve("eve", "acme/tone")).version == public.version
-    assert (await catalog.resolve("bob", "tone")).version == public.version
-
-
-async def test_going_private_hides_at_once(catalog: PromptCatalog) -> None:
-    """Publishing privately, rolling back to a private version, or deleting takes the public name away."""
-
-    async def is_public() -> bool:
-        try:
-            await catalog.resolve("eve", "tone")
-        except PromptNotFoundError:
-            return False
-        return True
-
-    await catalog.publish("acme", "tone", soft_file(1))
-    assert not await is_public()
-    await catalog.publish("acme", "tone", soft_file(2), visibility="public")
-    assert await is_public()
-    await catalog.rollback("acme", "tone", 1)
-    assert not await is_public()
-    await catalog.rollback("acme", "tone", 2)
-    assert await is_public()
-    await catalog.publish("acme", "tone", soft_file(3))
-    assert not await is_public()
-    await catalog.publish("acme", "tone", soft_file(4), visibility="public")
-    await catalog.delete("acme", "tone")
-    assert not await is_public()
-
-
-async def test_first_owner_keeps_a_public_name(catalog: PromptCatalog) -> None:
-    """Another tenant cannot take a bare public name over while it is in use; afterwards it can."""
-    await catalog.publish("acme", "tone", soft_file(1), visibility="public")
-    await catalog.publish("eve", "tone", soft_file(2), visibility="public")
-    assert (await catalog.resolve("bob", "tone")).tenant == "acme"
-    assert (await catalog.resolve("bob", "eve/tone")).tenant == "eve"
-    await catalog.delete("acme", "tone")
-    with pytest.raises(PromptNotFoundError):
-        await catalog.resolve("bob", "tone")
-    await catalog.publish("eve", "tone", soft_file(3), visibility="public")
-    assert (await catalog.resolve("bob", "tone")).tenant == "eve"
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -116,6 +118,23 @@ async def test_unusable_folder_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "store" / "records.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(StoreUnavailableError):
         EmbeddedStore(tmp_path / "store")
+
+
+async def test_newer_schema_is_refused(store: Store, tmp_path: Path) -> None:
+    """A store written by a newer release is not touched by an older one."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / "records.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreUnavailableError, match="99"):
+        EmbeddedStore(tmp_path / "store")
+
+
+async def test_commits_reach_the_disk(tmp_path: Path) -> None:
+    """Records are committed with WAL and a sync at every commit: a killed machine loses nothing acknowledged."""
+    store = EmbeddedStore(tmp_path / "store")
+    connection = store._records._connection
+    settings = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert settings == ["wal", 2]
+    await store.close()
 
 
 async def test_other_process_is_seen(store: Store, forge: Forge, tmp_path: Path) -> None:

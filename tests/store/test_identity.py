@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from promptd_store import Manifest, PromptKind, TensorInfo, decode, encode
+from promptd_store import Manifest, PromptKind, TensorInfo, decode, encode, to_native
 from promptd_store.peft_config import flatten_prefix
 
 from tests.store.files import SPEC, bare_file, prefix, soft
@@ -93,7 +93,9 @@ def test_container_does_not_count() -> None:
         bare_file(flatten_prefix(prefix())),
         bare_file(flatten_prefix(prefix()), {"note": "saved yesterday by eve"}),
     ):
-        assert decode(content, SPEC).version == native.version
+        read = decode(content, SPEC)
+        assert read.version == native.version
+        assert to_native(read) == native.content
 
 
 def test_architecture_is_a_remark() -> None:

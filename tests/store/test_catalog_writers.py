@@ -1,0 +1,65 @@
+"""Writers that meet: conditions hold exactly, every round has one winner, nobody is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from promptd_store import PreconditionFailedError, PromptCatalog
+
+from tests.store.conftest import StoreFactory
+from tests.store.files import SPEC, soft_file
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_preconditions(catalog: PromptCatalog) -> None:
+    """If-Match and If-None-Match hold exactly as HTTP means them, quoted or not, and are 412 otherwise."""
+    with pytest.raises(PreconditionFailedError):
+        await catalog.publish("acme", "tone", soft_file(1), if_match="*")
+    first = await catalog.publish("acme", "tone", soft_file(1), if_none_match="*")
+    for condition in ({"if_none_match": "*"}, {"if_match": "stale"}, {"if_none_match": f'"{first.etag}"'}):
+        with pytest.raises(PreconditionFailedError) as caught:
+            await catalog.publish("acme", "tone", soft_file(2), **condition)
+        assert caught.value.status == 412
+    with pytest.raises(PreconditionFailedError):  # a weak etag does not identify bytes
+        await catalog.publish("acme", "tone", soft_file(2), if_match=f'W/"{first.etag}"')
+    second = await catalog.publish("acme", "tone", soft_file(2), if_match=f'"x", "{first.etag}"')
+    with pytest.raises(PreconditionFailedError):
+        await catalog.rollback("acme", "tone", 1, if_match=first.etag)
+    third = await catalog.rollback("acme", "tone", 1, if_match=second.etag)
+    for stale in (first.etag, second.etag):  # the same content as the first, but not the same state
+        with pytest.raises(PreconditionFailedError):
+            await catalog.delete("acme", "tone", if_match=stale)
+    await catalog.delete("acme", "tone", if_match=third.etag)
+    with pytest.raises(PreconditionFailedError):
+        await catalog.publish("acme", "tone", soft_file(3), if_match=third.etag)
+
+
+async def test_if_match_has_one_winner(open_store: StoreFactory) -> None:
+    """Of writers over two stores that all saw the same etag, exactly one wins each round."""
+    catalogs = [PromptCatalog(await open_store(), SPEC) for _ in range(2)]
+    etag = (await catalogs[0].publish("acme", "tone", soft_file(0))).etag
+    for round_number in range(4):
+
+        async def attempt(writer: int, seen: str = etag, base: int = 10 * round_number) -> str | None:
+            try:
+                record = await catalogs[writer % 2].publish("acme", "tone", soft_file(1 + base + writer), if_match=seen)
+                return record.etag
+            except PreconditionFailedError:
+                return None
+
+        won = [one for one in await asyncio.gather(*map(attempt, range(6))) if one is not None]
+        assert len(won) == 1
+        etag = won[0]
+    assert (await catalogs[0].resolve("acme", "tone")).number == 5
+
+
+async def test_unconditional_writers_all_succeed(open_store: StoreFactory) -> None:
+    """Concurrent uploads without conditions each get their own number; the last one is current."""
+    catalogs = [PromptCatalog(await open_store(), SPEC) for _ in range(2)]
+    records = await asyncio.gather(*(catalogs[i % 2].publish("acme", "tone", soft_file(i)) for i in range(12)))
+    assert sorted(record.number for record in records) == list(range(1, 13))
+    assert (await catalogs[0].resolve("acme", "tone")).number == 12
+    for record in records:
+        assert (await catalogs[0].resolve("acme", f"tone@{record.number}")).version == record.version
