@@ -1,0 +1,66 @@
+"""From a finished training to what is stored: the artifact that is served and the provenance that is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from promptd_store import PromptArtifact, PromptKind, encode
+
+from promptd.modeling import FrozenModel
+from promptd.training.encoding import TaskFormat
+from promptd.training.evaluation import Scores
+from promptd.training.trainer import TrainingResult
+
+
+def make_artifact(
+    model: FrozenModel,
+    task: TaskFormat,
+    result: TrainingResult,
+    *,
+    default_sampling: Mapping[str, float | int] | None = None,
+    stop: tuple[str, ...] = (),
+) -> PromptArtifact:
+    """Return the folded prompt as a native artifact, in float32, bound to this base model."""
+    kind = PromptKind.PREFIX if result.config.method.name == "prefix" else PromptKind.SOFT
+    return encode(
+        kind,
+        result.prompt.cpu().contiguous(),
+        base_fingerprint=model.spec.fingerprint,
+        base_architecture=model.spec.architecture,
+        template=task.template,
+        add_special_tokens=task.add_special_tokens,
+        default_sampling=default_sampling,
+        stop=stop,
+        label_words=task.label_words,
+    )
+
+
+def provenance(result: TrainingResult) -> dict[str, Any]:
+    """Return where a prompt comes from as plain JSON values; it goes into the record, not into the identity."""
+    config = asdict(result.config)
+    method = config.pop("method")
+    config["learning_rate"], config["network_learning_rate"] = result.config.rates
+    return {
+        "method": method.pop("name"),
+        "hyperparameters": {**method, **config},
+        "seed": result.config.seed,
+        "data_digest": result.data_digest,
+        "best_step": result.best_step,
+        "scores": {
+            "before": scores_json(result.bare),
+            "after": scores_json(result.report),
+            "selection": scores_json(result.selection),
+        },
+        "majority": None if result.majority is None else {"label": result.majority[0], "share": result.majority[1]},
+        "trainable_params": result.trainable_params,
+        "stored_params": result.stored_params,
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def scores_json(scores: Scores) -> dict[str, Any]:
+    """Return scores as plain JSON values, rounded to what their row counts can tell."""
+    accuracy = None if scores.accuracy is None else round(scores.accuracy, 4)
+    return {"num_rows": scores.num_rows, "loss": round(scores.loss, 4), "accuracy": accuracy}

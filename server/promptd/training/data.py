@@ -1,0 +1,124 @@
+"""Training rows: JSON lines in, checked examples out; every fault names its line.
+
+A row is an object whose values used here are strings. Its target is `completion` (generated text) or `label`; its
+input is `prompt`, `text` or any other named fields that the job's template uses. `prompt` counts as `text`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptd_store import TemplateError, render_template
+
+from promptd.errors import InvalidRequestError
+
+MAX_SHOWN_CHARS = 80
+
+
+class TrainingDataError(InvalidRequestError):
+    """A row of the training data is unusable; `line` counts from 1."""
+
+    default_code = "invalid_training_data"
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}", param="training_file")
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One checked row. Exactly one of `completion` and `label` is set."""
+
+    fields: Mapping[str, str]
+    completion: str | None
+    label: str | None
+    line: int
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read a `.jsonl` or `.jsonl.gz` file."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return parse_examples(content.split(b"\n"))
+
+
+def parse_examples(lines: Iterable[str | bytes]) -> list[Example]:
+    """Check JSON lines; empty ones are skipped. Raises `TrainingDataError` at the first bad row."""
+    examples = [_parse(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not examples:
+        raise TrainingDataError(1, "no rows at all")
+    return examples
+
+
+def _parse(line: int, text: str | bytes) -> Example:
+    try:
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise TrainingDataError(line, f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise TrainingDataError(line, f"not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+    if not isinstance(row, dict):
+        raise TrainingDataError(line, f"must be an object, got {_shown(row)}")
+    return example_of(line, row)
+
+
+def example_of(line: int, row: Mapping[str, Any]) -> Example:
+    """Check one row that is already an object."""
+    targets = [name for name in ("completion", "label") if name in row]
+    if len(targets) != 1:
+        raise TrainingDataError(line, f"needs exactly one of 'completion' and 'label', got {sorted(row)!r}")
+    target = row[targets[0]]
+    if not isinstance(target, str) or not target:
+        raise TrainingDataError(line, f"{targets[0]!r} must be a non-empty string, got {_shown(target)}")
+    if "prompt" in row and "text" in row:
+        raise TrainingDataError(line, "has both 'prompt' and 'text'")
+    fields = {name: value for name, value in row.items() if isinstance(value, str) and name not in targets}
+    if "prompt" in fields:
+        fields["text"] = fields.pop("prompt")
+    is_label = targets[0] == "label"
+    return Example(fields, None if is_label else target, target if is_label else None, line)
+
+
+def render(template: str | None, example: Example) -> str:
+    """Put an example's fields into the template, as serving does."""
+    try:
+        return render_template(template, example.fields)
+    except TemplateError as error:
+        raise TrainingDataError(example.line, error.message) from None
+
+
+def split_examples(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """Split into (rest, held out) by a hash of the input: equal inputs fall on the same side, in every run."""
+    rest: list[Example] = []
+    held_out: list[Example] = []
+    for example in examples:
+        digest = hashlib.sha256(json.dumps(dict(example.fields), sort_keys=True).encode()).digest()
+        (held_out if int.from_bytes(digest[:8]) < fraction * 2**64 else rest).append(example)
+    return rest, held_out
+
+
+def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Return the examples in an order fixed by the seed."""
+    order = list(examples)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def data_digest(examples: Iterable[Example]) -> str:
+    """Return `sha256:…` of the examples in their order, without line numbers."""
+    digest = hashlib.sha256()
+    for example in examples:
+        row = [dict(example.fields), example.completion, example.label]
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return "sha256:" + digest.hexdigest()
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "..."
