@@ -1,0 +1,232 @@
+"""The client for ordinary code. `AsyncClient` is the same for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar, Unpack
+
+import httpx
+import stamina
+
+from promptd_client import _requests
+from promptd_client._peft import read_content, read_peft_folder
+from promptd_client._requests import Call, StreamCall
+from promptd_client._retry import retry_hook, retry_limits
+from promptd_client._stream import Stream
+from promptd_client._uploads import Folders, UploadResult, progress_bar
+from promptd_client.errors import ConnectionFailedError, PromptdError
+from promptd_client.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Classification,
+    Completion,
+    Model,
+    Prompt,
+    Tokenization,
+)
+from promptd_client.options import ChatOptions, ClassifyOptions, CompletionOptions, Message, TextInput
+
+T = TypeVar("T")
+PromptList = list[Prompt]  # `list` is a method of Prompts
+ResultList = list[UploadResult]
+
+
+class Client:
+    """A connection to one promptd server; safe to use from several threads.
+
+    client = Client("http://127.0.0.1:8000")
+    client.prompts.upload_peft("alice", "adapters/alice")
+    print(client.complete("Dear customer,", model="alice", max_tokens=40).text)
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 600.0,
+        max_retries: int = 3,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Address a server, with or without `/v1` at the end."""
+        self.base_url = _requests.base_address(base_url)
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers=_requests.headers(api_key),
+            timeout=httpx.Timeout(timeout_seconds, connect=_requests.CONNECT_SECONDS),
+            transport=transport,
+        )
+        self._retrying = stamina.RetryingCaller(**retry_limits(max_retries))
+        self.prompts = Prompts(self)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def complete(self, prompt: TextInput, **options: Unpack[CompletionOptions]) -> Completion:
+        """Continue a text, token ids, or the named fields of the prompt's template."""
+        return self.run(_requests.completion(prompt, options))
+
+    def stream(self, prompt: TextInput, **options: Unpack[CompletionOptions]) -> Stream[Completion]:
+        """Continue a text, event by event; the last event has no choices but the usage."""
+        return self.open(_requests.completion_stream(prompt, options))
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatCompletion:
+        """Answer a conversation."""
+        return self.run(_requests.chat(messages, options))
+
+    def stream_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Stream[ChatCompletionChunk]:
+        """Answer a conversation, event by event."""
+        return self.open(_requests.chat_stream(messages, options))
+
+    def classify(self, text: TextInput, **options: Unpack[ClassifyOptions]) -> Classification:
+        """Pick one of the prompt's labels for every text."""
+        return self.run(_requests.classify(text, options))
+
+    def models(self) -> list[Model]:
+        """List base models and prompts."""
+        return self.run(_requests.models())
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> Tokenization:
+        """Split a text into the base model's tokens."""
+        return self.run(_requests.tokenize(text, add_special_tokens))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Join tokens to a text."""
+        return self.run(_requests.detokenize(tokens))
+
+    def version(self) -> str:
+        """Return the server's version."""
+        return self.run(_requests.version())
+
+    def is_ready(self) -> bool:
+        """Return whether the server answers and takes requests; never raises for a server that does not."""
+        try:
+            self._send(self._request(_requests.ready()), is_stream=False)
+        except (PromptdError, httpx.TransportError):
+            return False
+        return True
+
+    def run(self, call: Call[T]) -> T:
+        """Send one request, again where that is safe, and read its reply."""
+        try:
+            response = self._retrying(retry_hook(call.is_idempotent), self._send, self._request(call), is_stream=False)
+        except httpx.TransportError as error:
+            raise ConnectionFailedError(f"{self.base_url}: {error or type(error).__name__}") from error
+        return call.parse(response)
+
+    def open(self, call: StreamCall[T]) -> Stream[T]:
+        """Send one request and return its stream, once the server has accepted it."""
+        request = self._http.build_request("POST", call.path, json=call.body, headers=_requests.STREAM_HEADERS)
+        try:
+            response = self._retrying(retry_hook(False), self._send, request, is_stream=True)
+        except httpx.TransportError as error:
+            raise ConnectionFailedError(f"{self.base_url}: {error or type(error).__name__}") from error
+        return Stream(response, call)
+
+    def _request(self, call: Call[T]) -> httpx.Request:
+        return self._http.build_request(
+            call.method, call.path, params=call.params, headers=call.headers, json=call.body, content=call.content
+        )
+
+    def _send(self, request: httpx.Request, *, is_stream: bool) -> httpx.Response:
+        response = self._http.send(request, stream=is_stream)
+        if response.is_success:
+            return response
+        try:
+            response.read()
+        finally:
+            response.close()
+        raise _requests.error_of(response)
+
+
+class Prompts:
+    """The caller's prompts, `client.prompts`."""
+
+    def __init__(self, client: Client) -> None:
+        self._run = client.run
+
+    def list(self) -> PromptList:
+        """List what the caller's names point to."""
+        return self._run(_requests.list_prompts())
+
+    def get(self, ref: str) -> Prompt:
+        """Read one record: `name`, `owner/name`, `name@3` or `name@sha256:…`."""
+        return self._run(_requests.get_prompt(ref))
+
+    def versions(self, name: str) -> PromptList:
+        """List every version of a name, newest first."""
+        return self._run(_requests.prompt_versions(name))
+
+    def content(self, ref: str, *, format: _requests.ContentFormat = "native") -> bytes:
+        """Download a prompt: safetensors (`native`), or a zip archive of a PEFT folder (`peft`)."""
+        return self._run(_requests.prompt_content(ref, format))
+
+    def upload(
+        self,
+        name: str,
+        content: bytes | str | Path,
+        *,
+        kind: str | None = None,
+        num_virtual_tokens: int | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+    ) -> Prompt:
+        """Publish a safetensors file (bytes or a path) as the newest version of a name."""
+        data = read_content(content)
+        params = {"kind": kind, "num_virtual_tokens": num_virtual_tokens}
+        return self._run(
+            _requests.put_prompt(name, data, params=params, if_match=if_match, if_none_match=if_none_match)
+        )
+
+    def upload_peft(
+        self, name: str, folder: str | Path, *, if_match: str | None = None, if_none_match: str | None = None
+    ) -> Prompt:
+        """Publish a PEFT folder (adapter_config.json and adapter_model.safetensors) under a name."""
+        files = read_peft_folder(folder)
+        return self._run(_requests.put_peft(name, files, if_match=if_match, if_none_match=if_none_match))
+
+    def upload_many(
+        self,
+        folders: Folders,
+        *,
+        jobs: int = 4,
+        progress: bool = True,
+        on_result: Callable[[UploadResult], None] | None = None,
+    ) -> ResultList:
+        """Publish many PEFT folders, `jobs` at once; one that fails stops no other. Results keep the order."""
+
+        with progress_bar(len(folders), is_shown=progress) as move, ThreadPoolExecutor(jobs) as pool:
+            uploads = [pool.submit(self._upload, name, Path(folder)) for name, folder in folders.items()]
+            try:
+                for upload in as_completed(uploads):
+                    move(upload.result())
+                    if on_result is not None:
+                        on_result(upload.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [upload.result() for upload in uploads]
+
+    def rollback(self, name: str, to: int | str) -> Prompt:
+        """Point a name to an earlier version: its number, or `sha256:…`."""
+        return self._run(_requests.rollback_prompt(name, to))
+
+    def delete(self, name: str) -> None:
+        """Delete a name with all its versions."""
+        self._run(_requests.delete_prompt(name))
+
+    def _upload(self, name: str, folder: Path) -> UploadResult:
+        try:
+            return UploadResult(name, folder, prompt=self.upload_peft(name, folder))
+        except PromptdError as error:
+            return UploadResult(name, folder, error=error)

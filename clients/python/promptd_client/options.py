@@ -1,0 +1,66 @@
+"""The fields of requests, shared by both clients. All are optional; the server checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+TextInput = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]] | Mapping[str, str]
+"""A text, token ids (used as given), a list of either, or the named fields of the prompt's template."""
+Message = Mapping[str, Any]
+"""`{"role": "user", "content": "…"}`"""
+
+
+class PromptOptions(TypedDict, total=False):
+    """Which learned prompts a request runs under."""
+
+    model: str
+    """A base model, a prompt, or `base:prompt`; omitted: the server's base model."""
+    prompt_id: str
+    prompt_ids: Sequence[str]
+    """A chain, read left to right."""
+    apply_template: bool
+    extra_body: Mapping[str, Any]
+    """Fields that this client does not know yet."""
+
+
+class SamplingOptions(PromptOptions, total=False):
+    """How tokens are picked."""
+
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: Mapping[str, float]
+    seed: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    n: int
+    ensemble: Sequence[str]
+    return_token_ids: bool
+
+
+class CompletionOptions(SamplingOptions, total=False):
+    """What only completions take."""
+
+    logprobs: int
+    echo: bool
+
+
+class ChatOptions(SamplingOptions, total=False):
+    """What only chats take."""
+
+    logprobs: bool
+    top_logprobs: int
+
+
+class ClassifyOptions(PromptOptions, total=False):
+    """What only classifications take."""
+
+    ensemble: Sequence[str]
