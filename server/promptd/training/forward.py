@@ -89,15 +89,15 @@ class SharedPromptBatch:
     def _context(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the prompt's keys and values at this layer, `[1, num_kv_heads, n, head_dim]` each."""
         if self.prefix is not None:
-            learned = self.prefix[layer].to(key.dtype).unsqueeze(1)  # [2, 1, num_kv_heads, n, head_dim]
-            return learned[0], learned[1]
+            keys, values = self.prefix[layer].to(key.dtype).unsqueeze(1).unbind(0)
+            return keys, values
         if self.num_soft:
             return key[:, :, : self.num_soft], value[:, :, : self.num_soft]
         return None
 
     def _padded(self, packed: torch.Tensor) -> torch.Tensor:
         """Turn `[1, heads, num_tokens, head_dim]` into `[num_texts, heads, longest, head_dim]`."""
-        rows = packed[0].index_select(1, self.gather).unflatten(1, (self.num_texts, self.longest))
+        rows: torch.Tensor = packed[0].index_select(1, self.gather).unflatten(1, (self.num_texts, self.longest))
         return rows.transpose(0, 1)
 
 

@@ -41,16 +41,21 @@ class TrainingConfig:
     schedule: str = "linear"
     max_grad_norm: float = 1.0
     num_evaluations: int = 10
+    max_seconds: float | None = None
+    """End by then at the latest, the schedule compressed to fit; the result then depends on the machine's speed."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         positive = ("num_steps", "batch_size", "max_grad_norm", "num_evaluations")
-        for name in (*positive, "learning_rate", "network_learning_rate"):
+        for name in (*positive, "learning_rate", "network_learning_rate", "max_seconds"):
             value = getattr(self, name)
             if value is not None and not (0 < value < math.inf):
                 raise InvalidRequestError(f"{name} must be a positive number, got {value!r}", param=name)
-        if not 0 <= self.warmup_ratio <= 1:
-            raise InvalidRequestError(f"warmup_ratio must be 0 to 1, got {self.warmup_ratio!r}", param="warmup_ratio")
+        if not 0 <= self.warmup_ratio < 1:
+            value = self.warmup_ratio
+            raise InvalidRequestError(
+                f"warmup_ratio must be at least 0 and below 1, got {value!r}", param="warmup_ratio"
+            )
         if self.schedule not in SCHEDULES:
             raise InvalidRequestError(f"schedule must be linear or constant, got {self.schedule!r}", param="schedule")
 
@@ -60,17 +65,19 @@ class TrainingConfig:
         default, network = DEFAULT_RATES[self.method.name]
         return self.learning_rate or default, self.network_learning_rate or network
 
-    def rate_scale(self, step: int) -> float:
-        """Share of the full rate at a step counted from 0."""
-        warmup = max(1, round(self.warmup_ratio * self.num_steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        if self.schedule == "constant":
-            return 1.0
-        return (self.num_steps - step) / max(1, self.num_steps - warmup)
+    def rate_scale(self, done: float) -> float:
+        """Share of the full rate when `done` of the training (0 to 1) lies behind; never 0."""
+        rising = done / self.warmup_ratio if done < self.warmup_ratio else 1.0
+        falling = 1.0 if self.schedule == "constant" else (1 - done) / (1 - self.warmup_ratio)
+        return max(min(rising, falling), 1 / self.num_steps)
+
+    def share_done(self, step: int, seconds: float) -> float:
+        """Return how much of the training lies behind after `step` steps and `seconds`, 0 to 1."""
+        spent = 0.0 if self.max_seconds is None else seconds / self.max_seconds
+        return min(1.0, max(step / self.num_steps, spent))
 
 
-DEFAULT_RATES = {"residual": (0.3, 3e-3), "prompt_tuning": (0.3, 3e-3), "prefix": (0.1, 3e-3)}
+DEFAULT_RATES = {"residual": (1.0, 3e-4), "prompt_tuning": (0.3, 3e-3), "prefix": (0.1, 3e-3)}
 """Method -> (learning_rate, network_learning_rate)."""
 
 
@@ -146,22 +153,25 @@ class PromptTrainer:
         optimizer = torch.optim.AdamW(self.method.parameter_groups(*config.rates), weight_decay=config.weight_decay)
         full_rates = [group["lr"] for group in optimizer.param_groups]
         batches = training_batches(self.train_rows, config.batch_size, config.seed)
-        every = max(1, config.num_steps // config.num_evaluations)
         best: _Best | None = None
         history: list[Progress] = []
-        for step in range(config.num_steps):
+        step, evaluations, done = 0, 0, 0.0
+        while done < 1:
             for group, rate in zip(optimizer.param_groups, full_rates, strict=True):
-                group["lr"] = rate * config.rate_scale(step)
+                group["lr"] = rate * config.rate_scale(done)
             batch = next(batches)
             loss = self._step(optimizer, batch, step)
+            step += 1
+            done = config.share_done(step, time.monotonic() - began)
             scores = None
-            if (step + 1) % every == 0 or step + 1 == config.num_steps:
-                best, scores = self._evaluated(best, step + 1)
+            if int(done * config.num_evaluations) > evaluations:
+                evaluations = int(done * config.num_evaluations)
+                best, scores = self._evaluated(best, step)
             num_tokens = sum(row.num_tokens for row in batch)
-            history.append(Progress(step + 1, config.num_steps, loss, num_tokens, time.monotonic() - began, scores))
+            history.append(Progress(step, config.num_steps, loss, num_tokens, time.monotonic() - began, scores))
             if on_progress is not None:
                 on_progress(history[-1])
-        return self._result(best or self._evaluated(None, 0)[0], history, began)
+        return self._result(best or self._evaluated(None, step)[0], history, began)
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: list[Encoded], step: int) -> float:
         self.method.train()

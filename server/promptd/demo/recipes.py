@@ -1,0 +1,147 @@
+"""The demo's prompts: which data, which text around it, which method; only data of clear, commercial licences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from promptd.training import MethodConfig, TaskFormat, TrainingConfig
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One prompt: rows of a data set, how they read, how the prompt is trained."""
+
+    name: str
+    title: str
+    dataset: str
+    attribution: str
+    row: Callable[[Row], dict[str, str] | None]
+    """One row of the set -> a training row, or None to leave it out."""
+    task: TaskFormat
+    training: TrainingConfig
+    weight: float = 1.0
+    """Share of the time budget, relative to the other recipes."""
+    max_tokens: int = 64
+    splits: tuple[str, str | None, str] = ("train", "validation", "test")
+    """Files for training, validation (None: a hash split of the training rows) and the held-out scores."""
+    rival: str | None = None
+    """The other user of the same task: its prompt is scored on this one's held-out rows."""
+
+
+def _labels(field: str, words: Mapping[str, str]) -> Callable[[Row], dict[str, str] | None]:
+    def row(source: Row) -> dict[str, str] | None:
+        return {"text": source["text"], "label": source[field]} if source[field] in words else None
+
+    return row
+
+
+def _pairs(user: str | None = None) -> Callable[[Row], dict[str, str] | None]:
+    def row(source: Row) -> dict[str, str] | None:
+        chosen = user is None or source["user"] == user
+        return {"text": source["input"], "completion": source["target"]} if chosen else None
+
+    return row
+
+
+def _config(method: MethodConfig, *, batch_size: int, num_steps: int, learning_rate: float) -> TrainingConfig:
+    return TrainingConfig(
+        method=method, batch_size=batch_size, num_steps=num_steps, learning_rate=learning_rate, num_evaluations=8
+    )
+
+
+_LABEL_PROMPT = MethodConfig("residual", num_virtual_tokens=20, init="class_labels")
+_TEXT_PROMPT = MethodConfig("residual", num_virtual_tokens=20)
+_PREFIX = MethodConfig("prefix", num_virtual_tokens=20)
+
+_SNIPS = {
+    "AddToPlaylist": " playlist",
+    "BookRestaurant": " restaurant",
+    "GetWeather": " weather",
+    "PlayMusic": " music",
+    "RateBook": " book",
+    "SearchCreativeWork": " show",
+    "SearchScreeningEvent": " movie",
+}
+_CLINC = {
+    "banking": " bank",
+    "credit_cards": " credit",
+    "kitchen_and_dining": " food",
+    "home": " home",
+    "auto_and_commute": " car",
+    "travel": " travel",
+    "utility": " time",
+    "work": " work",
+    "small_talk": " talk",
+    "meta": " you",
+}
+_POLITENESS = {"polite": " warm", "impolite": " cold"}
+
+_BIBLE = "Carlson, Riddell & Rockmore 2018, StyleTransferBibleData; public-domain translations of the Bible"
+
+RECIPES = (
+    Recipe(
+        name="snips-intent",
+        title="Intent of a voice command (7 intents)",
+        dataset="snips",
+        attribution="Coucke et al. 2018, Snips Voice Platform; CC0 1.0",
+        row=_labels("label", _SNIPS),
+        task=TaskFormat("{text}\nIntent:", _SNIPS),
+        training=_config(_LABEL_PROMPT, batch_size=48, num_steps=500, learning_rate=1.0),
+        max_tokens=1,
+        splits=("train", None, "validation"),
+    ),
+    Recipe(
+        name="clinc-domain",
+        title="Domain of a question to an assistant (10 domains; out-of-scope rows left out)",
+        dataset="clinc150",
+        attribution="Larson et al. 2019, CLINC150 (oos-eval); CC BY 3.0",
+        row=_labels("domain", _CLINC),
+        task=TaskFormat("{text}\nTopic:", _CLINC),
+        training=_config(_LABEL_PROMPT, batch_size=48, num_steps=500, learning_rate=1.0),
+        max_tokens=1,
+    ),
+    Recipe(
+        name="politeness-tone",
+        title="Polite or impolite request (outer quartiles of the annotators' scores)",
+        dataset="politeness",
+        attribution="Danescu-Niculescu-Mizil et al. 2013, A computational approach to politeness; Apache-2.0, "
+        "requests from Wikipedia talk pages and Stack Exchange, CC BY-SA",
+        row=_labels("label", _POLITENESS),
+        task=TaskFormat("{text}\nTone:", _POLITENESS),
+        training=_config(_PREFIX, batch_size=32, num_steps=300, learning_rate=0.1),
+        max_tokens=1,
+    ),
+    Recipe(
+        name="e2e-restaurant",
+        title="Restaurant description from attributes",
+        dataset="e2e_nlg",
+        attribution="Novikova, Dusek & Rieser 2017, The E2E Dataset; CC BY-SA 4.0",
+        row=_pairs(),
+        task=TaskFormat("{text}\n"),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+    ),
+    Recipe(
+        name="bible-american-standard",
+        title="One user's style: a verse as the American Standard Version says it",
+        dataset="bible_style",
+        attribution=_BIBLE,
+        row=_pairs("to_american_standard"),
+        task=TaskFormat("{text}\n"),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        rival="bible-basic-english",
+    ),
+    Recipe(
+        name="bible-basic-english",
+        title="Another user's style: a verse in Basic English",
+        dataset="bible_style",
+        attribution=_BIBLE,
+        row=_pairs("to_basic_english"),
+        task=TaskFormat("{text}\n"),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        rival="bible-american-standard",
+    ),
+)
