@@ -27,7 +27,7 @@ from promptd_store.errors import (
     StoreUnavailableError,
     TemplateError,
 )
-from promptd_store.garbage import collect_garbage
+from promptd_store.garbage import collect_garbage, trim_events
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_ref
 from promptd_store.peft import read_peft, to_peft, write_peft
@@ -83,5 +83,6 @@ __all__ = [
     "template_fields",
     "to_native",
     "to_peft",
+    "trim_events",
     "write_peft",
 ]

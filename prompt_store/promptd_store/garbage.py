@@ -1,12 +1,15 @@
-"""Delete blobs that no record names any more: those of deleted prompts, and of publishers that were killed midway."""
+"""Delete what nobody needs: blobs that no record names (of deleted prompts and killed publishers), and old events."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 
 from promptd_store.base import Store
 
 UNUSED_FOR_SECONDS = 24 * 3600.0
+KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
 PAGE = 1000
 
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
@@ -31,3 +34,17 @@ async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: floa
         if await store.delete_blob(tenant, blob.digest, unused_for_seconds=unused_for_seconds):
             deleted.append(blob.digest)
     return deleted
+
+
+async def trim_events(
+    store: Store, log: str, *, keep_seconds: float = KEEP_EVENTS_SECONDS, clock: Callable[[], float] = time.time
+) -> int:
+    """Delete a log's events that are older than this; return how many."""
+    oldest_kept, after = clock() - keep_seconds, 0
+    while page := await store.read_log(log, after=after, limit=PAGE):
+        old = [event for event in page if event.at < oldest_kept]
+        if old:
+            after = old[-1].seq
+        if len(old) < len(page):
+            break
+    return await store.trim_log(log, before_seq=after + 1)

@@ -20,7 +20,9 @@ from promptd_store import (
     Store,
     collect_garbage,
     encode,
+    events_log,
     to_peft,
+    trim_events,
 )
 
 from tests.store.conftest import StoreFactory
@@ -273,3 +275,13 @@ async def test_other_catalogs_are_never_stale(open_store: StoreFactory) -> None:
         made = await one.publish("acme", "tone", soft_file(seed))
         found = await two.resolve("acme", "tone")
         assert found == made and (await two.load(found)).content == soft_file(seed)
+
+
+async def test_old_events_can_be_trimmed(catalog: PromptCatalog, store: Store) -> None:
+    """Events beyond the age go, younger ones and other logs stay."""
+    await catalog.publish("acme", "tone", soft_file(1))
+    await catalog.publish("eve", "tone", soft_file(1))
+    log = events_log("acme")
+    assert await trim_events(store, log) == 0
+    assert await trim_events(store, log, keep_seconds=-1) == 1
+    assert len(await store.read_log("")) == 1

@@ -63,3 +63,15 @@ async def test_unconditional_writers_all_succeed(open_store: StoreFactory) -> No
     assert (await catalogs[0].resolve("acme", "tone")).number == 12
     for record in records:
         assert (await catalogs[0].resolve("acme", f"tone@{record.number}")).version == record.version
+
+
+async def test_one_owner_of_a_public_name(open_store: StoreFactory) -> None:
+    """Of tenants that publish the same public name at once, one gets the bare name, and whoever asks first sees it."""
+    catalogs = [PromptCatalog(await open_store(), SPEC) for _ in range(2)]
+
+    async def publish(writer: int) -> str:
+        catalog = catalogs[writer % 2]
+        await catalog.publish(f"tenant{writer}", "tone", soft_file(writer), visibility="public")
+        return (await catalog.resolve("bob", "tone")).tenant
+
+    assert len(set(await asyncio.gather(*map(publish, range(8))))) == 1

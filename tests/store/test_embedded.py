@@ -120,6 +120,18 @@ async def test_unusable_folder_is_a_typed_error(tmp_path: Path) -> None:
         EmbeddedStore(tmp_path / "store")
 
 
+async def test_full_disk_is_a_typed_error(tmp_path: Path) -> None:
+    """Where the records do not fit any more, the whole transaction is refused and the store goes on."""
+    store = EmbeddedStore(tmp_path / "store")
+    await store.transact(puts=[Put("{acme}:old", b"kept")])
+    store._records._connection.execute("PRAGMA max_page_count = 40")
+    with pytest.raises(StoreUnavailableError):
+        await store.transact(puts=[Put(f"{{acme}}:{i}", bytes(10_000)) for i in range(40)], deletes=["{acme}:old"])
+    assert [record.key for record in await store.scan("{acme}:")] == ["{acme}:old"]
+    await store.transact(puts=[Put("{acme}:new", b"fits")])
+    await store.close()
+
+
 async def test_newer_schema_is_refused(store: Store, tmp_path: Path) -> None:
     """A store written by a newer release is not touched by an older one."""
     with contextlib.closing(sqlite3.connect(tmp_path / "store" / "records.sqlite")) as connection:
