@@ -1,0 +1,118 @@
+"""`POST /v1/chat/completions`: the tokenizer's chat template in front of the same engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from promptd.api.generation import Choice, abort, collect, max_tokens_of, merged, sampling_params, submit, usage
+from promptd.api.logprobs import chat_logprobs
+from promptd.api.schemas import ChatBody, Message
+from promptd.api.services import Services, new_id, principal_of, prompt_names, resolve_prompts, services_of, tokenize
+from promptd.api.sse import event_stream
+from promptd.errors import InvalidRequestError, NoChatTemplateError
+
+
+async def create_chat_completion(body: ChatBody, request: Request) -> Response:
+    """Answer a conversation under a learned prompt, a chain of prompts, or none."""
+    services = services_of(request)
+    if body.ensemble is not None:
+        raise InvalidRequestError("ensemble is for completions and classification", param="ensemble")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequestError("top_logprobs needs logprobs=true", param="top_logprobs")
+    names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
+    model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
+    prompts = await resolve_prompts(services, principal_of(request), names, model_name)
+    token_ids = await tokenize(services, _render(services, body.messages), add_special_tokens=False)
+    if body.max_completion_tokens is not None:
+        body.max_tokens = body.max_completion_tokens
+    num_virtual = sum(artifact.num_virtual_tokens for artifact in prompts.artifacts)
+    room = services.engine.engine.max_model_len - num_virtual - len(token_ids)
+    max_tokens = max_tokens_of(body, prompts, max(1, room))
+    params = [
+        sampling_params(
+            body,
+            prompts,
+            max_tokens=max_tokens,
+            seed_offset=number,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+        for number in range(body.n)
+    ]
+    choices = submit(services, prompts, [token_ids], params)
+    header = {
+        "id": new_id("chatcmpl"),
+        "object": "chat.completion.chunk" if body.stream else "chat.completion",
+        "created": int(time.time()),
+        "model": prompts.model_name,
+        "prompt_versions": prompts.versions,
+    }
+    if body.stream:
+        return event_stream(_chunks(services, body, choices, header))
+    await collect(request, choices)
+    answers = [_answer(services, body, choice) for choice in choices]
+    return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
+
+
+def _render(services: Services, messages: Sequence[Message]) -> str:
+    tokenizer = services.model.tokenizer
+    if not tokenizer.chat_template:
+        raise NoChatTemplateError(
+            f"the tokenizer of {services.model.served_name!r} has no chat template; use /v1/completions",
+            param="messages",
+        )
+    plain = [
+        {
+            "role": message.role,
+            "content": message.content
+            if isinstance(message.content, str)
+            else "".join(part.text for part in message.content),
+        }
+        for message in messages
+    ]
+    try:
+        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+    except Exception as error:
+        raise InvalidRequestError(f"the chat template refuses these messages: {error}", param="messages") from error
+
+
+def _answer(services: Services, body: ChatBody, choice: Choice) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "index": choice.index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.last.stop_reason if choice.last is not None else None,
+        "logprobs": chat_logprobs(services.model, choice.logprobs) if body.logprobs else None,
+    }
+    if body.return_token_ids:
+        answer["token_ids"] = choice.output_ids
+    return answer
+
+
+async def _chunks(
+    services: Services, body: ChatBody, choices: Sequence[Choice], header: Mapping[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    extra: dict[str, Any] = {"usage": None} if include_usage else {}
+    try:
+        for choice in choices:
+            first = {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            yield {**header, "choices": [first], **extra}
+        async for choice, output in merged(choices):
+            piece: dict[str, Any] = {
+                "index": choice.index,
+                "delta": {"content": output.text} if output.text or not output.is_last else {},
+                "finish_reason": output.finish_reason.value if output.finish_reason is not None else None,
+                "logprobs": chat_logprobs(services.model, output.logprobs) if body.logprobs else None,
+            }
+            if body.return_token_ids:
+                piece["token_ids"] = list(output.token_ids)
+            yield {**header, "choices": [piece], **extra}
+        if include_usage:
+            yield {**header, "choices": [], "usage": usage(choices, body.n)}
+    finally:
+        abort(choices)

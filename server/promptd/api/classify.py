@@ -1,0 +1,117 @@
+"""`POST /v1/classify`: label words scored in one packed pass, in vLLM's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from promptd.api.generation import while_connected
+from promptd.api.schemas import ClassifyBody
+from promptd.api.services import (
+    NamedPrompts,
+    Services,
+    new_id,
+    principal_of,
+    prompt_names,
+    resolve_prompts,
+    services_of,
+    to_tokens,
+    tokenize,
+)
+from promptd.engine.request import ScoreOutput, ScoreRequest
+from promptd.errors import InvalidRequestError
+
+
+async def create_classification(body: ClassifyBody, request: Request) -> Response:
+    """Return each input's probabilities over the labels; with `ensemble` the mean over several prompts."""
+    services = services_of(request)
+    inputs: list[Any] = list(body.input) if isinstance(body.input, list) else [body.input]
+    names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
+    if body.ensemble is not None and (body.prompt_id is not None or body.prompt_ids is not None):
+        raise InvalidRequestError("ensemble names all its prompts itself", param="ensemble")
+    chains = [[name] for name in body.ensemble] if body.ensemble is not None else [names]
+    model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
+    members = [await resolve_prompts(services, principal_of(request), chain, model_name) for chain in chains]
+    words = [_label_words(body, prompts) for prompts in members]
+    if any(list(one) != list(words[0]) for one in words):
+        raise InvalidRequestError("the prompts of an ensemble must have the same labels", param="ensemble")
+    work = asyncio.gather(
+        *(
+            _probabilities(services, prompts, own, text)
+            for prompts, own in zip(members, words, strict=True)
+            for text in inputs
+        )
+    )
+    results = await while_connected(request, work)
+    labels = list(words[0])
+    data, num_prompt, num_virtual, num_cached = [], 0, 0, 0
+    for _, output in results:
+        num_prompt += output.num_prompt_tokens
+        num_virtual += output.num_virtual_tokens
+        num_cached += output.num_cached_tokens
+    for index in range(len(inputs)):
+        rows = [probs for probs, _ in results[index :: len(inputs)]]
+        probs = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        best = max(range(len(labels)), key=probs.__getitem__)
+        data.append(
+            {"index": index, "label": labels[best], "probs": probs, "num_classes": len(labels), "labels": labels}
+        )
+    return JSONResponse(
+        {
+            "id": new_id("classify"),
+            "object": "list",
+            "created": int(time.time()),
+            "model": model_name,
+            "prompt_versions": [version for prompts in members for version in prompts.versions],
+            "data": data,
+            "usage": {
+                "prompt_tokens": num_prompt,
+                "completion_tokens": 0,
+                "total_tokens": num_prompt,
+                "prompt_tokens_details": {"cached_tokens": num_cached, "virtual_tokens": num_virtual},
+            },
+        }
+    )
+
+
+def _label_words(body: ClassifyBody, prompts: NamedPrompts) -> dict[str, str]:
+    """Label -> the text that is scored: from the request, else from the prompt."""
+    if isinstance(body.labels, dict):
+        return body.labels
+    if body.labels is not None:
+        if len(set(body.labels)) != len(body.labels):
+            raise InvalidRequestError(f"labels repeat: {body.labels!r}", param="labels")
+        return {label: label for label in body.labels}
+    manifest = prompts.last.manifest if prompts.last is not None else None
+    if manifest is None or not manifest.label_words:
+        raise InvalidRequestError(
+            "this prompt has no label words; give 'labels' (a list, or an object of label: text)", param="labels"
+        )
+    return dict(manifest.label_words)
+
+
+async def _probabilities(
+    services: Services, prompts: NamedPrompts, words: dict[str, str], text: Any
+) -> tuple[list[float], ScoreOutput]:
+    token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
+    candidates = tuple([await tokenize(services, word, add_special_tokens=False) for word in words.values()])
+    request = ScoreRequest(
+        new_id("score"), token_ids, candidates, prompts.artifacts, prompts.salt,
+        services.limits.request_timeout_seconds,
+    )  # fmt: skip
+    output = await services.engine.score(request)
+    return softmax(output.logprobs), output
+
+
+def softmax(values: Sequence[float]) -> list[float]:
+    """Normalise log-probabilities."""
+    top = max(values)
+    weights = [math.exp(value - top) for value in values]
+    total = sum(weights)
+    return [weight / total for weight in weights]

@@ -1,0 +1,176 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from promptd.api.generation import Choice, abort, collect, max_tokens_of, merged, sampling_params, submit, usage
+from promptd.api.logprobs import completion_logprobs
+from promptd.api.schemas import CompletionBody
+from promptd.api.services import (
+    NamedPrompts,
+    Services,
+    new_id,
+    principal_of,
+    prompt_names,
+    resolve_prompts,
+    services_of,
+    to_tokens,
+)
+from promptd.api.sse import event_stream
+from promptd.errors import InvalidRequestError
+
+_DEFAULT_MAX_TOKENS = 16
+Input = str | Mapping[str, str] | Sequence[int]
+
+
+async def create_completion(body: CompletionBody, request: Request) -> Response:
+    """Continue one or several texts under a learned prompt, a chain of prompts, or none."""
+    services = services_of(request)
+    inputs = _inputs(body)
+    if body.ensemble is not None:
+        return await _ensemble(body, request, services, inputs)
+    prompts = await _named(services, request, body, prompt_names(services, body.model, body.prompt_id, body.prompt_ids))
+    choices = await _start(services, body, prompts, inputs)
+    header = {
+        "id": new_id("cmpl"),
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": prompts.model_name,
+        "prompt_versions": prompts.versions,
+    }
+    if body.stream:
+        return event_stream(_chunks(services, body, choices, header))
+    await collect(request, choices)
+    answers = [_answer(services, body, choice) for choice in choices]
+    return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
+
+
+async def _named(services: Services, request: Request, body: CompletionBody, names: Sequence[str]) -> NamedPrompts:
+    model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
+    return await resolve_prompts(services, principal_of(request), names, model_name)
+
+
+async def _start(
+    services: Services, body: CompletionBody, prompts: NamedPrompts, inputs: Sequence[Input]
+) -> list[Choice]:
+    max_tokens = max_tokens_of(body, prompts, _DEFAULT_MAX_TOKENS)
+    params = [
+        sampling_params(
+            body,
+            prompts,
+            max_tokens=max_tokens,
+            seed_offset=number,
+            logprobs=body.logprobs,
+            prompt_logprobs=body.logprobs if body.echo else None,
+        )
+        for number in range(body.n)
+    ]
+    tokens = [
+        await to_tokens(services, prompts, text, apply_template=body.apply_template, param="prompt") for text in inputs
+    ]
+    return submit(services, prompts, tokens, params)
+
+
+def _inputs(body: CompletionBody) -> list[Input]:
+    """Every input of the body: one text, object or list of token ids, or a list of these."""
+    prompt = body.prompt
+    if isinstance(prompt, (str, dict)):
+        return [prompt]
+    if prompt and isinstance(prompt[0], int):
+        return [prompt]  # type: ignore[list-item]
+    return list(prompt)  # type: ignore[arg-type]
+
+
+def _answer(services: Services, body: CompletionBody, choice: Choice) -> dict[str, Any]:
+    model = services.model
+    echoed = model.decode(choice.token_ids) if body.echo else ""
+    answer: dict[str, Any] = {
+        "index": choice.index,
+        "text": echoed + choice.text,
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.last.stop_reason if choice.last is not None else None,
+        "logprobs": None,
+    }
+    if body.logprobs is not None:
+        front = (choice.prompt_logprobs or ()) if body.echo else ()
+        ids = [*(choice.token_ids if body.echo else ()), *(entry.token_id for entry in choice.logprobs)]
+        answer["logprobs"] = completion_logprobs(model, [*front, *choice.logprobs], ids, 0)
+    if body.return_token_ids:
+        answer["prompt_token_ids"] = list(choice.token_ids)
+        answer["token_ids"] = choice.output_ids
+    return answer
+
+
+async def _chunks(
+    services: Services, body: CompletionBody, choices: Sequence[Choice], header: Mapping[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
+    """One chunk for every step of every choice, the usage at the end where it was asked for."""
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    extra: dict[str, Any] = {"usage": None} if include_usage else {}
+    echoed = [False] * len(choices)
+    lengths = [0] * len(choices)
+    try:
+        async for choice, output in merged(choices):
+            text = output.text
+            entries = list(output.logprobs)
+            ids = [entry.token_id for entry in output.logprobs]
+            if body.echo and not echoed[choice.index]:
+                echoed[choice.index] = True
+                text = services.model.decode(choice.token_ids) + text
+                if body.logprobs is not None:
+                    entries = [*(choice.prompt_logprobs or ()), *entries]  # type: ignore[list-item]
+                    ids = [*choice.token_ids, *ids]
+            piece: dict[str, Any] = {
+                "index": choice.index,
+                "text": text,
+                "finish_reason": output.finish_reason.value if output.finish_reason is not None else None,
+                "stop_reason": output.stop_reason,
+                "logprobs": None,
+            }
+            if body.logprobs is not None:
+                piece["logprobs"] = completion_logprobs(services.model, entries, ids, lengths[choice.index])
+            if body.return_token_ids:
+                piece["token_ids"] = list(output.token_ids)
+            lengths[choice.index] += len(text)
+            yield {**header, "choices": [piece], **extra}
+        if include_usage:
+            yield {**header, "choices": [], "usage": usage(choices, body.n)}
+    finally:
+        abort(choices)
+
+
+async def _ensemble(body: CompletionBody, request: Request, services: Services, inputs: Sequence[Input]) -> Response:
+    """Run the input under each prompt in one batch and take the majority's text, ties to the first."""
+    if body.stream or body.n != 1 or len(inputs) != 1:
+        raise InvalidRequestError("ensemble takes one input, n=1 and no stream", param="ensemble")
+    if body.prompt_id is not None or body.prompt_ids is not None:
+        raise InvalidRequestError("ensemble names all its prompts itself", param="ensemble")
+    choices: list[Choice] = []
+    try:
+        for name in body.ensemble or ():
+            prompts = await _named(services, request, body, [name])
+            choices += await _start(services, body, prompts, inputs)
+        await collect(request, choices)
+    finally:
+        abort(choices)
+    votes = Counter(choice.text.strip() for choice in choices)
+    winner = max(choices, key=lambda choice: votes[choice.text.strip()])  # max keeps the first of equals
+    winner.index = 0
+    return JSONResponse(
+        {
+            "id": new_id("cmpl"),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": services.model.served_name,
+            "prompt_versions": [version for choice in choices for version in choice.prompts.versions],
+            "choices": [{**_answer(services, body, winner), "votes": dict(votes)}],
+            "usage": usage(choices, 1),
+        }
+    )

@@ -1,0 +1,122 @@
+"""Every failure leaves as `{"error": {"message", "type", "param", "code"}}`, whatever raised it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from promptd_store import StoreError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from promptd.errors import (
+    InvalidRequestError,
+    MethodNotAllowedError,
+    PayloadTooLargeError,
+    PromptdError,
+    RouteNotFoundError,
+)
+
+_MAX_SHOWN = 120
+_TOO_LARGE = "the body is larger than this route takes"
+_log = structlog.get_logger(__name__)
+
+
+def envelope(error: PromptdError | StoreError) -> dict[str, dict[str, str | None]]:
+    """OpenAI's error body."""
+    kind = getattr(error, "type", "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: PromptdError | StoreError) -> JSONResponse:
+    """An error as a response, with Retry-After where it is worth trying again."""
+    headers = {}
+    retry_after = getattr(error, "retry_after_seconds", None)
+    if retry_after is None and error.status == 503:
+        retry_after = 1
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(envelope(error), status_code=error.status, headers=headers)
+
+
+def describe(error: RequestValidationError) -> InvalidRequestError:
+    """Turn pydantic's first complaint into one sentence that names the field and shows the value."""
+    problems = error.errors()
+    # A union complains once for every alternative: the deepest complaint is the most telling one.
+    problem = max(problems, key=lambda one: len(one["loc"]))
+    where = [str(part) for part in problem["loc"][1:] if not _is_alternative(part)]
+    if problem["type"] == "json_invalid":
+        return InvalidRequestError(f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json")
+    if isinstance(problem.get("input"), bytes):
+        return InvalidRequestError("the body must be JSON, with Content-Type: application/json", code="invalid_body")
+    param = where[0] if where else None
+    place = ".".join(where) or "body"
+    shown = repr(problem.get("input"))
+    shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
+    code = "unknown_field" if problem["type"] == "extra_forbidden" else None
+    return InvalidRequestError(f"{place}: {problem['msg']}, got {shown}", param=param, code=code)
+
+
+def _is_alternative(part: Any) -> bool:
+    """Whether a part of pydantic's location names a type of a union, not a field."""
+    text = str(part)
+    return "[" in text or text in ("str", "constrained-str", "StrictStr") or text[:1].isupper()
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+
+    @app.exception_handler(PromptdError)
+    async def known(_: Request, error: PromptdError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(StoreError)
+    async def from_store(_: Request, error: StoreError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(describe(error))
+
+    @app.exception_handler(HTTPException)
+    async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            return error_response(RouteNotFoundError(f"no route {request.method} {request.url.path}"))
+        if error.status_code == 405:
+            return error_response(MethodNotAllowedError(f"{request.url.path} does not take {request.method}"))
+        if error.status_code == 413:
+            return error_response(PayloadTooLargeError(_TOO_LARGE))
+        return error_response(InvalidRequestError(f"the body cannot be read: {error.detail}", code="invalid_body"))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        _log.exception("unexpected_error", path=request.url.path, error=type(error).__name__)
+        return error_response(PromptdError("an internal error; the log has the request id"))
+
+
+class OversizeEnvelope:
+    """ASGI middleware: the framework answers an oversized Content-Length in plain text, before any handler."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, putting the envelope in the place of a plain 413."""
+        replaced = False
+
+        async def send_envelope(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] == PayloadTooLargeError.status:
+                is_plain = any(key == b"content-type" and value[:5] == b"text/" for key, value in message["headers"])
+                if is_plain:
+                    replaced = True
+                    await error_response(PayloadTooLargeError(_TOO_LARGE))(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self._app(scope, receive, send_envelope if scope["type"] == "http" else send)

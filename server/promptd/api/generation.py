@@ -1,0 +1,206 @@
+"""From a body to running generations: parameters, submission, collection, usage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from promptd.api.schemas import Sampling
+from promptd.api.services import NamedPrompts, Services, new_id
+from promptd.engine.async_engine import Stream
+from promptd.engine.request import (
+    FinishReason,
+    GenerateRequest,
+    RequestOutput,
+    RequestTimings,
+    SamplingParams,
+    TokenLogprob,
+)
+from promptd.errors import InvalidRequestError, PromptdError
+
+_T = TypeVar("_T")
+_DISCONNECT_POLL_SECONDS = 0.1
+_CLIENT_CLOSED = 499
+
+
+def sampling_params(
+    body: Sampling,
+    prompts: NamedPrompts,
+    *,
+    max_tokens: int,
+    seed_offset: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """Fill what the request leaves open from the prompt's defaults, then from ours."""
+    manifest = prompts.last.manifest if prompts.last is not None else None
+    values: dict[str, Any] = dict(manifest.default_sampling) if manifest is not None else {}
+    for name in (
+        "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+        "repetition_penalty", "seed",
+    ):  # fmt: skip
+        given = getattr(body, name)
+        if given is not None:
+            values[name] = given
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop
+    if stop is None:
+        stop = list(manifest.stop) if manifest is not None else []
+    values["max_tokens"] = max_tokens
+    values["top_k"] = max(0, values.get("top_k", 0))
+    if values.get("seed") is not None:
+        values["seed"] += seed_offset
+    return SamplingParams(
+        **values,
+        stop=tuple(stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos,
+        logit_bias=_token_biases(body.logit_bias or {}),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _token_biases(biases: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in biases.items()}
+    except ValueError as error:
+        raise InvalidRequestError(f"logit_bias takes token ids as keys: {error}", param="logit_bias") from error
+
+
+def max_tokens_of(body: Sampling, prompts: NamedPrompts, default: int) -> int:
+    """The request's limit, else the prompt's, else ours."""
+    if body.max_tokens is not None:
+        return body.max_tokens
+    manifest = prompts.last.manifest if prompts.last is not None else None
+    return int(manifest.default_sampling.get("max_tokens", default)) if manifest is not None else default
+
+
+@dataclass
+class Choice:
+    """One generation of a response."""
+
+    index: int
+    prompts: NamedPrompts
+    token_ids: tuple[int, ...]
+    stream: Stream
+    observe: Callable[[RequestTimings, int], None]
+    text: str = ""
+    output_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    last: RequestOutput | None = None
+
+    def add(self, output: RequestOutput) -> None:
+        """Take in what one step added."""
+        self.text += output.text
+        self.output_ids += output.token_ids
+        self.logprobs += output.logprobs
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
+        self.last = output
+        if output.is_last and output.timings is not None:
+            self.observe(output.timings, len(self.output_ids))
+
+    @property
+    def finish_reason(self) -> str:
+        """OpenAI's word for it."""
+        reason = self.last.finish_reason if self.last is not None else None
+        return (reason or FinishReason.ABORT).value
+
+
+def submit(
+    services: Services, prompts: NamedPrompts, inputs: Sequence[tuple[int, ...]], params: Sequence[SamplingParams]
+) -> list[Choice]:
+    """Start `len(params)` generations for every input; all or none. Raises what the engine refuses."""
+    choices: list[Choice] = []
+    try:
+        for token_ids in inputs:
+            for own in params:
+                request = GenerateRequest(
+                    new_id("gen"), token_ids, own, prompts.artifacts, prompts.salt,
+                    services.limits.request_timeout_seconds,
+                )  # fmt: skip
+                stream = services.engine.submit(request)
+                choices.append(Choice(len(choices), prompts, token_ids, stream, services.observe))
+    except PromptdError:
+        abort(choices)
+        raise
+    return choices
+
+
+def abort(choices: Sequence[Choice]) -> None:
+    """End what still runs."""
+    for choice in choices:
+        choice.stream.abort()
+
+
+async def _finish(choice: Choice) -> None:
+    async for output in choice.stream:
+        choice.add(output)
+
+
+async def collect(request: Request, choices: Sequence[Choice]) -> None:
+    """Run all choices to their end; abort them when one fails or the client goes away."""
+    try:
+        await while_connected(request, asyncio.gather(*(_finish(choice) for choice in choices)))
+    finally:
+        abort(choices)
+
+
+async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+    """Await `work`, but give up when the client disconnects: the server never cancels a unary handler by itself."""
+    task = asyncio.ensure_future(work)
+    try:
+        while True:
+            done, _ = await asyncio.wait([task], timeout=_DISCONNECT_POLL_SECONDS)
+            if done:
+                return task.result()
+            if await request.is_disconnected():
+                raise ClientDisconnectedError("the client went away")
+    finally:
+        task.cancel()
+
+
+class ClientDisconnectedError(PromptdError):
+    """Nobody reads the answer any more."""
+
+    status = _CLIENT_CLOSED
+    default_code = "client_disconnected"
+
+
+async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, RequestOutput]]:
+    """Yield the outputs of all choices as they come; aborts the rest when the reader stops."""
+    pending = {asyncio.ensure_future(anext(choice.stream)): choice for choice in choices}
+    try:
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                choice = pending.pop(task)
+                output = task.result()
+                choice.add(output)
+                if not output.is_last:
+                    pending[asyncio.ensure_future(anext(choice.stream))] = choice
+                yield choice, output
+    finally:
+        for task in pending:
+            task.cancel()
+        abort(choices)
+
+
+def usage(choices: Sequence[Choice], num_per_input: int) -> dict[str, Any]:
+    """Count tokens: every input once, every output; virtual and cached tokens apart."""
+    inputs = [choice.last for choice in choices[::num_per_input] if choice.last is not None]
+    prompt_tokens = sum(output.num_prompt_tokens for output in inputs)
+    completion_tokens = sum(len(choice.output_ids) for choice in choices)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(output.num_cached_tokens for output in inputs),
+            "virtual_tokens": sum(output.num_virtual_tokens for output in inputs),
+        },
+    }

@@ -1,0 +1,64 @@
+"""Probes, metrics, version, engine statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+import promptd
+from promptd.api.services import services_of
+
+#: A step over a full batch takes well under a second; ten mean that the engine hangs.
+MAX_SILENT_SECONDS = 10.0
+METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def livez(request: Request) -> Response:
+    """Whether the engine makes steps while it has work; idle is healthy."""
+    silent = services_of(request).engine.seconds_since_progress()
+    if silent > MAX_SILENT_SECONDS:
+        return JSONResponse({"status": "stalled", "seconds_since_progress": min(silent, 1e9)}, status_code=503)
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Whether new requests are welcome."""
+    services = services_of(request)
+    if services.is_draining:
+        return JSONResponse({"status": "draining"}, status_code=503)
+    if services.engine.seconds_since_progress() > MAX_SILENT_SECONDS:
+        return JSONResponse({"status": "stalled"}, status_code=503)
+    return JSONResponse({"status": "ok"})
+
+
+async def startupz(request: Request) -> Response:
+    """Whether the model is loaded and proven: this route answers only then."""
+    return JSONResponse({"status": "ok", "model": services_of(request).model.served_name})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    return Response(services_of(request).render_metrics(), media_type=METRICS_MEDIA_TYPE)
+
+
+async def version() -> Response:
+    """The server's version."""
+    return JSONResponse({"version": promptd.__version__})
+
+
+async def engine_stats(request: Request) -> Response:
+    """Everything that the engine counts."""
+    services = services_of(request)
+    return JSONResponse(
+        {
+            "model": services.model.served_name,
+            "architecture": services.model.spec.architecture,
+            "fingerprint": services.model.spec.fingerprint,
+            "device": str(services.model.device),
+            "dtype": services.model.spec.serving_dtype,
+            "config": dataclasses.asdict(services.engine.engine.config),
+            "stats": dataclasses.asdict(services.engine.stats()),
+        }
+    )

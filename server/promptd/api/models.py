@@ -1,0 +1,84 @@
+"""`/v1/models`, `/tokenize`, `/detokenize`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from promptd_store import PromptNotFoundError, PromptRecord
+
+from promptd.api.auth import Scope, authorize
+from promptd.api.schemas import DetokenizeBody, TokenizeBody
+from promptd.api.services import Services, principal_of, prompt_names, services_of, tokenize
+from promptd.errors import InvalidRequestError, ModelNotFoundError
+
+
+async def list_models(request: Request) -> Response:
+    """List the base model and every prompt that the caller may name as `model`; never paged."""
+    services, principal = services_of(request), principal_of(request)
+    records = await services.catalog.list(principal.tenant, include_public=True)
+    data = [_base(services), *(_prompt(services, record, principal.tenant) for record in records)]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def get_model(model: str, request: Request) -> Response:
+    """Show one model or prompt."""
+    services, principal = services_of(request), principal_of(request)
+    if model == services.model.served_name:
+        return JSONResponse(_base(services))
+    (name,) = prompt_names(services, model, None, None)
+    try:
+        record = await services.catalog.resolve(principal.tenant, name)
+    except PromptNotFoundError as error:
+        raise ModelNotFoundError(f"no model or prompt {model!r}", param="model") from error
+    authorize(principal, Scope.PROMPTS_READ, record)
+    return JSONResponse(_prompt(services, record, principal.tenant))
+
+
+def _base(services: Services) -> dict[str, Any]:
+    name = services.model.served_name
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(services.started_at),
+        "owned_by": "promptd",
+        "root": name,
+        "parent": None,
+        "max_model_len": services.engine.engine.max_model_len,
+    }
+
+
+def _prompt(services: Services, record: PromptRecord, viewer: str) -> dict[str, Any]:
+    return {
+        "id": record.name if record.tenant == viewer else f"{record.tenant}/{record.name}",
+        "object": "model",
+        "created": record.created_at,
+        "owned_by": record.tenant,
+        "root": record.version,
+        "parent": services.model.served_name,
+        "max_model_len": services.engine.engine.max_model_len - record.num_virtual_tokens,
+    }
+
+
+async def tokenize_text(body: TokenizeBody, request: Request) -> Response:
+    """Split a text into the base model's tokens."""
+    services = services_of(request)
+    ids = await tokenize(services, body.prompt, add_special_tokens=body.add_special_tokens)
+    answer: dict[str, Any] = {
+        "count": len(ids),
+        "max_model_len": services.engine.engine.max_model_len,
+        "tokens": list(ids),
+    }
+    if body.return_token_strs:
+        answer["token_strs"] = [services.model.decode([one], skip_special_tokens=False) for one in ids]
+    return JSONResponse(answer)
+
+
+async def detokenize(body: DetokenizeBody, request: Request) -> Response:
+    """Join tokens to a text."""
+    services = services_of(request)
+    for token_id in body.tokens:
+        if not 0 <= token_id < services.model.spec.vocab_size:
+            raise InvalidRequestError(f"tokens: {token_id} is not in the vocabulary", param="tokens")
+    return JSONResponse({"prompt": services.model.decode(body.tokens, skip_special_tokens=False)})

@@ -1,0 +1,100 @@
+"""The one table of routes: method, path, scope, handler, largest body. Nothing else registers a route."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+
+from promptd.api import chat, classify, completions, health, models, prompts
+from promptd.api.auth import Principal, Scope, authorize
+from promptd.api.services import Limits, services_of
+from promptd.errors import ShuttingDownError
+
+Handler = Callable[..., Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the table. `takes_upload` routes read their own body under the upload limit."""
+
+    method: str
+    path: str
+    scope: Scope
+    handler: Handler
+    tag: str
+    takes_upload: bool = False
+
+
+_P = "/v1/prompts"
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v1/completions", Scope.INFER, completions.create_completion, "inference"),
+    Route("POST", "/v1/chat/completions", Scope.INFER, chat.create_chat_completion, "inference"),
+    Route("POST", "/v1/classify", Scope.INFER, classify.create_classification, "inference"),
+    Route("POST", "/tokenize", Scope.INFER, models.tokenize_text, "inference"),
+    Route("POST", "/detokenize", Scope.INFER, models.detokenize, "inference"),
+    Route("GET", "/v1/models", Scope.INFER, models.list_models, "models"),
+    Route("GET", "/v1/models/{model:path}", Scope.INFER, models.get_model, "models"),
+    Route("GET", _P, Scope.PROMPTS_READ, prompts.list_prompts, "prompts"),
+    Route("PUT", _P + "/{name}", Scope.PROMPTS_WRITE, prompts.put_prompt, "prompts", takes_upload=True),
+    Route("GET", _P + "/{name}", Scope.PROMPTS_READ, prompts.get_prompt, "prompts"),
+    Route("DELETE", _P + "/{name}", Scope.PROMPTS_WRITE, prompts.delete_prompt, "prompts"),
+    Route("GET", _P + "/{name}/versions", Scope.PROMPTS_READ, prompts.list_versions, "prompts"),
+    Route("GET", _P + "/{name}/content", Scope.PROMPTS_READ, prompts.get_content, "prompts"),
+    Route("GET", _P + "/{name}/neighbors", Scope.PROMPTS_READ, prompts.get_neighbors, "prompts"),
+    Route("POST", _P + "/{name}/rollback", Scope.PROMPTS_WRITE, prompts.roll_back, "prompts"),
+    Route("GET", "/admin/engine", Scope.ADMIN, health.engine_stats, "admin"),
+    Route("GET", "/livez", Scope.OPEN, health.livez, "health"),
+    Route("GET", "/readyz", Scope.OPEN, health.readyz, "health"),
+    Route("GET", "/startupz", Scope.OPEN, health.startupz, "health"),
+    Route("GET", "/health", Scope.OPEN, health.livez, "health"),
+    Route("GET", "/metrics", Scope.OPEN, health.metrics, "health"),
+    Route("GET", "/version", Scope.OPEN, health.version, "health"),
+)
+
+
+def guarded(route: Route) -> type[APIRoute]:
+    """A route class that decides on the headers alone, before a byte of the body is read or parsed."""
+
+    class GuardedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def checked(request: Request) -> Response:
+                admit(route, request)
+                return await handle(request)
+
+            return checked
+
+    return GuardedRoute
+
+
+def admit(route: Route, request: Request) -> None:
+    """Who is it, may they, do we still take work; raises typed errors."""
+    services = services_of(request)
+    request.state.principal = Principal("", frozenset())
+    if route.scope is not Scope.OPEN:
+        principal = services.keys.authenticate(request.headers.get("authorization"))
+        authorize(principal, route.scope)
+        request.state.principal = principal
+    if services.is_draining and route.scope is Scope.INFER:
+        raise ShuttingDownError("the server is shutting down", retry_after_seconds=5)
+
+
+def build_router(limits: Limits) -> APIRouter:
+    """Register the table."""
+    router = APIRouter()
+    for route in ROUTES:
+        router.add_api_route(
+            route.path,
+            route.handler,
+            methods=[route.method],
+            response_model=None,
+            tags=[route.tag],
+            max_body_size=limits.max_upload_bytes if route.takes_upload else limits.max_body_bytes,
+            route_class_override=guarded(route),
+        )
+    return router

@@ -1,0 +1,143 @@
+"""What may be asked, field by field. Unknown fields are refused; those that could not change an answer are accepted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from promptd.engine.request import MAX_LOGPROBS, MAX_STOP_STRINGS
+
+MAX_N = 16
+MAX_PROMPTS = 16
+MAX_LABELS = 1024
+MAX_TEXT_CHARS = 1 << 20
+
+Text = Annotated[StrictStr, Field(max_length=MAX_TEXT_CHARS)]
+TokenIds = Annotated[list[StrictInt], Field(min_length=1, max_length=1 << 20)]
+Fields = dict[str, Text]
+PromptName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Strict(BaseModel):
+    """A body: extra fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(Strict):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class PromptChoice(Strict):
+    """How a request names its learned prompts."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    prompt_id: PromptName | None = None
+    prompt_ids: Annotated[list[PromptName], Field(min_length=1, max_length=16)] | None = None
+    ensemble: Annotated[list[PromptName], Field(min_length=1, max_length=16)] | None = None
+    apply_template: bool = True
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Sampling(PromptChoice):
+    """Sampling fields that completions and chat share; None means: the prompt's default, then ours."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
+    ignore_eos: bool = False
+    return_token_ids: bool = False
+
+
+class CompletionBody(Sampling):
+    """`POST /v1/completions`."""
+
+    prompt: (
+        Text
+        | Fields
+        | TokenIds
+        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
+        | Annotated[list[Text | Fields], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool = False
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    suffix: Literal[""] | None = None
+
+
+class ContentPart(Strict):
+    """A text part of a chat message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Strict):
+    """One chat message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[ContentPart]
+    name: str | None = None
+
+
+class ResponseFormat(Strict):
+    """Only plain text is made here."""
+
+    type: Literal["text"]
+
+
+class ChatBody(Sampling):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class ClassifyBody(PromptChoice):
+    """`POST /v1/classify`: vLLM's `input`; label words come from the prompt, or from `labels`."""
+
+    input: Text | Fields | Annotated[list[Text | Fields], Field(min_length=1, max_length=256)]
+    labels: Annotated[dict[str, Text] | list[Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+
+
+class TokenizeBody(Strict):
+    """`POST /tokenize`: vLLM's shape."""
+
+    model: str | None = None
+    prompt: Text
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeBody(Strict):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: TokenIds
+
+
+class RollbackBody(Strict):
+    """`POST /v1/prompts/{name}/rollback`: a number or `sha256:…`."""
+
+    to: StrictInt | StrictStr

@@ -1,0 +1,161 @@
+"""What the routes work with, made once by `create_app`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from promptd_store import PromptArtifact, PromptCatalog, PromptNotFoundError, PromptRecord, render_template
+
+from promptd.api.auth import KeyRing, Principal, Scope, authorize
+from promptd.engine.async_engine import AsyncEngine
+from promptd.engine.request import RequestTimings
+from promptd.errors import InvalidRequestError, ModelNotFoundError
+from promptd.modeling import FrozenModel
+
+_TOKENIZE_INLINE_CHARS = 8192
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that the settings give to the routes."""
+
+    max_body_bytes: int
+    max_upload_bytes: int
+    request_timeout_seconds: float
+
+
+@dataclass
+class Services:
+    """The engine, its model, the prompts, the keys."""
+
+    engine: AsyncEngine
+    catalog: PromptCatalog
+    keys: KeyRing
+    limits: Limits
+    observe: Callable[[RequestTimings, int], None]
+    """Takes the timings and the number of tokens of every finished generation."""
+    render_metrics: Callable[[], bytes]
+    is_draining: bool = False
+    started_at: float = field(default_factory=time.time)
+
+    @property
+    def model(self) -> FrozenModel:
+        """The frozen base model."""
+        return self.engine.engine.model
+
+
+def services_of(request: Request) -> Services:
+    """Dependency: the services of this app."""
+    services: Services = request.app.state.services
+    return services
+
+
+def principal_of(request: Request) -> Principal:
+    """Dependency: the caller, as the route's guard found it."""
+    principal: Principal = request.state.principal
+    return principal
+
+
+@dataclass(frozen=True)
+class NamedPrompts:
+    """What a request's prompt names resolved to."""
+
+    records: tuple[PromptRecord, ...]
+    artifacts: tuple[PromptArtifact, ...]
+    salt: str
+    model_name: str
+
+    @property
+    def last(self) -> PromptArtifact | None:
+        """The artifact whose template, stops and label words apply."""
+        return self.artifacts[-1] if self.artifacts else None
+
+    @property
+    def versions(self) -> list[str]:
+        """The exact versions, in the order of the chain."""
+        return [record.version for record in self.records]
+
+
+async def resolve_prompts(
+    services: Services, principal: Principal, names: Sequence[str], model_name: str
+) -> NamedPrompts:
+    """Resolve and load a chain of names; raises before anything runs."""
+    records, artifacts = [], []
+    for name in names:
+        try:
+            record = await services.catalog.resolve(principal.tenant, name)
+        except PromptNotFoundError as error:
+            raise ModelNotFoundError(f"no model or prompt {name!r}", param="model") from error
+        authorize(principal, Scope.INFER, record)
+        records.append(record)
+        artifacts.append(await services.catalog.load(record))
+    is_public = bool(records) and all(record.visibility == "public" for record in records)
+    salt = f"public/{principal.tenant}" if is_public else f"tenant/{principal.tenant}"
+    return NamedPrompts(tuple(records), tuple(artifacts), salt, model_name)
+
+
+def prompt_names(services: Services, body_model: str | None, prompt_id: str | None, ids: list[str] | None) -> list[str]:
+    """Return the chain that a request names: `model="<prompt>"`, `"<base>:<prompt>"`, `prompt_id` or `prompt_ids`."""
+    base = services.model.served_name
+    named: list[str] = []
+    if body_model is not None and body_model != base:
+        prefix, separator, rest = body_model.partition(":")
+        named = [rest if separator and prefix == base else body_model]
+    ways = [bool(named), prompt_id is not None, ids is not None]
+    if sum(ways) > 1:
+        raise InvalidRequestError(
+            f"name the prompt once: got model={body_model!r}, prompt_id={prompt_id!r}, prompt_ids={ids!r}",
+            param="prompt_id",
+        )
+    if body_model == "":
+        raise ModelNotFoundError("model is empty: name the base model or a prompt", param="model")
+    return named or ([prompt_id] if prompt_id is not None else ids or [])
+
+
+async def tokenize(services: Services, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    """Tokenize; long texts off the event loop."""
+    if len(text) <= _TOKENIZE_INLINE_CHARS:
+        return tuple(services.model.encode(text, add_special_tokens=add_special_tokens))
+    ids = await asyncio.to_thread(services.model.encode, text, add_special_tokens=add_special_tokens)
+    return tuple(ids)
+
+
+async def to_tokens(
+    services: Services,
+    prompts: NamedPrompts,
+    text: str | Mapping[str, str] | Sequence[int],
+    *,
+    apply_template: bool,
+    param: str,
+) -> tuple[int, ...]:
+    """Turn one input into token ids: token ids as given, text and named fields through the prompt's template."""
+    manifest = prompts.last.manifest if prompts.last is not None else None
+    template = manifest.template if manifest is not None and apply_template else None
+    if isinstance(text, Mapping):
+        if template is None:
+            raise InvalidRequestError(
+                f"{param} is an object of fields {sorted(text)!r}, but there is no template to fill", param=param
+            )
+        text = render_template(template, text)
+    elif isinstance(text, str):
+        text = render_template(template, {"text": text}) if template is not None else text
+    else:
+        return tuple(text)
+    special = manifest.add_special_tokens if manifest is not None else None
+    ids = await tokenize(services, text, add_special_tokens=True if special is None else special)
+    if not ids:
+        bos = services.model.bos_token_id
+        if prompts.artifacts and bos is not None:
+            return (bos,)
+        raise InvalidRequestError(f"{param} is empty", param=param)
+    return ids
+
+
+def new_id(prefix: str) -> str:
+    """A server-made id; a client's own id is never used as a key."""
+    return f"{prefix}-{uuid.uuid4().hex}"

@@ -1,0 +1,127 @@
+"""`create_app`: wiring and lifespan, no logic."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from promptd_store import EmbeddedStore, PromptCatalog
+
+import promptd
+from promptd.api.auth import KeyRing
+from promptd.api.error_handlers import OversizeEnvelope, install
+from promptd.api.routes import build_router
+from promptd.api.services import Limits, Services
+from promptd.demo import DEMO_MODEL_NAME, DEMO_MODEL_PATH, DEMO_PROMPTS_PATH, DEMO_TENANT
+from promptd.engine.async_engine import AsyncEngine
+from promptd.engine.config import EngineConfig
+from promptd.engine.engine import Engine
+from promptd.errors import InvalidRequestError
+from promptd.logs import RequestLog
+from promptd.metrics import EngineCollector, RequestMetrics
+from promptd.modeling import FrozenModel, load_model
+from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
+
+_log = structlog.get_logger("promptd")
+
+
+def create_app(
+    settings: Settings, *, engine: AsyncEngine | None = None, catalog: PromptCatalog | None = None
+) -> FastAPI:
+    """Make the application; model and store are opened by its lifespan unless they are given.
+
+    Raises `InvalidRequestError` where the settings would leave the server open to others without keys.
+    """
+    keys = make_key_ring(settings)
+    limits = Limits(settings.max_body_bytes, settings.max_upload_bytes, settings.request_timeout_seconds)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        served = engine or AsyncEngine(await asyncio.to_thread(_make_engine, settings))
+        prompts = catalog or make_catalog(settings, served.engine.model)
+        if settings.model is None and catalog is None:
+            await publish_demo(prompts)
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        registry.register(EngineCollector(served))
+        app.state.services = Services(
+            served, prompts, keys, limits, RequestMetrics(registry).observe, lambda: generate_latest(registry)
+        )
+        served.start()
+        _log.info("ready", model=served.engine.model.served_name, keys_needed=not keys.is_open)
+        try:
+            yield
+        finally:
+            app.state.services.is_draining = True
+            await served.shutdown(settings.drain_seconds)
+            if catalog is None:
+                await prompts.store.close()
+
+    app = FastAPI(
+        title="promptd",
+        version=promptd.__version__,
+        description="One frozen model, many learned prompts, one batch.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.include_router(build_router(limits))
+    app.add_middleware(OversizeEnvelope)
+    app.add_middleware(RequestLog)
+    install(app)
+    return app
+
+
+def make_key_ring(settings: Settings) -> KeyRing:
+    """Read the static keys; an address that others can reach needs at least one."""
+    tenant_keys = parse_keys(settings.api_keys) if settings.api_keys is not None else {}
+    admin_key = settings.admin_key.get_secret_value() if settings.admin_key is not None else None
+    keys = KeyRing(tenant_keys, admin_key, DEFAULT_TENANT)
+    if keys.is_open and not settings.is_loopback:
+        raise InvalidRequestError(
+            f"host {settings.host!r} is reachable from outside: set PROMPTD_API_KEYS (tenant:key,…) "
+            "or PROMPTD_ADMIN_KEY first",
+            param="host",
+        )
+    return keys
+
+
+def _make_engine(settings: Settings) -> Engine:
+    model = load_model(
+        settings.model or DEMO_MODEL_PATH,
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        strict=settings.strict,
+        served_name=settings.served_model_name or (DEMO_MODEL_NAME if settings.model is None else None),
+    )
+    config = EngineConfig(
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=settings.max_model_len,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        prompt_cache_bytes=settings.prompt_cache_bytes,
+        max_queue=settings.max_queue,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        strict=settings.strict,
+    )
+    return Engine(model, config)
+
+
+def make_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
+    """Open the store that the settings name."""
+    store = EmbeddedStore(Path(settings.store))
+    return PromptCatalog(store, model.spec, settings.artifact_cache_bytes, reserved_names={model.served_name})
+
+
+async def publish_demo(catalog: PromptCatalog) -> None:
+    """Publish the demo's prompts for everyone; again and again is harmless."""
+    for path in sorted(DEMO_PROMPTS_PATH.glob("*.safetensors")):
+        card = json.loads(path.with_suffix(".json").read_text())
+        await catalog.publish(DEMO_TENANT, path.stem, path.read_bytes(), provenance=card, visibility="public")

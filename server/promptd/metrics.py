@@ -1,0 +1,79 @@
+"""Every Prometheus collector, on a registry of its own. Reads the engine's dataclasses; the engine knows no metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from promptd.engine.async_engine import AsyncEngine
+from promptd.engine.request import RequestTimings
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+_GAUGES = {
+    "num_requests_running": ("promptd_requests_running", "Requests in the batch"),
+    "num_requests_waiting": ("promptd_requests_waiting", "Requests in the queue"),
+    "kv_cache_usage_ratio": ("promptd_kv_cache_usage_ratio", "Share of text K/V blocks in use"),
+    "prompt_cache_bytes": ("promptd_prompt_cache_bytes", "K/V bytes of resident prompts"),
+    "prompt_cache_capacity_bytes": ("promptd_prompt_cache_capacity_bytes", "Budget for resident prompts"),
+    "prompts_resident": ("promptd_prompts_resident", "Resident elements of prompt chains"),
+}
+_COUNTERS = {
+    "prompt_cache_hits": ("promptd_prompt_cache_hits", "Prompts found resident"),
+    "prompt_cache_misses": ("promptd_prompt_cache_misses", "Prompts that had to become K/V"),
+    "prompt_cache_evictions": ("promptd_prompt_cache_evictions", "Prompts evicted for others"),
+    "preemptions": ("promptd_preemptions", "Rows that gave up their K/V and started again"),
+    "steps": ("promptd_engine_steps", "Packed batches run"),
+    "prompt_tokens": ("promptd_prompt_tokens", "Text tokens read"),
+    "generation_tokens": ("promptd_generation_tokens", "Tokens made"),
+    "virtual_tokens_computed": ("promptd_virtual_tokens_computed", "Virtual tokens turned into K/V"),
+    "cached_tokens": ("promptd_prefix_cache_hit_tokens", "Text tokens reused from the prefix cache"),
+    "numerical_errors": ("promptd_numerical_errors", "Rows that ended with non-finite logits"),
+}
+
+
+class EngineCollector(Collector):
+    """Turns one reading of the engine into samples at scrape time."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield gauges, counters and the ended requests by outcome."""
+        stats = self._engine.stats()
+        for field, (name, text) in _GAUGES.items():
+            yield GaugeMetricFamily(name, text, value=getattr(stats, field))
+        for field, (name, text) in _COUNTERS.items():
+            yield CounterMetricFamily(name, text, value=getattr(stats, field))
+        ended = CounterMetricFamily("promptd_requests", "Requests that ended", labels=["outcome"])
+        for outcome in ("finished", "failed", "aborted"):
+            ended.add_metric([outcome], getattr(stats, f"requests_{outcome}"))
+        yield ended
+
+
+class RequestMetrics:
+    """Latency histograms of finished requests."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(name, text, registry=registry, buckets=_SECONDS)
+
+        self._queue = histogram("promptd_request_queue_seconds", "Time from arrival to the first step")
+        self._first = histogram("promptd_time_to_first_token_seconds", "Time from arrival to the first token")
+        self._whole = histogram("promptd_request_seconds", "Time from arrival to the end")
+        self._between = histogram("promptd_inter_token_latency_seconds", "Mean time between tokens of a request")
+
+    def observe(self, timings: RequestTimings, num_tokens: int) -> None:
+        """Take in one finished request."""
+        if timings.scheduled is not None:
+            self._queue.observe(timings.scheduled - timings.arrived)
+        if timings.first_token is None or timings.finished is None:
+            return
+        self._first.observe(timings.first_token - timings.arrived)
+        self._whole.observe(timings.finished - timings.arrived)
+        if num_tokens > 1:
+            self._between.observe((timings.finished - timings.first_token) / (num_tokens - 1))

@@ -1,0 +1,73 @@
+"""Everything that can be set, read once: command line first, then `PROMPTD_…` in the environment, then defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_TENANT = "default"
+
+
+class Settings(BaseSettings):
+    """The only reader of the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="PROMPTD_", extra="ignore", frozen=True)
+
+    model: str | None = Field(
+        None, description="Folder or hub id of the base model; the embedded demo where none is given"
+    )
+    served_model_name: str | None = Field(
+        None, description="Name of the base model in the API; else the folder's last part"
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs keys")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
+    store: str = Field("./promptd-data", description="Folder of the embedded store")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype")
+    max_num_seqs: int = Field(16, ge=1, description="Rows that run at once")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens of one step")
+    max_model_len: int | None = Field(None, ge=1, description="Longest row; the model's own limit where none is given")
+    kv_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of texts")
+    prompt_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of learned prompts")
+    max_queue: int = Field(256, ge=1, description="Requests that may wait")
+    enable_prefix_caching: bool = Field(True, description="Reuse K/V of equal text prefixes")
+    strict: bool = Field(False, description="A row's bits do not depend on its neighbours; slower")
+    training: Literal["off"] = Field("off", description="Background training")
+    request_timeout_seconds: float = Field(600.0, gt=0, description="A request that takes longer ends with an error")
+    drain_seconds: float = Field(30.0, ge=0, description="Time for open requests when the server stops")
+    artifact_cache_bytes: int = Field(256 << 20, ge=0, description="Prompts kept in host memory")
+    max_body_bytes: int = Field(1 << 20, ge=1, description="Largest JSON body")
+    max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded prompt")
+    admin_key: SecretStr | None = Field(None, description="The first admin key")
+    api_keys: SecretStr | None = Field(None, description="tenant:key, comma separated")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_keys(value)
+        return value
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def parse_keys(value: SecretStr) -> dict[str, str]:
+    """Read `tenant:key,tenant:key` into key -> tenant; raises `ValueError` naming the entry's place, never the key."""
+    keys: dict[str, str] = {}
+    for number, entry in enumerate(filter(None, (part.strip() for part in value.get_secret_value().split(","))), 1):
+        tenant, separator, key = entry.partition(":")
+        if not separator or not tenant or len(key) < 8:
+            raise ValueError(f"entry {number} is not tenant:key with a key of at least 8 characters")
+        if key in keys:
+            raise ValueError(f"entry {number} repeats a key")
+        keys[key] = tenant
+    return keys
