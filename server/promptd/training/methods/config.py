@@ -65,7 +65,7 @@ def _method(config: MethodConfig, model: FrozenModel, initial: torch.Tensor, std
     with torch.no_grad():
         key_values = prompt_key_values(model, initial)
     if config.prefix_network:
-        return NetworkPrefix(key_values, initial, std, config.bottleneck_size or NETWORK_SIZE)
+        return NetworkPrefix(key_values, model.spec.hidden_size, std, config.bottleneck_size or NETWORK_SIZE)
     return DirectPrefix(key_values, std)
 
 

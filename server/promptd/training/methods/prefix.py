@@ -70,13 +70,13 @@ class NetworkPrefix(PrefixTuning):
     """Keys and values come out of one tanh network over an embedding per virtual token."""
 
     def __init__(
-        self, key_values: torch.Tensor, initial: torch.Tensor, embedding_std: float, network_size: int = NETWORK_SIZE
+        self, key_values: torch.Tensor, hidden_size: int, embedding_std: float, network_size: int = NETWORK_SIZE
     ) -> None:
         super().__init__(key_values, embedding_std)
         num_layers, _, num_heads, num_tokens, head_dim = key_values.shape
-        # Unit scale: at embedding scale tanh would be all but linear and the tokens hard to tell apart.
-        self.embedding = nn.Parameter(initial.detach().float() / embedding_std)  # [num_virtual_tokens, hidden_size]
-        self.inner = nn.Linear(initial.shape[1], network_size)
+        # Noise of unit scale, as the authors' embedding: rows must differ to reach any activations.
+        self.embedding = nn.Parameter(torch.randn(num_tokens, hidden_size))
+        self.inner = nn.Linear(hidden_size, network_size)
         self.outer = nn.Linear(network_size, num_layers * 2 * num_heads * head_dim)
         target = (key_values.detach().float() / self.scale).permute(3, 0, 1, 2, 4).reshape(num_tokens, -1)
         with torch.no_grad():
