@@ -122,6 +122,12 @@ def make_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
 
 async def publish_demo(catalog: PromptCatalog) -> None:
     """Publish the demo's prompts for everyone; again and again is harmless."""
-    for path in sorted(DEMO_PROMPTS_PATH.glob("*.safetensors")):
-        card = json.loads(path.with_suffix(".json").read_text())
-        await catalog.publish(DEMO_TENANT, path.stem, path.read_bytes(), provenance=card, visibility="public")
+    for card in sorted(DEMO_PROMPTS_PATH.glob("*.json")):
+        await catalog.publish(
+            DEMO_TENANT,
+            card.stem,
+            card.with_suffix(".safetensors").read_bytes(),
+            provenance=json.loads(card.read_text()),
+            sidecar=card.with_suffix(".sidecar.safetensors").read_bytes(),
+            visibility="public",
+        )

@@ -1,0 +1,290 @@
+"""Errors, keys, prompts and probes over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.routing import APIRoute
+from promptd_store import PromptArtifact, encode
+from pydantic import SecretStr
+from safetensors.torch import save
+
+from promptd.api.auth import Scope
+from promptd.api.routes import ROUTES
+from promptd.app import create_app
+from promptd.errors import InvalidRequestError
+from promptd.settings import Settings
+from tests.api.conftest import MODEL, LiveServer, serve
+
+GOOD = {"model": MODEL, "prompt": "x", "max_tokens": 1}
+
+BAD_BODIES: dict[str, tuple[bytes, int, str, str | None]] = {
+    "negative max_tokens": (json.dumps({**GOOD, "max_tokens": -1}).encode(), 400, "invalid_value", "max_tokens"),
+    "n of 10,000": (json.dumps({**GOOD, "n": 10_000}).encode(), 400, "invalid_value", "n"),
+    "empty prompt": (json.dumps({**GOOD, "prompt": ""}).encode(), 400, "invalid_value", "prompt"),
+    "empty list": (json.dumps({**GOOD, "prompt": []}).encode(), 400, "invalid_value", "prompt"),
+    "no prompt": (json.dumps({"model": MODEL}).encode(), 400, "invalid_value", "prompt"),
+    "unknown field": (json.dumps({**GOOD, "temprature": 1}).encode(), 400, "unknown_field", "temprature"),
+    "wrong type": (json.dumps({**GOOD, "temperature": "hot"}).encode(), 400, "invalid_value", "temperature"),
+    "token out of range": (json.dumps({**GOOD, "prompt": [10**9]}).encode(), 400, "invalid_value", "prompt"),
+    "negative token": (json.dumps({**GOOD, "prompt": [-1]}).encode(), 400, "invalid_value", "prompt"),
+    "five stops": (json.dumps({**GOOD, "stop": list("abcde")}).encode(), 400, "invalid_value", "stop"),
+    "logprobs": (json.dumps({**GOOD, "logprobs": 21}).encode(), 400, "invalid_value", "logprobs"),
+    "bias key": (json.dumps({**GOOD, "logit_bias": {"x": 1}}).encode(), 400, "invalid_value", "logit_bias"),
+    "best_of": (json.dumps({**GOOD, "best_of": 3}).encode(), 400, "invalid_value", "best_of"),
+    "too long": (json.dumps({**GOOD, "max_tokens": 300}).encode(), 400, "context_length_exceeded", "prompt"),
+    "unknown prompt": (json.dumps({**GOOD, "model": "absent"}).encode(), 404, "model_not_found", "model"),
+    "two names": (json.dumps({**GOOD, "model": "p0", "prompt_id": "p1"}).encode(), 400, "invalid_value", "prompt_id"),
+    "path trick": (json.dumps({**GOOD, "model": "../../etc/passwd"}).encode(), 400, "invalid_prompt_name", None),
+    "broken JSON": (b'{"model": ', 400, "invalid_json", None),
+    "not UTF-8": (b'{"model": "\xff\xfe"}', 400, "invalid_body", None),
+    "not an object": (b"[1]", 400, "invalid_value", None),
+    "deep nesting": (b"[" * 100_000, 400, "invalid_body", None),
+    "10 MB of JSON": (b'{"model": "' + b"a" * 10_000_000 + b'"}', 413, "payload_too_large", None),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_bad_bodies_get_a_typed_error(server: LiveServer, name: str) -> None:
+    """Each gets its own status and code in exactly OpenAI's envelope, naming the field; the server goes on."""
+    body, status, code, param = BAD_BODIES[name]
+    with server.http() as http:
+        answer = http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status, answer.text
+        error = answer.json()
+        assert list(error) == ["error"]
+        assert list(error["error"]) == ["message", "type", "param", "code"]
+        assert error["error"]["code"] == code
+        assert param is None or error["error"]["param"] == param
+        assert answer.headers["x-request-id"]
+        assert http.post("/v1/completions", json=GOOD).status_code == 200
+
+
+def test_a_chunked_body_stops_at_the_limit(server: LiveServer) -> None:
+    """Without Content-Length the same limit holds."""
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(300):
+            yield b"a" * 10_000
+
+    with server.http() as http:
+        answer = http.post("/v1/completions", content=chunks(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+def test_unknown_routes_and_methods(server: LiveServer) -> None:
+    """404 and 405 use the envelope too."""
+    with server.http() as http:
+        for answer, code in ((http.get("/nope"), "route_not_found"), (http.put("/v1/models"), "method_not_allowed")):
+            assert answer.json()["error"]["code"] == code
+
+
+def bad_uploads(good: bytes, hidden: int) -> dict[str, bytes]:
+    """Hostile and broken files."""
+    nan = save({"prompt_embeddings": torch.full((3, hidden), float("nan"))})
+    return {
+        "empty": b"",
+        "truncated": good[:-10],
+        "trailing": good + b"x",
+        "header bomb": struct.pack("<Q", 1 << 62) + b"{}",
+        "large header": struct.pack("<Q", 70_000) + b" " * 70_000,
+        "wrong shape": save({"prompt_embeddings": torch.zeros(3, hidden + 1)}),
+        "wrong name": save({"weights": torch.zeros(3, hidden)}),
+        "NaN": nan,
+        "1e20": save({"prompt_embeddings": torch.full((3, hidden), 1e20)}),
+        "int": save({"prompt_embeddings": torch.zeros(3, hidden, dtype=torch.int64)}),
+        "pickle": b"\x80\x04\x95" + b"cos\nsystem\n(S'true'\ntR." * 9,
+        "zip": b"PK\x03\x04" + b"\0" * 64,
+    }
+
+
+def test_bad_uploads_change_nothing(server: LiveServer, prompts: tuple[PromptArtifact, ...]) -> None:
+    """Each bad file gets its own typed 4xx, nothing is stored, and the old version keeps serving."""
+    spec = server.model.spec
+    other = encode("soft", torch.ones(2, spec.hidden_size), base_fingerprint="sha256:" + "0" * 64).content
+    files = {**bad_uploads(prompts[1].content, spec.hidden_size), "wrong base": other}
+    codes = {}
+    with server.http() as http:
+        before = http.put("/v1/prompts/kept", content=prompts[1].content).json()
+        for name, content in files.items():
+            answer = http.put("/v1/prompts/kept", content=content)
+            assert 400 <= answer.status_code < 500, (name, answer.text)
+            codes[name] = answer.json()["error"]["code"]
+        assert http.get("/v1/prompts/kept").json() == before
+        assert len(http.get("/v1/prompts/kept/versions").json()["data"]) == 1
+        assert http.post("/v1/completions", json={**GOOD, "model": "kept"}).status_code == 200
+    assert len(set(codes.values())) >= 8, codes
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "%2e%2e%2fx", "x" * 97, "-x", "sp ace", MODEL, "a\x00b"])
+def test_bad_names_are_refused(server: LiveServer, prompts: tuple[PromptArtifact, ...], name: str) -> None:
+    """Path tricks and reserved names never reach the store."""
+    from urllib.parse import quote
+
+    with server.http() as http:
+        answer = http.put("/v1/prompts/" + quote(name, safe=""), content=prompts[0].content)
+    assert answer.status_code in (400, 404, 405, 409), answer.text
+    assert set(answer.json()) == {"error"}
+
+
+def test_versions_rollback_and_preconditions(server: LiveServer, prompts: tuple[PromptArtifact, ...]) -> None:
+    """Upload makes versions, If-Match guards, rollback moves the pointer back, delete ends it all."""
+    with server.http() as http:
+        first = http.put("/v1/prompts/v", content=prompts[0].content, headers={"If-None-Match": "*"})
+        assert first.status_code == 201
+        again = http.put("/v1/prompts/v", content=prompts[1].content, headers={"If-None-Match": "*"})
+        assert (again.status_code, again.json()["error"]["code"]) == (412, "precondition_failed")
+        second = http.put("/v1/prompts/v", content=prompts[1].content, headers={"If-Match": first.headers["etag"]})
+        assert second.json()["number"] == 2
+        stale = http.put("/v1/prompts/v", content=prompts[2].content, headers={"If-Match": first.headers["etag"]})
+        assert stale.status_code == 412
+        assert http.get("/v1/prompts/v").json()["version"] == prompts[1].version
+        assert http.get("/v1/prompts/v@1").json()["version"] == prompts[0].version
+        rolled = http.post("/v1/prompts/v/rollback", json={"to": 1})
+        assert rolled.json()["version"] == prompts[0].version
+        answer = http.post("/v1/completions", json={**GOOD, "model": "v"})
+        assert answer.json()["prompt_versions"] == [prompts[0].version]
+        assert http.delete("/v1/prompts/v").json()["deleted"] is True
+        assert http.get("/v1/prompts/v").status_code == 404
+        assert http.post("/v1/completions", json={**GOOD, "model": "v"}).status_code == 404
+
+
+def test_peft_in_and_out(server: LiveServer) -> None:
+    """A PEFT file with its config in a header comes back bit for bit, also as a folder in a zip."""
+    hidden = server.model.spec.hidden_size
+    weights = save({"prompt_embeddings": torch.randn(4, hidden)}, {"format": "pt"})
+    config = json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "token_dim": hidden}).encode()
+    header = base64.urlsafe_b64encode(config).decode()
+    with server.http() as http:
+        put = http.put("/v1/prompts/peft", content=weights, headers={"X-Promptd-Adapter-Config": header})
+        assert put.status_code == 201, put.text
+        assert put.json()["kind"] == "soft"
+        assert http.get("/v1/prompts/peft/content").content == weights
+        archive = zipfile.ZipFile(io.BytesIO(http.get("/v1/prompts/peft/content?format=peft").content))
+        assert archive.read("adapter_model.safetensors") == weights
+        assert archive.read("adapter_config.json") == config
+        near = http.get("/v1/prompts/peft/neighbors?count=3").json()
+        assert len(near["data"]) == 4 and len(near["data"][0]["neighbors"]) == 3
+        assert http.get("/v1/prompts/p4/neighbors").status_code == 400
+
+
+def test_probes_metrics_and_tokens(server: LiveServer) -> None:
+    """Probes answer, metrics parse and count, tokenize and detokenize invert each other."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with server.http() as http:
+        for path in ("/livez", "/readyz", "/startupz", "/health", "/version", "/admin/engine", "/docs"):
+            assert http.get(path).status_code == 200, path
+
+        def value(name: str) -> float:
+            families = text_string_to_metric_families(http.get("/metrics").text)
+            return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+        before = value("promptd_generation_tokens_total")
+        first = value("promptd_time_to_first_token_seconds_count")
+        http.post("/v1/completions", json={**GOOD, "max_tokens": 5, "ignore_eos": True})
+        assert value("promptd_generation_tokens_total") == before + 5
+        assert value("promptd_time_to_first_token_seconds_count") == first + 1
+        tokens = http.post("/tokenize", json={"prompt": "the quick fox"}).json()
+        assert http.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": "the quick fox"}
+
+
+def test_request_ids_are_labels(server: LiveServer) -> None:
+    """A plain id of the client is echoed; a long or odd one is replaced."""
+    with server.http() as http:
+        assert http.get("/version", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+        assert http.get("/version", headers={"X-Request-Id": "a" * 500}).headers["x-request-id"].startswith("req-")
+
+
+# -- keys ------------------------------------------------------------------------------------------------------
+
+KEYS = {"none": None, "wrong": "sk-wrong-wrong", "a": "key-tenant-a", "b": "key-tenant-b", "admin": "key-admin-1"}
+
+
+@pytest.fixture(scope="module")
+def keyed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with two tenants and an admin."""
+    settings = Settings(
+        model=str(tiny_models["llama"]),
+        store=str(tmp_path_factory.mktemp("keyed")),
+        api_keys=SecretStr("a:key-tenant-a,b:key-tenant-b"),
+        admin_key=SecretStr("key-admin-1"),
+        drain_seconds=0,
+    )
+    yield from serve(settings, tiny_models["llama"])
+
+
+def test_every_route_of_the_app_is_in_the_table(server: LiveServer) -> None:
+    """A route that is registered elsewhere fails here, unless it is the framework's documentation."""
+    built_in = {"/openapi.json", "/docs", "/docs/oauth2-redirect"}
+    found = {
+        (method, route.path) for route in server.app.routes if isinstance(route, APIRoute) for method in route.methods
+    }
+    table = {(route.method, route.path) for route in ROUTES}
+    assert found <= table
+    paths = {getattr(route, "path", "") for route in server.app.routes} - {""}
+    assert paths - built_in <= {path for _, path in table}
+    operations = {(method.upper(), path) for path, item in server.app.openapi()["paths"].items() for method in item}
+    assert operations == {(method, path.replace(":path", "")) for method, path in table}
+
+
+@pytest.mark.parametrize("caller", KEYS)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_every_route_against_every_caller(keyed: LiveServer, route: object, caller: str) -> None:
+    """401 without a good key, 403 without the scope, before the body is looked at; open routes are open."""
+    method, path, scope = route.method, route.path, route.scope  # type: ignore[attr-defined]
+    key = KEYS[caller]
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    with keyed.http(**headers) as http:
+        url = path.replace("{model:path}", "absent").replace("{name}", "absent")
+        answer = http.request(method, url, content=b"{broken" if method in ("POST", "PUT") else None)
+    if scope is Scope.OPEN:
+        assert answer.status_code == 200
+    elif caller in ("none", "wrong"):
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+    elif scope is Scope.ADMIN and caller != "admin":
+        assert answer.status_code == 403
+    else:
+        assert answer.status_code not in (401, 403)
+
+
+def test_tenants_do_not_see_each_other(keyed: LiveServer) -> None:
+    """A foreign prompt and an absent one give the same answer, byte for byte; lists show one's own."""
+    artifact = encode("soft", torch.ones(2, keyed.model.spec.hidden_size))
+    with keyed.http(Authorization="Bearer key-tenant-a") as a, keyed.http(Authorization="Bearer key-tenant-b") as b:
+        assert a.put("/v1/prompts/mine", content=artifact.content).status_code == 201
+        assert [p["id"] for p in a.get("/v1/prompts").json()["data"]] == ["mine"]
+        assert b.get("/v1/prompts").json()["data"] == []
+        for method, url, body in (
+            ("GET", "/v1/prompts/{}", None),
+            ("GET", "/v1/prompts/{}/versions", None),
+            ("GET", "/v1/prompts/{}/content", None),
+            ("DELETE", "/v1/prompts/{}", None),
+            ("POST", "/v1/prompts/{}/rollback", {"to": 1}),
+            ("GET", "/v1/models/{}", None),
+        ):
+            foreign = b.request(method, url.format("mine"), json=body)
+            absent = b.request(method, url.format("none"), json=body)
+            assert foreign.status_code == absent.status_code == 404
+            assert foreign.text.replace("mine", "none") == absent.text
+        foreign = b.post("/v1/completions", json={**GOOD, "model": "a/mine"})
+        assert foreign.status_code == 404
+        assert a.post("/v1/completions", json={**GOOD, "model": "mine"}).status_code == 200  # control
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.org"])  # noqa: S104 - that is the point
+def test_an_open_server_stays_on_loopback(tiny_models: dict[str, Path], host: str) -> None:
+    """Without keys any address but loopback refuses to start; with keys it may."""
+    with pytest.raises(InvalidRequestError) as refused:
+        create_app(Settings(model=str(tiny_models["llama"]), host=host))
+    assert refused.value.param == "host"
+    create_app(Settings(model=str(tiny_models["llama"]), host=host, api_keys=SecretStr("t:key-12345")))
