@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,7 +73,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any, tuple[str, str], di
     ("detokenize", ([1, 2],), {}, {"prompt": "Hello"}, ("POST", "/detokenize"), {"tokens": [1, 2]}),
     ("models", (), {}, {"data": [{"id": "demo", "parent": None}]}, ("GET", "/v1/models"), None),
     ("prompts.list", (), {}, {"data": [PROMPT]}, ("GET", "/v1/prompts"), None),
-    ("prompts.get", ("acme/alice@3",), {}, PROMPT, ("GET", "/v1/prompts/acme/alice@3"), None),
+    ("prompts.get", ("alice@3",), {}, PROMPT, ("GET", "/v1/prompts/alice@3"), None),
     ("prompts.versions", ("alice",), {}, {"data": [PROMPT]}, ("GET", "/v1/prompts/alice/versions"), None),
     ("prompts.rollback", ("alice", 2), {}, PROMPT, ("POST", "/v1/prompts/alice/rollback"), {"to": 2}),
     ("prompts.delete", ("alice",), {}, {}, ("DELETE", "/v1/prompts/alice"), None),
@@ -105,6 +106,28 @@ def test_a_name_cannot_leave_its_path(call: Callable[..., Any]) -> None:
     script = Script([OK_PROMPT])
     call("prompts.get", script, "a?b#c%2f..")
     assert script.requests[0].url.raw_path == b"/v1/prompts/a%3Fb%23c%252f.."
+
+
+@pytest.mark.parametrize("name", ["", "..", "../models", "a//b"])
+def test_dots_are_not_a_name(call: Callable[..., Any], name: str) -> None:
+    """A path that a proxy would fold into another route is refused here."""
+    script = Script([OK_PROMPT])
+    with pytest.raises(ValueError, match="not the name of a prompt"):
+        call("prompts.delete", script, name)
+    assert not script.requests
+
+
+def test_lists_are_read_to_their_end(call: Callable[..., Any]) -> None:
+    """Pages are put together: each asks for what follows the last name of the one before."""
+    pages = [{"data": [PROMPT | {"id": name}], "has_more": name != "c"} for name in "abc"]
+    script = Script([reply(page) for page in pages])
+    assert [prompt.name for prompt in call("prompts.list", script)] == ["a", "b", "c"]
+    assert [request.url.params.get("after") for request in script.requests] == [None, "a", "b"]
+
+
+def test_a_prompt_knows_its_etag(call: Callable[..., Any]) -> None:
+    """The ETag of a reply is what `if_match` takes."""
+    assert call("prompts.get", Script([reply(PROMPT, ETag='"7-ab"')]), "alice").etag == "7-ab"
 
 
 def test_a_reply_of_another_shape_is_an_error(call: Callable[..., Any]) -> None:
@@ -245,8 +268,9 @@ def test_a_peft_folder_is_one_call(call: Callable[..., Any], tmp_path: Path) -> 
     prompt = call("prompts.upload_peft", script, "alice", _folder(tmp_path, "alice"))
     (request,) = script.requests
     assert (request.method, request.url.path, request.content) == ("PUT", "/v1/prompts/alice", b"weights")
-    assert json.loads(request.url.params["adapter_config"]) == {"peft_type": "PROMPT_TUNING"}
-    assert prompt.number == 3
+    config = base64.urlsafe_b64decode(request.headers["x-promptd-adapter-config"])
+    assert config == (tmp_path / "alice" / "adapter_config.json").read_bytes()
+    assert (prompt.name, prompt.number) == ("alice", 3)
 
 
 def test_a_pickle_is_never_sent(call: Callable[..., Any], tmp_path: Path) -> None:

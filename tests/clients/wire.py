@@ -16,7 +16,17 @@ COMPLETION = {
     "choices": [{"index": 0, "text": " world", "finish_reason": "stop", "logprobs": None}],
     "usage": {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3},
 }
-PROMPT = {"name": "alice", "version": "sha256:00", "number": 3, "kind": "soft", "num_virtual_tokens": 8}
+PROMPT = {
+    "id": "alice",
+    "object": "prompt",
+    "owned_by": "default",
+    "version": "sha256:00",
+    "number": 3,
+    "kind": "soft",
+    "num_virtual_tokens": 8,
+    "num_bytes": 1000,
+    "created": 1,
+}
 
 Answer = Exception | Callable[[], httpx.Response]
 """What one request meets; a response is made anew each time, since a client consumes it."""

@@ -2,6 +2,7 @@
 
 from promptd_client._async_client import AsyncClient, AsyncPrompts
 from promptd_client._client import Client, Prompts
+from promptd_client._peft import PeftFolder, is_peft_folder, read_peft_folder
 from promptd_client._stream import AsyncStream, Stream
 from promptd_client._uploads import UploadResult
 from promptd_client.errors import (
@@ -47,6 +48,7 @@ from promptd_client.models import (
     CompletionLogprobs,
     Model,
     Prompt,
+    PromptTokensDetails,
     Tokenization,
     Usage,
 )
@@ -85,10 +87,12 @@ __all__ = [
     "NumericalError",
     "OverloadedError",
     "PayloadTooLargeError",
+    "PeftFolder",
     "PermissionDeniedError",
     "PreconditionFailedError",
     "Prompt",
     "PromptModelMismatchError",
+    "PromptTokensDetails",
     "PromptdError",
     "Prompts",
     "RateLimitError",
@@ -101,4 +105,6 @@ __all__ = [
     "UnavailableError",
     "UploadResult",
     "Usage",
+    "is_peft_folder",
+    "read_peft_folder",
 ]

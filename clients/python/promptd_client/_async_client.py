@@ -13,7 +13,8 @@ import httpx
 import stamina
 
 from promptd_client import _requests
-from promptd_client._peft import read_content, read_peft_folder
+from promptd_client._peft import PeftFolder, read_content, read_peft_folder
+from promptd_client._replies import error_of
 from promptd_client._requests import Call, StreamCall
 from promptd_client._retry import retry_hook, retry_limits
 from promptd_client._stream import AsyncStream
@@ -153,7 +154,7 @@ class AsyncClient:
             await response.aread()
         finally:
             await response.aclose()
-        raise _requests.error_of(response)
+        raise error_of(response)
 
 
 class AsyncPrompts:
@@ -163,11 +164,18 @@ class AsyncPrompts:
         self._run = client.run
 
     async def list(self) -> PromptList:
-        """List what the caller's names point to."""
-        return await self._run(_requests.list_prompts())
+        """List what the caller's names point to, then public prompts of others."""
+        prompts: PromptList = []
+        after: str | None = None
+        while True:
+            page = await self._run(_requests.list_prompts(after))
+            prompts += page.data
+            if not page.has_more or not page.data:
+                return prompts
+            after = page.data[-1].id
 
     async def get(self, ref: str) -> Prompt:
-        """Read one record: `name`, `owner/name`, `name@3` or `name@sha256:…`."""
+        """Read one record: `name`, `name@3` or `name@sha256:…`."""
         return await self._run(_requests.get_prompt(ref))
 
     async def versions(self, name: str) -> PromptList:
@@ -190,13 +198,24 @@ class AsyncPrompts:
     ) -> Prompt:
         """Publish a safetensors file (bytes or a path) as the newest version of a name."""
         data = await anyio.to_thread.run_sync(read_content, content)
-        params = {"kind": kind, "num_virtual_tokens": num_virtual_tokens}
         return await self._run(
-            _requests.put_prompt(name, data, params=params, if_match=if_match, if_none_match=if_none_match)
+            _requests.put_prompt(
+                name,
+                data,
+                kind=kind,
+                num_virtual_tokens=num_virtual_tokens,
+                if_match=if_match,
+                if_none_match=if_none_match,
+            )
         )
 
     async def upload_peft(
-        self, name: str, folder: str | Path, *, if_match: str | None = None, if_none_match: str | None = None
+        self,
+        name: str,
+        folder: str | Path | PeftFolder,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
     ) -> Prompt:
         """Publish a PEFT folder (adapter_config.json and adapter_model.safetensors) under a name."""
         files = await anyio.to_thread.run_sync(read_peft_folder, folder)

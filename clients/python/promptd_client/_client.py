@@ -12,7 +12,8 @@ import httpx
 import stamina
 
 from promptd_client import _requests
-from promptd_client._peft import read_content, read_peft_folder
+from promptd_client._peft import PeftFolder, read_content, read_peft_folder
+from promptd_client._replies import error_of
 from promptd_client._requests import Call, StreamCall
 from promptd_client._retry import retry_hook, retry_limits
 from promptd_client._stream import Stream
@@ -146,7 +147,7 @@ class Client:
             response.read()
         finally:
             response.close()
-        raise _requests.error_of(response)
+        raise error_of(response)
 
 
 class Prompts:
@@ -156,11 +157,18 @@ class Prompts:
         self._run = client.run
 
     def list(self) -> PromptList:
-        """List what the caller's names point to."""
-        return self._run(_requests.list_prompts())
+        """List what the caller's names point to, then public prompts of others."""
+        prompts: PromptList = []
+        after: str | None = None
+        while True:
+            page = self._run(_requests.list_prompts(after))
+            prompts += page.data
+            if not page.has_more or not page.data:
+                return prompts
+            after = page.data[-1].id
 
     def get(self, ref: str) -> Prompt:
-        """Read one record: `name`, `owner/name`, `name@3` or `name@sha256:…`."""
+        """Read one record: `name`, `name@3` or `name@sha256:…`."""
         return self._run(_requests.get_prompt(ref))
 
     def versions(self, name: str) -> PromptList:
@@ -183,13 +191,24 @@ class Prompts:
     ) -> Prompt:
         """Publish a safetensors file (bytes or a path) as the newest version of a name."""
         data = read_content(content)
-        params = {"kind": kind, "num_virtual_tokens": num_virtual_tokens}
         return self._run(
-            _requests.put_prompt(name, data, params=params, if_match=if_match, if_none_match=if_none_match)
+            _requests.put_prompt(
+                name,
+                data,
+                kind=kind,
+                num_virtual_tokens=num_virtual_tokens,
+                if_match=if_match,
+                if_none_match=if_none_match,
+            )
         )
 
     def upload_peft(
-        self, name: str, folder: str | Path, *, if_match: str | None = None, if_none_match: str | None = None
+        self,
+        name: str,
+        folder: str | Path | PeftFolder,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
     ) -> Prompt:
         """Publish a PEFT folder (adapter_config.json and adapter_model.safetensors) under a name."""
         files = read_peft_folder(folder)

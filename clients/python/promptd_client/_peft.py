@@ -26,8 +26,10 @@ def is_peft_folder(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG_NAME).is_file()
 
 
-def read_peft_folder(folder: str | Path) -> PeftFolder:
+def read_peft_folder(folder: str | Path | PeftFolder) -> PeftFolder:
     """Read both files, or say what is missing."""
+    if isinstance(folder, PeftFolder):
+        return folder
     path = Path(folder)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():

@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 
 import httpx
 
-from promptd_client._requests import StreamCall, read_event
+from promptd_client._replies import read_event
+from promptd_client._requests import StreamCall
 from promptd_client._sse import EventParser
 from promptd_client.errors import ConnectionFailedError, StreamBrokenError
 
@@ -29,7 +30,7 @@ class _Reader(Generic[T]):
             if event.data == _DONE:
                 self.is_done = True
                 return
-            yield read_event(event, self._call)
+            yield read_event(event, self._call.parse)
 
     def check_done(self) -> None:
         if not self.is_done:

@@ -14,13 +14,25 @@ class Reply(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
 
+class PromptTokensDetails(Reply):
+    """Where the prompt's keys came from."""
+
+    cached_tokens: int = 0
+    virtual_tokens: int = 0
+
+
 class Usage(Reply):
-    """Tokens of one request; virtual tokens of prompts are counted apart."""
+    """Tokens of one request; the virtual tokens of prompts are counted apart."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
-    virtual_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens of all prompts."""
+        return self.prompt_tokens_details.virtual_tokens
 
 
 class CompletionLogprobs(Reply):
@@ -38,6 +50,7 @@ class CompletionChoice(Reply):
     index: int
     text: str
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     logprobs: CompletionLogprobs | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
@@ -48,8 +61,9 @@ class Completion(Reply):
 
     id: str
     model: str
-    """The exact version that answered."""
     created: int
+    prompt_versions: list[str] = []
+    """The exact prompts that answered, in the order of the chain."""
     choices: list[CompletionChoice]
     usage: Usage | None = None
 
@@ -81,6 +95,7 @@ class ChatCompletion(Reply):
     id: str
     model: str
     created: int
+    prompt_versions: list[str] = []
     choices: list[ChatChoice]
     usage: Usage | None = None
 
@@ -105,6 +120,7 @@ class ChatCompletionChunk(Reply):
     id: str
     model: str
     created: int
+    prompt_versions: list[str] = []
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
 
@@ -115,11 +131,17 @@ class ChatCompletionChunk(Reply):
 
 
 class ClassificationResult(Reply):
-    """One input's label and the probability of every label."""
+    """One input's label, and the probability of each of `labels`."""
 
     index: int
     label: str
-    probs: dict[str, float]
+    labels: list[str]
+    probs: list[float]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Label -> probability."""
+        return dict(zip(self.labels, self.probs, strict=True))
 
 
 class Classification(Reply):
@@ -127,6 +149,8 @@ class Classification(Reply):
 
     id: str
     model: str
+    created: int | None = None
+    prompt_versions: list[str] = []
     data: list[ClassificationResult]
     usage: Usage | None = None
 
@@ -150,21 +174,36 @@ class Model(Reply):
 class Prompt(Reply):
     """One published version of a prompt."""
 
-    name: str
+    id: str
+    owned_by: str
     version: str
     """`sha256:…`: equal versions are served identically."""
     number: int
+    is_current: bool = True
     kind: Literal["soft", "prefix", "text"]
     num_virtual_tokens: int
-    num_bytes: int = 0
-    etag: str | None = None
-    created_at: int | None = None
+    num_bytes: int
     base_fingerprint: str | None = None
-    visibility: str = "private"
     verified: bool = False
-    is_current: bool = True
+    """Whether the file itself named the base model."""
+    visibility: Literal["private", "public"] = "private"
+    created: int
     provenance: dict[str, Any] = {}
     manifest: dict[str, Any] = {}
+    etag: str | None = None
+    """For `if_match`; None in lists."""
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.id
+
+
+class PromptPage(Reply):
+    """Part of a list of prompts."""
+
+    data: list[Prompt]
+    has_more: bool = False
 
 
 class Tokenization(Reply):

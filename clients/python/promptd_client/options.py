@@ -15,7 +15,7 @@ class PromptOptions(TypedDict, total=False):
     """Which learned prompts a request runs under."""
 
     model: str
-    """A base model, a prompt, or `base:prompt`; omitted: the server's base model."""
+    """The base model, a prompt, or `base:prompt`; omitted: the base model."""
     prompt_id: str
     prompt_ids: Sequence[str]
     """A chain, read left to right."""
@@ -56,6 +56,7 @@ class CompletionOptions(SamplingOptions, total=False):
 class ChatOptions(SamplingOptions, total=False):
     """What only chats take."""
 
+    max_completion_tokens: int
     logprobs: bool
     top_logprobs: int
 
@@ -63,4 +64,6 @@ class ChatOptions(SamplingOptions, total=False):
 class ClassifyOptions(PromptOptions, total=False):
     """What only classifications take."""
 
+    labels: Sequence[str] | Mapping[str, str]
+    """Labels, or label -> the text that is scored; omitted: the prompt's own."""
     ensemble: Sequence[str]
