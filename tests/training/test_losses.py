@@ -52,7 +52,7 @@ def test_loss_is_on_targets_alone(
 
 
 def test_changing_an_input_moves_no_mask(llama: FrozenModel, prompt: torch.Tensor, text_rows: list[Example]) -> None:
-    """Another input of another length gives other losses for its own row's targets, as many as before, and no others."""
+    """Another input of another length changes the losses of its own row's targets, not their number, and no others."""
     changed = [Example({"text": "something longer"}, text_rows[0].completion, None, 1), *text_rows[1:]]
     before, after = (encode_examples(llama, TaskFormat(), rows, 5) for rows in (text_rows, changed))
     losses, other = target_losses(llama, prompt, before), target_losses(llama, prompt, after)

@@ -175,14 +175,14 @@ def test_training_resumes_from_the_sidecar(llama: FrozenModel, text_rows: list[E
 def test_a_callback_that_raises_ends_training(llama: FrozenModel, text_rows: list[Example]) -> None:
     """Cancellation is an exception out of the progress callback, between two steps."""
 
-    class CancelledByTest(Exception):
+    class CancelledByTestError(Exception):
         pass
 
     def stop(progress: Progress) -> None:
         if progress.step == 2:
-            raise CancelledByTest
+            raise CancelledByTestError
 
-    with pytest.raises(CancelledByTest):
+    with pytest.raises(CancelledByTestError):
         PromptTrainer(llama, CONFIG, TaskFormat(), text_rows, text_rows).run(stop)
 
 

@@ -55,16 +55,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load_model(args.model)
-    args.out.mkdir(parents=True, exist_ok=True)
     chosen = [recipe for recipe in RECIPES if args.only in (None, recipe.name)]
-    missing = [recipe for recipe in chosen if not _is_done(model, recipe, args.out)]
+    run(load_model(args.model), chosen, args.data, args.out, args.slices, args.budget_seconds)
+
+
+def run(
+    model: FrozenModel,
+    recipes: Sequence[Recipe],
+    data: Path,
+    out: Path,
+    slices: Path,
+    budget_seconds: float | None = None,
+) -> None:
+    """Train the prompts that `out` lacks within the budget, then compare the users of one task."""
+    out.mkdir(parents=True, exist_ok=True)
+    missing = [recipe for recipe in recipes if not _is_done(model, recipe, out)]
     total = sum(recipe.weight for recipe in missing)
     for recipe in missing:
-        share = None if args.budget_seconds is None else args.budget_seconds * recipe.weight / total
-        make_prompt(model, recipe, args.data, args.out, args.slices, share)
-    for recipe in chosen:
-        compare_users(model, recipe, args.data, args.out)
+        share = None if budget_seconds is None else budget_seconds * recipe.weight / total
+        make_prompt(model, recipe, data, out, slices, share)
+    for recipe in recipes:
+        compare_users(model, recipe, data, out)
 
 
 def make_prompt(
