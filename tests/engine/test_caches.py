@@ -181,6 +181,19 @@ def test_matching_compares_tokens_not_hashes() -> None:
     assert manager.match(manager.root("a"), (1, 2, 3, 4))[0] == blocks
 
 
+def test_the_table_of_roots_is_bounded() -> None:
+    """However many prompts come by, roots stay as few as blocks; a forgotten root finds nothing, and that is all."""
+    manager = BlockManager(4, 2)
+    (block,) = manager.allocate(1)
+    manager.register(manager.root(0), (1, 2), block)
+    manager.release([block])
+    for key in range(1, 50):
+        manager.root(key)
+    assert len(manager._roots) == 4
+    assert manager.match(manager.root(0), (1, 2))[0] == []
+    manager.check_integrity()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1 << 16))
 def test_extents_add_up(seed: int) -> None:

@@ -31,7 +31,7 @@ class BlockManager:
         # Prefixes are compared by value, never by hash alone: (parent node, tokens) -> (node, block).
         self._nodes: dict[tuple[PrefixNode, tuple[int, ...]], tuple[PrefixNode, int]] = {}
         self._node_key: dict[int, tuple[PrefixNode, tuple[int, ...]]] = {}  # block -> its key in _nodes
-        self._roots: dict[Hashable, PrefixNode] = {}
+        self._roots: OrderedDict[Hashable, PrefixNode] = OrderedDict()  # least recently used first
         self._next_node = 0
 
     @property
@@ -112,15 +112,16 @@ class BlockManager:
     # -- reuse of equal text prefixes -------------------------------------------------------------
 
     def root(self, key: Hashable) -> PrefixNode:
-        """The node in front of a text: one for each (salt, versions of the learned prompts)."""
-        if key not in self._roots:
-            self._roots[key] = self._new_node()
-        return self._roots[key]
+        """The node in front of a text: one for each (salt, versions of the learned prompts).
 
-    def drop_unused_roots(self, limit: int) -> None:
-        """Bound the table of roots: forget the oldest; their blocks age out unreachable."""
-        while len(self._roots) > limit:
-            del self._roots[next(iter(self._roots))]
+        More roots than blocks hold nothing: the least recently used is forgotten, its blocks age out unreachable.
+        """
+        if key not in self._roots:
+            if len(self._roots) >= self.num_blocks:
+                self._roots.popitem(last=False)
+            self._roots[key] = self._new_node()
+        self._roots.move_to_end(key)
+        return self._roots[key]
 
     def _new_node(self) -> PrefixNode:
         self._next_node += 1

@@ -1,0 +1,5 @@
+"""`python -m promptd`."""
+
+from promptd.cli import app
+
+app()
