@@ -1,0 +1,1 @@
+"""The commands of `promptd`. Each module imports what it needs when it runs, so that help is there at once."""

@@ -1,0 +1,203 @@
+"""`promptd serve`: the settings from the command line, and one uvicorn server around the application."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from promptd.commands.console import err, fail, quiet_loading
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from promptd.settings import Settings
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than load balancers keep idle connections, so that it is they who close them."""
+
+_MODEL, _ENGINE, _LIMITS, _SWITCHES = "Model", "Engine", "Limits", "Switches"
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id. Default: the embedded demo.", metavar="PATH_OR_ID", rich_help_panel=_MODEL
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="Its name in the API. Default: the folder's last part.", rich_help_panel=_MODEL)
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1). Others need keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (8000).", metavar="N")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder of the store (./promptd-data).", metavar="DIR")] = None,
+    training: Annotated[str | None, typer.Option(help="Background training (off).", metavar="off")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N (auto).", rich_help_panel=_MODEL)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16 (auto).", rich_help_panel=_MODEL)
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Longest row, in tokens (the model's own limit).", metavar="N", rich_help_panel=_MODEL),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Rows that run at once (16).", metavar="N", rich_help_panel=_ENGINE)
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of one step (2048).", metavar="N", rich_help_panel=_ENGINE)
+    ] = None,
+    kv_cache_bytes: Annotated[
+        int | None, typer.Option(help="K/V of texts (1 GiB).", metavar="N", rich_help_panel=_ENGINE)
+    ] = None,
+    prompt_cache_bytes: Annotated[
+        int | None, typer.Option(help="K/V of learned prompts (1 GiB).", metavar="N", rich_help_panel=_ENGINE)
+    ] = None,
+    artifact_cache_bytes: Annotated[
+        int | None, typer.Option(help="Prompts kept in host memory (256 MiB).", metavar="N", rich_help_panel=_ENGINE)
+    ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(help="Requests that may wait (256).", metavar="N", rich_help_panel=_LIMITS)
+    ] = None,
+    max_body_bytes: Annotated[
+        int | None, typer.Option(help="Largest JSON body (1 MiB).", metavar="N", rich_help_panel=_LIMITS)
+    ] = None,
+    max_upload_bytes: Annotated[
+        int | None, typer.Option(help="Largest uploaded prompt (64 MiB).", metavar="N", rich_help_panel=_LIMITS)
+    ] = None,
+    request_timeout_seconds: Annotated[
+        float | None, typer.Option(help="Longest request (600).", metavar="S", rich_help_panel=_LIMITS)
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(help="Time for open requests when the server stops (30).", metavar="S", rich_help_panel=_LIMITS),
+    ] = None,
+    enable_prefix_caching: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-prefix-caching/--no-prefix-caching",
+            help="Reuse equal text prefixes (on).",
+            rich_help_panel=_SWITCHES,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict/--no-strict", help="A row's bits depend on no neighbour; slower.", rich_help_panel=_SWITCHES
+        ),
+    ] = None,
+) -> None:
+    """Serve one frozen model under many learned prompts.
+
+    Every option is also an environment variable: --max-num-seqs is PROMPTD_MAX_NUM_SEQS. Keys come from there only:
+    PROMPTD_API_KEYS=tenant:key,… and PROMPTD_ADMIN_KEY.
+
+    [dim]promptd serve[/]
+    [dim]promptd serve --model ./Qwen2-0.5B --max-num-seqs 32[/]
+    [dim]PROMPTD_API_KEYS=acme:s3cret-key promptd serve --host 0.0.0.0[/]
+    """
+    settings = _settings({name: value for name, value in locals().items() if value is not None})
+    listener = _listen(settings)
+    console = err()
+    console.print(f"[bold]promptd[/] loading {settings.model or 'the embedded demo model'} …")
+
+    from promptd_store import StoreError
+
+    from promptd import logs
+    from promptd.app import create_app
+    from promptd.errors import PromptdError
+
+    logs.configure()
+    quiet_loading()
+    try:
+        asyncio.run(_run(create_app(settings), settings, listener))
+    except (PromptdError, StoreError) as error:
+        fail(str(error))
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    from pydantic import ValidationError
+
+    from promptd.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = [f"--{'.'.join(map(str, one['loc'])).replace('_', '-')}: {one['msg']}" for one in error.errors()]
+        fail("; ".join(lines), hint="Options come from the command line or from PROMPTD_… in the environment.")
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Take the port before the model is loaded, so that a taken one is known at once."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        fail(
+            f"{settings.host}:{settings.port} cannot be used: {error.strerror or error}",
+            hint="Another server may be running there; --port takes another port, 0 any free one.",
+        )
+    return listener
+
+
+async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Start the application, serve until a signal comes, and end both in order."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Ends at a signal as uvicorn does, but leaves the application's own end to this module."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            loop = asyncio.get_running_loop()
+            for one in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(one, self.handle_exit, one, None)
+            try:
+                yield
+            finally:
+                for one in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(one)
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            _announce(app, settings, listener)
+
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+    )
+    async with app.router.lifespan_context(app):
+        await Server(config).serve(sockets=[listener])
+
+
+def _announce(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    name = app.state.services.model.served_name
+    key = "" if app.state.services.keys.is_open else " -H 'Authorization: Bearer KEY'"
+    console = err()
+    console.print(f"[bold green]ready[/] {name} at [bold]{address}[/], prompts in {_shown_store(settings)}")
+    console.print(
+        f"[dim]curl {address}/v1/completions{key} -H 'Content-Type: application/json' "
+        f"""-d '{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 16}}'[/]"""
+    )
+
+
+def _shown_store(settings: Settings) -> str:
+    return settings.store if "://" in settings.store else str(Path(settings.store).resolve())
