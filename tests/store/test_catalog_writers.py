@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
-from promptd_store import PreconditionFailedError, PromptCatalog
+from promptd_store import EmbeddedStore, PreconditionFailedError, PromptCatalog
 
 from tests.store.conftest import StoreFactory
 from tests.store.files import SPEC, soft_file
@@ -65,13 +67,30 @@ async def test_unconditional_writers_all_succeed(open_store: StoreFactory) -> No
         assert (await catalogs[0].resolve("acme", f"tone@{record.number}")).version == record.version
 
 
-async def test_one_owner_of_a_public_name(open_store: StoreFactory) -> None:
-    """Of tenants that publish the same public name at once, one gets the bare name, and whoever asks first sees it."""
-    catalogs = [PromptCatalog(await open_store(), SPEC) for _ in range(2)]
+class GatedStore(EmbeddedStore):
+    """A store whose transactions wait for a gate: another writer can come in between reading and writing."""
 
-    async def publish(writer: int) -> str:
-        catalog = catalogs[writer % 2]
-        await catalog.publish(f"tenant{writer}", "tone", soft_file(writer), visibility="public")
-        return (await catalog.resolve("bob", "tone")).tenant
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.arrived, self.gate = asyncio.Event(), asyncio.Event()
 
-    assert len(set(await asyncio.gather(*map(publish, range(8))))) == 1
+    async def transact(self, *args: Any, **kwargs: Any) -> dict[str, str]:
+        """Wait, then do it."""
+        self.arrived.set()
+        await self.gate.wait()
+        return await super().transact(*args, **kwargs)
+
+
+async def test_public_name_is_not_stolen_by_a_late_writer(tmp_path: Path) -> None:
+    """A tenant that found a public name free, and was overtaken before it wrote, does not take the name away."""
+    slow, fast = GatedStore(tmp_path), EmbeddedStore(tmp_path)
+    late = asyncio.create_task(PromptCatalog(slow, SPEC).publish("late", "tone", soft_file(1), visibility="public"))
+    await slow.arrived.wait()
+    catalog = PromptCatalog(fast, SPEC)
+    await catalog.publish("early", "tone", soft_file(2), visibility="public")
+    slow.gate.set()
+    assert (await late).number == 1
+    assert (await catalog.resolve("bob", "tone")).tenant == "early"
+    assert (await catalog.resolve("bob", "late/tone")).tenant == "late"
+    await slow.close()
+    await fast.close()

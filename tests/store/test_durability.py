@@ -13,7 +13,7 @@ from tests.store.forge import Forge, Message
 
 pytestmark = pytest.mark.anyio
 
-KILLS = 24
+KILLS = 20
 
 
 async def is_kept(catalog: PromptCatalog, ack: Message) -> bool:
