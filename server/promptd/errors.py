@@ -1,26 +1,26 @@
 """Every error a caller can meet, as one tree.
 
-    PromptdError                     500 internal_error
-    ├── InvalidRequestError          400 invalid_value           a field is wrong; names field and value
-    │   ├── ContextLengthError       400 context_length_exceeded
-    │   └── NoChatTemplateError      400 no_chat_template
-    ├── AuthenticationError          401 invalid_api_key
-    ├── PermissionDeniedError        403 insufficient_scope
-    ├── NotFoundError                404 not_found
-    │   ├── ModelNotFoundError       404 model_not_found         also: prompt absent or foreign
-    │   └── RouteNotFoundError       404 route_not_found
-    ├── MethodNotAllowedError        405 method_not_allowed
-    ├── ConflictError                409 conflict
-    │   └── PromptModelMismatchError 409 prompt_not_available_for_model
-    ├── PreconditionFailedError      412 precondition_failed
-    ├── PayloadTooLargeError         413 payload_too_large
-    ├── InvalidArtifactError         422 invalid_artifact        an upload failed a check; `code` says which
-    ├── NumericalError               500 numerical_error         non-finite logits; this row only
-    ├── EngineDeadError              503 engine_dead
-    ├── OverloadedError              503 overloaded              queue full; carries Retry-After
-    ├── ShuttingDownError            503 shutting_down
-    ├── DeadlineExceededError        504 deadline_exceeded
-    └── ModelRefusedError            (start-up) the base model cannot be served exactly
+PromptdError                     500 internal_error
+├── InvalidRequestError          400 invalid_value           a field is wrong; names field and value
+│   ├── ContextLengthError       400 context_length_exceeded
+│   └── NoChatTemplateError      400 no_chat_template
+├── AuthenticationError          401 invalid_api_key
+├── PermissionDeniedError        403 insufficient_scope
+├── NotFoundError                404 not_found
+│   ├── ModelNotFoundError       404 model_not_found         also: prompt absent or foreign
+│   └── RouteNotFoundError       404 route_not_found
+├── MethodNotAllowedError        405 method_not_allowed
+├── ConflictError                409 conflict
+│   └── PromptModelMismatchError 409 prompt_not_available_for_model
+├── PreconditionFailedError      412 precondition_failed
+├── PayloadTooLargeError         413 payload_too_large
+├── InvalidArtifactError         422 invalid_artifact        an upload failed a check; `code` says which
+├── NumericalError               500 numerical_error         non-finite logits; this row only
+├── EngineDeadError              503 engine_dead
+├── OverloadedError              503 overloaded              queue full; carries Retry-After
+├── ShuttingDownError            503 shutting_down
+├── DeadlineExceededError        504 deadline_exceeded
+└── ModelRefusedError            (start-up) the base model cannot be served exactly
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ def test_a_task_runs_on_a_prompt(server: LiveServer, tmp_path: Path, monkeypatch
         assert http.put("/v1/prompts/evaluated", content=artifact.content).status_code == 201
     scores = LLM(server.model).score(TEXTS, WORDS, [artifact] * len(TEXTS))
     data = tmp_path / "data.jsonl"
-    rows = [
-        {"text": text, "answer": int(score[1] > score[0])} for text, score in zip(TEXTS, scores, strict=True)
-    ]
+    rows = [{"text": text, "answer": int(score[1] > score[0])} for text, score in zip(TEXTS, scores, strict=True)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task: dict[str, Any] = {
         "task": "fox_or_dog",
