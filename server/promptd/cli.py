@@ -53,3 +53,7 @@ def main(
     ] = False,
 ) -> None:
     """One frozen model, many learned prompts, one batch."""
+
+
+if __name__ == "__main__":
+    app()

@@ -144,19 +144,19 @@ def check_port(host: str, port: int) -> Finding:
             listener.bind(address)
             listener.listen()
     except OSError as error:
-        server = check_server(f"http://{host}:{port}", None)
+        server = check_server(f"http://{host}:{port}", None, timeout_seconds=1)
         if server.verdict == "FAIL":
             return Finding("FAIL", "port", f"{host}:{port} cannot be used: {error.strerror or error}")
         return Finding("warn", "port", f"{host}:{port} is taken, by {server.answer}")
     return Finding("ok", "port", f"{host}:{port} is free")
 
 
-def check_server(url: str, api_key: str | None) -> Finding:
+def check_server(url: str, api_key: str | None, *, timeout_seconds: float = 5) -> Finding:
     """Does a server answer there, is it ready, and does it take the key?"""
     from promptd_client import Client, PromptdError
 
     try:
-        with Client(url, api_key=api_key, timeout_seconds=5, max_retries=0) as client:
+        with Client(url, api_key=api_key, timeout_seconds=timeout_seconds, max_retries=0) as client:
             answer = f"promptd {client.version()} at {client.base_url}"
             if not client.is_ready():
                 return Finding("warn", "server", f"{answer}, not ready")

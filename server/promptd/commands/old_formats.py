@@ -105,7 +105,8 @@ def _load_torch(path: Path) -> Any:
         raise ConversionError(f"{path.parent}: no {path.name}")
     _check_size(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.sparse.check_sparse_tensor_invariants():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConversionError(f"{path}: holds more than tensors, or is damaged; not read ({reason[:160]})") from error

@@ -71,10 +71,12 @@ def read_inputs(file: Path) -> list[str]:
     return texts
 
 
-def compare(folder: Path, texts: Sequence[str], model: str, max_tokens: int) -> list[Comparison]:
-    """Answer every text with both, greedily and in float32 on the CPU."""
+def compare(
+    folder: Path, texts: Sequence[str], model: str, max_tokens: int, served: Path | None = None
+) -> list[Comparison]:
+    """Answer every text with both, greedily and in float32 on the CPU: PEFT with `folder`, promptd with `served`."""
     llm = LLM(model, device="cpu", dtype="float32")
-    prompt = llm.load_prompt(folder)
+    prompt = llm.load_prompt(served or folder)
     inputs = [tuple(llm.model.encode(text)) for text in texts]
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
     found = llm.generate(inputs, [prompt] * len(inputs), params)

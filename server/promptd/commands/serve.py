@@ -84,8 +84,8 @@ def serve(
     enable_prefix_caching: Annotated[
         bool | None,
         typer.Option(
-            "--enable-prefix-caching/--no-prefix-caching",
-            help="Reuse equal text prefixes (on).",
+            " /--no-prefix-caching",
+            help="Compute every text anew.",
             rich_help_panel=_SWITCHES,
         ),
     ] = None,
@@ -106,20 +106,23 @@ def serve(
     [dim]PROMPTD_API_KEYS=acme:s3cret-key promptd serve --host 0.0.0.0[/]
     """
     settings = _settings({name: value for name, value in locals().items() if value is not None})
-    listener = _listen(settings)
-    console = err()
-    console.print(f"[bold]promptd[/] loading {settings.model or 'the embedded demo model'} …")
+    with _listen(settings) as listener:
+        err().print(f"[bold]promptd[/] loading {settings.model or 'the embedded demo model'} …")
+        _start(settings, listener)
 
+
+def _start(settings: Settings, listener: socket.socket) -> None:
     from promptd_store import StoreError
 
     from promptd import logs
     from promptd.app import create_app
     from promptd.errors import PromptdError
 
-    logs.configure()
-    quiet_loading()
     try:
-        asyncio.run(_run(create_app(settings), settings, listener))
+        app = create_app(settings)
+        logs.configure()
+        quiet_loading()
+        asyncio.run(_run(app, settings, listener))
     except (PromptdError, StoreError) as error:
         fail(str(error))
 
@@ -141,8 +144,12 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         fail(
             f"{settings.host}:{settings.port} cannot be used: {error.strerror or error}",

@@ -19,6 +19,10 @@ def verify(
     model: Annotated[str, typer.Option(help="Base model: a folder or a hub id.", metavar="PATH_OR_ID")],
     max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=1)] = 32,
     limit: Annotated[int | None, typer.Option(help="Only the first N inputs.", metavar="N", min=1)] = None,
+    served: Annotated[
+        Path | None,
+        typer.Option(help="What promptd runs, such as a file pulled from a server. Default: DIR.", metavar="PATH"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how many greedy answers are token for token those of PEFT.
@@ -41,7 +45,7 @@ def verify(
     quiet_loading()
     try:
         texts = read_inputs(existing(inputs))[:limit]
-        results = compare(folder, texts, model, max_tokens)
+        results = compare(folder, texts, model, max_tokens, served)
     except (InputError, PromptdError, StoreError) as error:
         fail(str(error))
     identical = sum(result.is_identical for result in results)

@@ -1,0 +1,188 @@
+"""The command line: help, settings, doctor, and the prompts commands against a real server."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from typer.testing import CliRunner, Result
+
+from promptd.cli import app
+from promptd.commands.serve import serve
+from promptd.settings import Settings
+from tests.clients.conftest import Live
+
+COMMANDS = [
+    [],
+    ["serve"],
+    ["doctor"],
+    ["convert"],
+    ["prompts"],
+    *(["prompts", name] for name in ("ls", "show", "push", "pull", "rm", "rollback", "verify")),
+]
+HEAVY = ("torch", "transformers", "fastapi", "pydantic", "httpx", "promptd_store", "numpy")
+
+
+def run(*arguments: str, input: str | None = None) -> Result:
+    """Run `promptd` in this process."""
+    return CliRunner().invoke(app, list(arguments), input=input)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(command: list[str]) -> None:
+    """Every command explains itself, and shows its options whole."""
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage: " in result.output
+    assert not re.search(r"--[a-z-]+…", result.output)
+
+
+def test_help_is_light() -> None:
+    """`promptd --help` imports none of the heavy libraries, and so takes well under half a second."""
+    code = (
+        "import sys; sys.argv = ['promptd', '--help']\n"
+        "from promptd.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    times = []
+    for _ in range(3):
+        started = time.process_time(), time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - started[1])
+        assert done.stdout.splitlines()[-1] == "[]"
+    assert min(times) < 1.0  # with room for a busy machine
+
+
+def test_version() -> None:
+    """`--version` prints the version and nothing else."""
+    import promptd
+
+    assert run("--version").output.strip() == promptd.__version__
+
+
+def test_serve_takes_every_setting() -> None:
+    """Each setting is an option of `promptd serve`, but for keys: those would show in the list of processes."""
+    options = inspect.signature(serve).parameters
+    assert set(options) == set(Settings.model_fields) - {"admin_key", "api_keys"}
+    assert all(option.default is None for option in options.values())
+
+
+def test_serve_names_a_bad_setting() -> None:
+    """A value that cannot be is refused before anything is loaded, by the name of its option."""
+    result = run("serve", "--port", "70000")
+    assert result.exit_code == 1 and "--port" in result.stderr and "65535" in result.stderr
+
+
+def test_serve_refuses_to_be_open_to_others() -> None:
+    """Without keys, nothing but loopback is listened on."""
+    result = run("serve", "--host", "0.0.0.0", "--port", "0")  # noqa: S104 - that it is refused is the test
+    assert result.exit_code == 1 and "PROMPTD_API_KEYS" in result.stderr
+
+
+def test_serve_knows_a_taken_port_at_once() -> None:
+    """A taken port is said so before the model is loaded."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        result = run("serve", "--port", str(other.getsockname()[1]))
+    assert result.exit_code == 1 and "in use" in result.stderr and "loading" not in result.stderr
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Undo what `promptd serve` does to this process's logs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_serve_refuses_a_model_that_is_not_there(tmp_path: Path) -> None:
+    """A wrong path ends in one line, not in a traceback."""
+    result = run("serve", "--model", str(tmp_path / "nothing"), "--store", str(tmp_path / "s"), "--port", "0")
+    assert result.exit_code == 1 and "nothing" in result.stderr and "Traceback" not in result.output
+
+
+def test_doctor_finds_nothing_wrong(tiny_models: dict[str, Path], tmp_path: Path, live: Live) -> None:
+    """On a machine that can serve, every line says ok."""
+    result = run("doctor", "--model", str(tiny_models["llama"]), "--store", str(tmp_path), "--port", "0", *live.options)
+    lines = [line.split() for line in result.output.splitlines()]
+    assert result.exit_code == 0, result.output
+    assert [words[1] for words in lines] == ["python", "torch", "device", "model", "store", "port", "server"]
+    assert {words[0] for words in lines} <= {"ok", "warn"}
+
+
+def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
+    """Each thing that would keep the server from starting is a line of its own, and the status says so."""
+    (tmp_path / "file").write_text("")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        result = run(
+            "doctor", "--model", str(tmp_path), "--store", str(tmp_path / "file" / "store"), "--port", str(port)
+        )
+    failed = [line.split()[1] for line in result.output.splitlines() if line.startswith("FAIL")]
+    assert result.exit_code == 1 and failed == ["model", "store", "port"]
+
+
+def test_no_server_is_one_line(tmp_path: Path) -> None:
+    """Without a server the command says where it looked and what to do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    result = run("prompts", "ls", "--url", url)
+    assert result.exit_code == 1 and url in result.stderr and "promptd serve" in result.stderr
+
+
+def test_a_wrong_key_is_said_so(live: Live) -> None:
+    """The server's code and message reach the terminal."""
+    result = run("prompts", "ls", "--url", live.url, "--api-key", "wrong-key-1")
+    assert result.exit_code == 1 and "invalid_api_key" in result.stderr
+
+
+def test_a_prompts_life(live: Live, adapters: Path, tmp_path: Path) -> None:
+    """Push, list, show, pull, push another version, roll back, remove."""
+    pushed = run(
+        "prompts", "push", str(adapters / "soft"), "--name", "life", "--no-resume", *_state(tmp_path), *live.options
+    )
+    assert pushed.exit_code == 0 and "life" in pushed.output and "7 tokens" in pushed.output
+
+    listed = [json.loads(line) for line in run("prompts", "ls", "--json", *live.options).output.splitlines()]
+    assert [one["kind"] for one in listed if one["id"] == "life"] == ["soft"]
+    assert "life" in run("prompts", "ls", *live.options).output
+
+    pulled = run("prompts", "pull", "life", "-o", str(tmp_path / "pulled"), *live.options)
+    assert pulled.exit_code == 0
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "pulled" / file).read_bytes() == (adapters / "soft" / file).read_bytes()
+    assert run("prompts", "pull", "life", "-o", str(tmp_path / "pulled"), *live.options).exit_code == 1
+
+    run("prompts", "push", str(adapters / "prefix"), "--name", "life", *_state(tmp_path), *live.options)
+    shown = run("prompts", "show", "life", *live.options).output
+    assert "v2" in shown and "v1" in shown and "prefix" in shown
+    back = run("prompts", "rollback", "life", "--to", "1", *live.options)
+    assert back.exit_code == 0 and "v1" in back.output
+
+    assert run("prompts", "rm", "life", *live.options, input="n\n").exit_code == 1
+    assert run("prompts", "rm", "life", *live.options, input="y\n").exit_code == 0
+    gone = run("prompts", "show", "life", *live.options)
+    assert gone.exit_code == 1 and "prompt_not_found" in gone.stderr
+
+
+def _state(folder: Path) -> list[str]:
+    return ["--state", str(folder / "state.jsonl")]
