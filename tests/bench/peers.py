@@ -1,0 +1,123 @@
+"""The same weights under transformers and PEFT, each used the best way it offers for different soft prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from tests.bench.rows import Tokens
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the peers' remarks off the terminal."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def plain_model(folder: Path) -> PreTrainedModel:
+    """The weights as transformers serves them."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
+def _settings(max_tokens: int) -> dict[str, Any]:
+    return {
+        "max_new_tokens": max_tokens,
+        "min_new_tokens": max_tokens,
+        "do_sample": False,
+        "eos_token_id": -1,
+        "pad_token_id": 0,
+    }
+
+
+class StackedEmbeddings:
+    """`generate` over `[soft prompt; embedded text]`, in static batches of rows of one length."""
+
+    def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
+        self._model = model
+        self._batch_size = batch_size
+
+    @torch.no_grad()
+    def run(
+        self, prompts: Sequence[torch.Tensor], texts: Sequence[Tokens], max_tokens: int
+    ) -> tuple[float, list[list[int]]]:
+        """Return (seconds, answers)."""
+        answers: list[list[int]] = []
+        began = time.perf_counter()
+        with quiet():
+            for start in range(0, len(texts), self._batch_size):
+                own = slice(start, start + self._batch_size)
+                embedded = self._model.get_input_embeddings()(torch.tensor(texts[own]))
+                rows = torch.cat([torch.stack(tuple(prompts[own])), embedded], 1)
+                mask = torch.ones(rows.shape[:2], dtype=torch.int64)
+                made = self._model.generate(inputs_embeds=rows, attention_mask=mask, **_settings(max_tokens))  # type: ignore[operator]
+                answers += made.tolist()
+        return time.perf_counter() - began, answers
+
+
+class PeftOneAtATime:
+    """PEFT prompt tuning: `set_adapter`, then `generate` with one row, for every request."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> None:
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts[0].shape[0])
+        with quiet():
+            self._model = get_peft_model(model, config, adapter_name="p0").eval()
+            for number in range(1, len(prompts)):
+                self._model.add_adapter(f"p{number}", config)
+        for number, prompt in enumerate(prompts):
+            self._model.prompt_encoder[f"p{number}"].embedding.weight.data.copy_(prompt)
+
+    @torch.no_grad()
+    def run(self, texts: Sequence[Tokens], max_tokens: int) -> tuple[float, list[list[int]]]:
+        """Return (seconds, answers); text number i runs under prompt number i."""
+        answers: list[list[int]] = []
+        began = time.perf_counter()
+        with quiet():
+            for number, text in enumerate(texts):
+                self._model.set_adapter(f"p{number}")
+                ids = torch.tensor([text])
+                made = self._model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **_settings(max_tokens))
+                answers.append(made[0, len(text) :].tolist())
+        return time.perf_counter() - began, answers
+
+
+class ContinuousBatching:
+    """transformers' `generate_batch`. It takes token ids only: no prompts, so each row has fewer keys than ours."""
+
+    def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
+        self._model = model
+        self._config = ContinuousBatchingConfig(
+            page_size=32,
+            num_blocks=256,
+            max_batch_tokens=2048,
+            max_requests_per_batch=batch_size,
+            auto_switch_to_flash=False,
+            allow_block_sharing=False,
+        )
+
+    def run(self, texts: Sequence[Tokens], max_tokens: int) -> tuple[float, list[list[int]]]:
+        """Return (seconds, answers)."""
+        settings = _settings(max_tokens)
+        del settings["min_new_tokens"]
+        began = time.perf_counter()
+        with quiet():
+            made = self._model.generate_batch(  # type: ignore[operator]
+                [list(text) for text in texts],
+                generation_config=GenerationConfig(**settings),
+                continuous_batching_config=self._config,
+            )
+        seconds = time.perf_counter() - began
+        return seconds, [list(one.generated_tokens) for one in made.values()]

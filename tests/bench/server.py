@@ -1,0 +1,117 @@
+"""The server as a process: how long until it is ready, and what a resident prompt adds over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from promptd.demo import DEMO_MODEL_PATH
+from tests.bench.book import Book, Row
+from tests.bench.latency import TEXT_TOKENS
+from tests.bench.models import folder_of, frozen
+from tests.bench.rows import fresh_tokens, soft_prompts
+from tests.bench.scale import Scale
+
+READY_TARGET_SECONDS = 8.0
+_LIMIT_SECONDS = 120.0
+
+
+@contextlib.contextmanager
+def serving(model: Path) -> Iterator[tuple[httpx.Client, float]]:
+    """Start `promptd serve`, without --model for the embedded model; yield (client, seconds until it was ready)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "promptd", "serve", "--port", str(port)]
+    if model != DEMO_MODEL_PATH:
+        command += ["--model", str(model)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTD_")}
+    with (
+        tempfile.TemporaryDirectory() as store,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
+        tempfile.TemporaryFile() as log,
+    ):
+        began = time.perf_counter()
+        server = subprocess.Popen([*command, "--store", store], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while not _is_ready(http):
+                if server.poll() is not None or time.perf_counter() - began > _LIMIT_SECONDS:
+                    log.seek(0)
+                    raise RuntimeError(f"promptd serve did not start:\n{log.read().decode()}")
+                time.sleep(0.02)
+            yield http, time.perf_counter() - began
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+
+
+def _is_ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def check_ready(scale: Scale, book: Book, root: Path) -> list[Row]:
+    """Seconds from the command to a server that takes requests, files in the page cache."""
+    name = scale.latency_models[0]
+    model = folder_of(name, root)
+    missing = scale.num_starts - len(book.series("ready/seconds"))
+    for number in range(missing + 1 if missing > 0 else 0):
+        with serving(model) as (_, seconds):
+            if number:  # the first start warms the disk
+                book.add("ready/seconds", [seconds])
+    seconds = statistics.median(book.series("ready/seconds"))
+    label = "the demo model" if model == DEMO_MODEL_PATH else f"{name} (random weights)"
+    shown = f"{seconds:.1f} s (median of {len(book.series('ready/seconds'))})"
+    target = f"<= {READY_TARGET_SECONDS:g} s"
+    return [Row(f"`promptd serve` ready with {label}", target, shown, seconds <= READY_TARGET_SECONDS)]
+
+
+def check_http(scale: Scale, book: Book, root: Path) -> list[Row]:
+    """Time to the first event of a stream, with a resident prompt less without one, in alternating pairs."""
+    name = scale.latency_models[0]
+    folder = folder_of(name, root)
+    missing = scale.num_latency_pairs - len(book.series("http/with_ms"))
+    if missing > 0:
+        spec = frozen(folder).spec
+        (prompt,) = soft_prompts(1, scale.virtual_tokens, spec.hidden_size)
+        with serving(folder) as (http, _):
+            http.put("/v1/prompts/bench", content=prompt.content).raise_for_status()
+            for warm in range(10):
+                _first_event(http, spec.vocab_size, warm % 2 == 0)
+            for number in range(missing):
+                order = (True, False) if number % 2 else (False, True)
+                times = {named: _first_event(http, spec.vocab_size, named) for named in order}
+                book.add("http/with_ms", [times[True]])
+                book.add("http/without_ms", [times[False]])
+    mine, bare = book.series("http/with_ms"), book.series("http/without_ms")
+    added = statistics.median(a - b for a, b in zip(mine, bare, strict=True))
+    shown = f"{added:+.2f} ms ({statistics.median(mine):.2f} : {statistics.median(bare):.2f}, {len(mine)} pairs)"
+    return [Row(f"the same over HTTP, store look-up included, {name}", "", shown)]
+
+
+def _first_event(http: httpx.Client, vocab_size: int, with_prompt: bool) -> float:
+    body = {"prompt": fresh_tokens(TEXT_TOKENS, vocab_size), "max_tokens": 1, "temperature": 0, "stream": True}
+    if with_prompt:
+        body["model"] = "bench"
+    first = None
+    began = time.perf_counter()
+    with http.stream("POST", "/v1/completions", json=body) as response:
+        response.raise_for_status()
+        for line in response.iter_lines():
+            if first is None and line.startswith("data: "):
+                first = time.perf_counter()
+    if first is None:
+        raise RuntimeError("the stream had no event")
+    return 1e3 * (first - began)
