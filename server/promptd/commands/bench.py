@@ -12,6 +12,6 @@ def bench(context: typer.Context) -> None:
     """
     from promptd.bench import run
 
-    inner = typer.Typer(rich_markup_mode="rich")
+    inner = typer.Typer(rich_markup_mode="rich", add_completion=False)
     inner.command()(run)
     inner(context.args, prog_name="promptd bench")
