@@ -14,7 +14,7 @@ from promptd.training import Example, example_of, split_examples
 
 VALIDATION_SHARE = 0.04
 MAX_VALIDATION_ROWS = 300
-MAX_TEST_ROWS = 1000
+MAX_TEST_ROWS = 600
 MAX_SLICE_ROWS = 300
 MAX_SLICE_INPUTS = 60
 """Inputs of a generation task in the slice: each takes seconds to answer, and comes with all of its references."""
