@@ -29,7 +29,7 @@ def _bash(project: Path, code: str, **environment: str) -> subprocess.CompletedP
     return subprocess.run(
         ["bash", "-c", f"set -euo pipefail; source server/setup.sh; {code}"],
         cwd=project,
-        env={**os.environ, **environment},
+        env={**{name: value for name, value in os.environ.items() if name != "PROMPTD_PYTHON"}, **environment},
         capture_output=True,
         text=True,
         timeout=30,

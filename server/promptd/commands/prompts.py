@@ -62,9 +62,14 @@ def list_prompts(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKe
 @app.command(rich_help_panel="Look")
 def show(name: Ref, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Show one prompt: what it is, how it was made, and its versions."""
+    from promptd_client import ModelNotFoundError
+
     with connected(url, api_key) as client:
         prompt = client.prompts.get(name)
-        versions = client.prompts.versions(prompt.name) if prompt.visibility == "private" else []
+        try:
+            versions = client.prompts.versions(prompt.name)
+        except ModelNotFoundError:  # a public prompt of someone else: its history is theirs
+            versions = []
     if as_json:
         print_json(prompt.model_dump() | {"versions": [one.version for one in versions]})
         return
