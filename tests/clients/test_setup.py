@@ -110,6 +110,35 @@ def test_an_old_python_is_not_taken(project: Path) -> None:
     assert not (project / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "is_reachable", "cpu_index_works", "indexes"),
+    [
+        ("GPU 0: NVIDIA H200 (UUID: x)", True, True, ["default"]),
+        ("", True, True, ["cpu"]),
+        ("", True, False, ["cpu", "default"]),
+        ("", False, True, ["default"]),
+    ],
+    ids=["gpu", "no gpu", "cpu index fails", "cpu index out of reach"],
+)
+def test_which_torch_is_installed(
+    project: Path, gpus: str, is_reachable: bool, cpu_index_works: bool, indexes: list[str]
+) -> None:
+    """The CPU build where no GPU is found, the default index with a GPU and wherever PyTorch's own does not help."""
+    (project / "bin").mkdir()
+    tool = project / "bin" / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\n[ -n "{gpus}" ] && echo "{gpus}"\n')
+    tool.chmod(0o755)
+    code = (
+        f"promptd_reaches() {{ {str(is_reachable).lower()}; }}\n"
+        "promptd_pip() {\n"
+        f'  case "$*" in *whl/cpu*) echo cpu; {str(cpu_index_works).lower()};; *) echo default;; esac\n'
+        "}\n"
+        "promptd_install_torch"
+    )
+    done = _bash(project, code, PATH=f"{tool.parent}:{os.environ['PATH']}")
+    assert (done.returncode, done.stdout.split()) == (0, indexes), done.stderr
+
+
 @pytest.fixture(scope="module")
 def fetch_pip() -> ModuleType:
     """The script server/fetch_pip.py as a module."""
