@@ -69,13 +69,13 @@ def load_model(
 def _proven(model: FrozenModel, sizes: DecoderSizes, *, packed_linears: bool, strict: bool) -> FrozenModel:
     """Switch to our attention and linears, compare with transformers' answers, measure the K/V magnitudes."""
     hf = model.hf
-    rows = expected_rows(hf, sizes)
     try:
+        rows = expected_rows(hf, sizes)
         hf.set_attn_implementation(ATTENTION_NAME)
         check_layers(model, sizes)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         raise ModelRefusedError(
-            f"layer 0: {model.spec.architecture} does not take a registered attention function ({error})"
+            f"layer 0: {model.spec.architecture} does not take positions and a registered attention function ({error})"
         ) from error
     pack = packed_linears and model.device.type == "cpu" and can_pack(model.dtype)
     if pack or strict:
@@ -112,9 +112,12 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def _frozen(folder: Path, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
-    hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
-    )
+    try:
+        hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        )
+    except ValueError as error:  # a class that bypasses AttentionInterface has no sdpa either
+        raise ModelRefusedError(f"layer 0: transformers cannot load {folder.name} for us: {error}") from error
     return hf.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return, arg-type]
 
 

@@ -29,6 +29,9 @@ def check_config(config: Any) -> DecoderSizes:
     """Return the sizes, or raise `ModelRefusedError` naming the layer and the feature."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelRefusedError(f"{config.model_type}: encoder-decoder models are not served by this version")
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"):
+        if not isinstance(getattr(config, name, None), int):
+            raise ModelRefusedError(f"layer 0: {config.model_type} has no {name}: it is not a decoder that we know")
     for layer in range(config.num_hidden_layers):
         for rope in _rope_types(config, layer):
             if rope in _REFUSED_ROPE:
