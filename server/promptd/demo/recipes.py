@@ -106,6 +106,8 @@ _BANKING_RULES = (
 )
 """Topic -> parts of the names of the 77 intents that belong to it; the first match counts."""
 
+_POLITENESS = {"polite": " warm", "impolite": " cold"}
+
 _BIBLE = "Carlson, Riddell & Rockmore 2018, StyleTransferBibleData; public-domain translations of the Bible"
 
 RECIPES = (
@@ -141,6 +143,17 @@ RECIPES = (
         task=TaskFormat(_ABOUT, _CLINC),
         training=_config(_PREFIX, batch_size=32, num_steps=700, learning_rate=0.1),
         weight=1.2,
+        max_tokens=1,
+    ),
+    Recipe(
+        name="politeness-tone",
+        title="Polite or impolite request (outer quartiles of the annotators' scores)",
+        dataset="politeness",
+        attribution="Danescu-Niculescu-Mizil et al. 2013, A computational approach to politeness; Apache-2.0, "
+        "requests from Wikipedia talk pages and Stack Exchange, CC BY-SA",
+        row=_labels("label", _POLITENESS),
+        task=TaskFormat("{text}\nTone:", _POLITENESS),
+        training=_config(_PREFIX, batch_size=32, num_steps=300, learning_rate=0.1),
         max_tokens=1,
     ),
     Recipe(
