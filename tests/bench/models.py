@@ -23,6 +23,7 @@ def folder_of(name: str, root: Path) -> Path:
     """
     if name == "demo" and (DEMO_MODEL_PATH / "config.json").exists():
         return DEMO_MODEL_PATH
+    logging.disable_progress_bar()
     folder = root / name
     if not (folder / "tokenizer.json").exists():
         if name == "tiny":
@@ -49,7 +50,6 @@ _MAKERS = {"gpt2-small": _gpt2_small, "demo": _demo_shape}
 @functools.cache
 def frozen(folder: Path) -> FrozenModel:
     """The model as promptd loads it, once a process, with a stopwatch around its forward pass."""
-    logging.disable_progress_bar()
     model = load_model(folder)
     return TimedModel(**{field.name: getattr(model, field.name) for field in dataclasses.fields(FrozenModel)})
 
