@@ -87,7 +87,7 @@ def make_prompt(
     config = dataclasses.replace(recipe.training, max_seconds=max_seconds)
     result = PromptTrainer(model, config, recipe.task, task.train, task.validation).run(_print_progress)
     sampling = {"temperature": 0.0, "max_tokens": recipe.max_tokens}
-    artifact = make_artifact(model, recipe.task, result, default_sampling=sampling)
+    artifact = make_artifact(model, recipe.task, result, default_sampling=sampling, stop=recipe.stop)
     decode(artifact.content, model.spec)
     card = {
         "name": recipe.name,
@@ -131,7 +131,7 @@ def compare_users(model: FrozenModel, recipe: Recipe, data: Path, out: Path) -> 
 def recipe_digest(recipe: Recipe) -> str:
     """Return `sha256:…` of everything in a recipe that shapes the prompt."""
     shaping = [recipe.dataset, recipe.splits, dataclasses.asdict(recipe.task), dataclasses.asdict(recipe.training)]
-    return "sha256:" + hashlib.sha256(json.dumps([*shaping, recipe.max_tokens]).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(json.dumps([*shaping, recipe.max_tokens, *recipe.stop]).encode()).hexdigest()
 
 
 def _is_done(model: FrozenModel, recipe: Recipe, out: Path) -> bool:
@@ -184,7 +184,7 @@ def _bleu(
         return None
     references: dict[str, list[str]] = {}
     for example in examples:
-        references.setdefault(example.fields["text"], []).append(example.completion or "")
+        references.setdefault(example.fields["text"], []).append((example.completion or "").strip())
     answers = _answers(model, artifact, list(references), recipe.max_tokens, with_prompt=with_prompt)
     most = max(len(texts) for texts in references.values())
     # sacrebleu wants as many references for every input: repeating one changes nothing.
@@ -199,7 +199,7 @@ def _answers(
     template = artifact.manifest.template or "{text}"
     rendered = [template.replace("{text}", text) for text in texts]
     prompts = [artifact] * len(texts) if with_prompt else [None] * len(texts)
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=() if with_prompt else ("\n",))
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=("\n",))
     inputs = list(texts) if with_prompt else rendered
     return [completion.text for completion in LLM(model).generate(inputs, prompts, params)]
 

@@ -26,6 +26,7 @@ class Recipe:
     weight: float = 1.0
     """Share of the time budget, relative to the other recipes."""
     max_tokens: int = 64
+    stop: tuple[str, ...] = ()
     splits: tuple[str, str | None, str] = ("train", "validation", "test")
     """Files for training, validation (None: a hash split of the training rows) and the held-out scores."""
     rival: str | None = None
@@ -42,7 +43,7 @@ def _labels(field: str, words: Mapping[str, str]) -> Callable[[Row], dict[str, s
 def _pairs(user: str | None = None) -> Callable[[Row], dict[str, str] | None]:
     def row(source: Row) -> dict[str, str] | None:
         chosen = user is None or source["user"] == user
-        return {"text": source["input"], "completion": source["target"]} if chosen else None
+        return {"text": source["input"], "completion": source["target"] + "\n"} if chosen else None
 
     return row
 
@@ -66,6 +67,9 @@ _PREFIX = MethodConfig("prefix", num_virtual_tokens=20)
 
 _ABOUT = "{text} This is about the"
 """Asks for a word the way running text does: a small model knows this better than "Topic:"."""
+
+_LINE = TaskFormat("{text}\n", append_eos=False)
+"""One line in, one line out: as the model has seen such pairs, so that ending a line need not be learned."""
 
 _SNIPS = {
     "AddToPlaylist": " playlist",
@@ -162,8 +166,9 @@ RECIPES = (
         dataset="e2e_nlg",
         attribution="Novikova, Dusek & Rieser 2017, The E2E Dataset; CC BY-SA 4.0",
         row=_pairs(),
-        task=TaskFormat("{text}\n"),
+        task=_LINE,
         training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        stop=("\n",),
     ),
     Recipe(
         name="bible-american-standard",
@@ -171,8 +176,9 @@ RECIPES = (
         dataset="bible_style",
         attribution=_BIBLE,
         row=_pairs("to_american_standard"),
-        task=TaskFormat("{text}\n"),
+        task=_LINE,
         training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        stop=("\n",),
         rival="bible-basic-english",
     ),
     Recipe(
@@ -181,8 +187,9 @@ RECIPES = (
         dataset="bible_style",
         attribution=_BIBLE,
         row=_pairs("to_basic_english"),
-        task=TaskFormat("{text}\n"),
+        task=_LINE,
         training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        stop=("\n",),
         rival="bible-american-standard",
     ),
 )
