@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -42,16 +43,16 @@ def _apart(work: Callable[..., dict[str, float]], *args: object) -> dict[str, fl
 def check_resident_bytes(scale: Scale, book: Book, root: Path) -> list[Row]:
     """Memory of resident prompts against the bytes of their keys and values: by the engine's account, and by RSS."""
     rows = []
-    for kind in ("soft", "prefix"):
-        key = f"resident_bytes/{kind}"
+    for name, kind in itertools.product(scale.latency_models, ("soft", "prefix")):
+        key = f"resident_bytes/{name}/{kind}"
         if book.fact(key) is None:
-            book.note(key, _apart(measure_resident, kind, scale, root))
+            book.note(key, _apart(measure_resident, name, kind, scale, root))
         found = book.fact(key)
         for label, field in (("by account", "counted"), ("by RSS", "rss")):
             extra = found[field] / found["kv"] - 1
             rows.append(
                 Row(
-                    f"{scale.num_resident} resident {kind} prompts, {label}",
+                    f"{scale.num_resident} resident {kind} prompts, {name}, {label}",
                     f"<= K/V + {OVERHEAD_TARGET:.0%}",
                     f"K/V {extra:+.1%} ({found[field] / 1e6:.1f} : {found['kv'] / 1e6:.1f} MB)",
                     extra <= OVERHEAD_TARGET,
@@ -60,10 +61,10 @@ def check_resident_bytes(scale: Scale, book: Book, root: Path) -> list[Row]:
     return rows
 
 
-def measure_resident(kind: str, scale: Scale, root: Path) -> dict[str, float]:
+def measure_resident(name: str, kind: str, scale: Scale, root: Path) -> dict[str, float]:
     """Make prompts resident, one after the other, keeping nothing of them here; return bytes."""
     torch.set_num_threads(1)
-    model = frozen(folder_of(scale.w1_model, root))
+    model = frozen(folder_of(name, root))
     spec, count, size = model.spec, scale.num_resident, scale.virtual_tokens
     engine = make_engine(model, text_tokens=1024, prompt_tokens=(count + _WARM_PROMPTS) * size)
 

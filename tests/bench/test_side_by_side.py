@@ -41,7 +41,7 @@ def test_contenders_agree_and_an_interrupted_run_goes_on(tmp_path: Path) -> None
 def test_residents_are_counted_to_the_byte(tmp_path: Path) -> None:
     """The engine's account of resident prompts is exactly their K/V, for either kind."""
     for kind in ("soft", "prefix"):
-        found = measure_resident(kind, SMOKE, tmp_path)
+        found = measure_resident("tiny", kind, SMOKE, tmp_path)
         assert found["counted"] == found["kv"] > 0
 
 
