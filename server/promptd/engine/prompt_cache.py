@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from promptd_store import PromptArtifact, PromptKind
@@ -58,6 +58,10 @@ class PromptEntry:
     def is_ready(self) -> bool:
         """Whether all of its keys and values are stored."""
         return self.num_computed == self.num_tokens
+
+    def drop_tensors(self) -> None:
+        """Forget what the K/V was made from: a resident prompt costs its K/V and nothing beside it."""
+        self.segment = replace(self.segment, embeds=None, prefix=None, token_ids=())
 
     @property
     def next_position(self) -> int:
@@ -139,6 +143,9 @@ class PromptCache:
 
     def finish_loading(self) -> None:
         """Forget finished loads; called once a step."""
+        for entry in self._loading:
+            if entry.is_ready:
+                entry.drop_tensors()
         self._loading = [entry for entry in self._loading if not entry.is_ready]
 
     def _create(self, key: ChainKey, segment: Segment, parent: PromptEntry | None) -> PromptEntry | None:
@@ -157,6 +164,7 @@ class PromptCache:
         if segment.prefix is not None:
             self._pool.load_prefix(entry.spans, segment.prefix)
             entry.num_computed = segment.num_tokens
+            entry.drop_tensors()
         else:
             self._loading.append(entry)
         self._entries[key] = entry
