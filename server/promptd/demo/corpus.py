@@ -54,16 +54,21 @@ def corpus_documents(folder: Path, shares: dict[str, float], rng: random.Random)
 
 
 def task_documents(folder: Path) -> Iterator[str]:
-    """Yield documents made of the texts of task rows: eight rows a document, without labels."""
+    """Yield documents made of the texts of task rows: eight texts of one field a document, without labels.
+
+    Inputs and targets are shuffled apart, so that the model never sees a row's answer behind its question: what a
+    learned prompt scores on such a task is the prompt's doing.
+    """
     for name, fields in TASK_FIELDS.items():
         path = next(p for p in sorted((folder / name).iterdir()) if p.name.startswith("train.jsonl"))
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-        random.Random(name).shuffle(rows)
-        texts = ["\n".join(row[field] for field in fields) for row in rows]
-        for start in range(0, len(texts), 8):
-            yield "\n".join(texts[start : start + 8])
+        for field in fields:
+            texts = sorted({row[field] for row in rows})
+            random.Random(f"{name} {field}").shuffle(texts)
+            for start in range(0, len(texts), 8):
+                yield "\n".join(texts[start : start + 8])
 
 
 def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
