@@ -161,6 +161,10 @@ class Store(Protocol):
         """Return past events of all logs whose name starts with `prefix`, oldest first."""
         ...
 
+    async def read_tail(self, log: str, *, before: int | None = None, limit: int = 1000) -> list[Event]:
+        """Return the last events of one log, or the last ones before a seq; newest first."""
+        ...
+
     async def trim_log(self, log: str, *, before_seq: int) -> int:
         """Delete a log's entries with a smaller seq; return how many."""
         ...

@@ -115,6 +115,10 @@ class EmbeddedStore:
         events, _ = await self._run(self._record_thread, lambda: self._records.read_log(prefix, after, limit))
         return events
 
+    async def read_tail(self, log: str, *, before: int | None = None, limit: int = 1000) -> list[Event]:
+        """Return the last events of one log, newest first."""
+        return await self._run(self._record_thread, lambda: self._records.read_tail(log, before, limit))
+
     async def trim_log(self, log: str, *, before_seq: int) -> int:
         """Delete old entries of one log."""
         return await self._run(self._record_thread, lambda: self._records.trim_log(log, before_seq))

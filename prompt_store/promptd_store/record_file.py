@@ -132,6 +132,14 @@ class RecordFile:
         events = [Event(*row) for row in rows]
         return events, events[-1].seq if len(events) == limit else newest
 
+    def read_tail(self, log: str, before: int | None, limit: int) -> list[Event]:
+        """Return the last events of one log before a seq, newest first."""
+        rows = self._connection.execute(
+            "SELECT seq, log, payload, at FROM log WHERE log = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
+            (log, (1 << 63) - 1 if before is None else before, limit),
+        )
+        return [Event(*row) for row in rows]
+
     def trim_log(self, log: str, before_seq: int) -> int:
         """Delete old entries of one log."""
         with self._writing() as sql:

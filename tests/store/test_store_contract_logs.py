@@ -84,6 +84,18 @@ async def test_log_keeps_order(store: Store) -> None:
     assert len(await store.read_log("")) == 6
 
 
+async def test_log_can_be_read_backwards(store: Store) -> None:
+    """The tail of one log comes newest first, in pages; other logs, also those whose name it begins, do not count."""
+    seqs = []
+    for i in range(5):
+        seqs.append(await store.publish("{acme}:events", b"%d" % i))
+        await store.publish("{acme}:events2", b"other")
+    assert [event.payload for event in await store.read_tail("{acme}:events")] == [b"4", b"3", b"2", b"1", b"0"]
+    page = await store.read_tail("{acme}:events", before=seqs[3], limit=2)
+    assert [(event.seq, event.payload) for event in page] == [(seqs[2], b"2"), (seqs[1], b"1")]
+    assert await store.read_tail("{acme}:events", before=seqs[0]) == await store.read_tail("{eve}:events") == []
+
+
 async def test_log_can_be_trimmed(store: Store) -> None:
     """Trimming removes older entries of one log; numbers are not given again."""
     seqs = [await store.publish("{acme}:events", b"x") for _ in range(4)]
