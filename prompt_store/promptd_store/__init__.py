@@ -27,9 +27,9 @@ from promptd_store.errors import (
     StoreUnavailableError,
     TemplateError,
 )
-from promptd_store.garbage import collect_garbage, trim_events
+from promptd_store.garbage import collect_garbage, scan_tenants, trim_events
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
-from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_ref
+from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
 from promptd_store.peft import read_peft, to_peft, write_peft
 from promptd_store.record import PromptRecord
 from promptd_store.template import render_template, template_fields
@@ -77,9 +77,11 @@ __all__ = [
     "decode",
     "encode",
     "events_log",
+    "parse_name",
     "parse_ref",
     "read_peft",
     "render_template",
+    "scan_tenants",
     "template_fields",
     "to_native",
     "to_peft",

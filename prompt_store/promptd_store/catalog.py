@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,24 @@ from promptd_store.base import Check, Lease, Put, Store
 from promptd_store.bounds import Bounds
 from promptd_store.cache import CacheStats
 from promptd_store.codec import decode
-from promptd_store.errors import PromptModelMismatchError, PromptNotFoundError
+from promptd_store.errors import BlobNotFoundError, PromptModelMismatchError, PromptNotFoundError
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
 from promptd_store.namebook import NameBook, StoredName
-from promptd_store.names import PUBLIC_TENANT, check_name, check_tenant, digest_key, parse_pin, parse_ref, version_key
+from promptd_store.names import (
+    PUBLIC_TENANT,
+    PromptRef,
+    check_name,
+    check_tenant,
+    digest_key,
+    parse_name,
+    parse_pin,
+    parse_ref,
+    version_key,
+)
 from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
-from promptd_store.record import ANY_BASE, PromptRecord, Visibility
+from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
 MAX_READS = 20
@@ -108,16 +118,8 @@ class PromptCatalog:
 
     async def resolve(self, tenant: str, ref: str) -> PromptRecord:
         """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one."""
-        check_tenant(tenant)
         parsed = parse_ref(ref)
-        if parsed.owner in (None, tenant):
-            found = await self._find(tenant, parsed.name, parsed.number, parsed.version, viewer=tenant)
-            if found is not None:
-                return found
-        owner = parsed.owner
-        if owner in (None, PUBLIC_TENANT):
-            owner = await self._names.public_owner(parsed.name)
-        if owner not in (None, tenant):
+        async for owner in self._owners(check_tenant(tenant), parsed):
             found = await self._find(owner, parsed.name, parsed.number, parsed.version, viewer=tenant)
             if found is not None:
                 return found
@@ -126,7 +128,12 @@ class PromptCatalog:
     async def load(self, record: PromptRecord) -> PromptArtifact:
         """Return the artifact of a record, from memory where possible; concurrent loads of one are one."""
         self._check_base(record.base_fingerprint, record.name)
-        return await self._loader.load(record)
+        try:
+            return await self._loader.load(record)
+        except BlobNotFoundError:
+            if await self._names.version(record.tenant, record.name, record.number) is not None:
+                raise  # the record stands, its bytes are lost
+            raise PromptNotFoundError(f"no prompt {record.name!r}", param="prompt") from None  # deleted meanwhile
 
     async def load_sidecar(self, record: PromptRecord) -> bytes | None:
         """Return what was published beside the artifact."""
@@ -148,17 +155,16 @@ class PromptCatalog:
                     records.append(current.applied_to(record))
         return records
 
-    async def versions(self, tenant: str, name: str) -> Records:
-        """Return every version of an own name, newest first."""
-        stored = await self._names.read(check_tenant(tenant), check_name(name))
-        current = {one.number: one for one in stored.state.current.values()}
-        records = [
-            current[record.number].applied_to(record) if record.number in current else replace(record, is_current=False)
-            for record in await self._names.versions(tenant, name)
-        ]
-        if not records:
-            raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
-        return records[::-1]
+    async def versions(self, tenant: str, ref: str) -> Records:
+        """Return the versions of `[owner/]name` that the tenant may see, newest first."""
+        parsed = parse_name(ref)
+        async for owner in self._owners(check_tenant(tenant), parsed):
+            state = (await self._names.read(owner, parsed.name)).state
+            records = await self._names.versions(owner, parsed.name) if _may_see_name(tenant, owner, state) else []
+            seen = [state.applied_to(record) for record in reversed(records) if _may_see(tenant, record)]
+            if seen:
+                return seen
+        raise PromptNotFoundError(f"no prompt {ref!r}", param="prompt")
 
     async def rollback(self, tenant: str, name: str, to: int | str, *, if_match: str | None = None) -> PromptRecord:
         """Point the name to an earlier version, `3` or `sha256:…`, of this base model."""
@@ -231,14 +237,23 @@ class PromptCatalog:
             sidecar_digest=None if sidecar is None else await self.store.put_blob(tenant, sidecar),
         )
 
+    async def _owners(self, tenant: str, parsed: PromptRef) -> AsyncIterator[str]:
+        """Yield whose name a reference may mean: the tenant's own first, then the named owner's or the public one."""
+        if parsed.owner in (None, tenant):
+            yield tenant
+        owner = parsed.owner
+        if owner in (None, PUBLIC_TENANT):
+            owner = await self._names.public_owner(parsed.name)
+        if owner is not None and owner != tenant:
+            yield owner
+
     async def _find(
         self, owner: str, name: str, number: int | None, version: str | None, *, viewer: str
     ) -> PromptRecord | None:
         """Read one version of an owner's name as a viewer may see it; None is the same for absent and foreign."""
         for _ in range(MAX_READS):
             state = (await self._names.read(owner, name)).state
-            visible = [one for one in state.current.values() if viewer == owner or one.visibility == "public"]
-            if not visible:
+            if not _may_see_name(viewer, owner, state):
                 return None
             current = state.current_for(self.spec.fingerprint)
             chosen = number
@@ -282,6 +297,10 @@ class PromptCatalog:
 def _check_owned(tenant: str, name: str) -> None:
     check_tenant(tenant)
     check_name(name)
+
+
+def _may_see_name(viewer: str, owner: str, state: PromptName) -> bool:
+    return state.is_public or (viewer == owner and bool(state.current))
 
 
 def _may_see(viewer: str, record: PromptRecord) -> bool:

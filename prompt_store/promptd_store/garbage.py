@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from promptd_store.base import Store
 
 UNUSED_FOR_SECONDS = 24 * 3600.0
 KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
 PAGE = 1000
+LAST_CHAR = "\U0010ffff"
 
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
+
+
+async def scan_tenants(store: Store) -> AsyncIterator[str]:
+    """Yield every tenant that has a record, in order; one look-up each."""
+    after = ""
+    while page := await store.scan("{", after=after, limit=1):
+        tenant = page[0].key[1:].partition("}")[0]
+        yield tenant
+        after = f"{{{tenant}}}{LAST_CHAR}"
 
 
 async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: float = UNUSED_FOR_SECONDS) -> list[str]:

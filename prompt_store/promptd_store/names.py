@@ -57,12 +57,18 @@ def parse_pin(text: str) -> tuple[int | None, str | None]:
     raise PromptNameError(f"version {shown(text)} must be a number from 1 or sha256:<64 hex digits>", param="version")
 
 
+def parse_name(text: str) -> PromptRef:
+    """Read `[owner/]name`."""
+    owner, slash, name = text.rpartition("/")
+    return PromptRef(check_tenant(owner) if slash else None, check_name(name))
+
+
 def parse_ref(ref: str) -> PromptRef:
     """Read `[owner/]name[@N|@sha256:…]`."""
     path, at, pin = ref.partition("@")
-    owner, slash, name = path.rpartition("/")
+    named = parse_name(path)
     number, version = parse_pin(pin) if at else (None, None)
-    return PromptRef(check_tenant(owner) if slash else None, check_name(name), number, version)
+    return PromptRef(named.owner, named.name, number, version)
 
 
 def prompt_key(tenant: str, name: str) -> str:

@@ -23,8 +23,9 @@ from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.errors import InvalidRequestError
+from promptd.housekeeping import Housekeeper
 from promptd.logs import RequestLog
-from promptd.metrics import EngineCollector, RequestMetrics
+from promptd.metrics import EngineCollector, HousekeepingMetrics, RequestMetrics
 from promptd.modeling import FrozenModel, load_model
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
 
@@ -54,6 +55,13 @@ def create_app(
         app.state.services = Services(
             served, prompts, keys, limits, RequestMetrics(registry).observe, lambda: generate_latest(registry)
         )
+        housekeeper = Housekeeper(
+            prompts.store,
+            HousekeepingMetrics(registry),
+            interval_seconds=settings.housekeeping_seconds,
+            min_age_seconds=settings.garbage_age_seconds,
+        )
+        housekeeping = asyncio.create_task(housekeeper.run())
         served.start()
         _log.info("ready", model=served.engine.model.served_name, keys_needed=not keys.is_open)
         try:
@@ -61,6 +69,8 @@ def create_app(
         finally:
             app.state.services.is_draining = True
             await served.shutdown(settings.drain_seconds)
+            housekeeping.cancel()
+            await asyncio.wait([housekeeping])
             if catalog is None:
                 await prompts.store.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -53,6 +53,24 @@ class EngineCollector(Collector):
         for outcome in ("finished", "failed", "aborted"):
             ended.add_metric([outcome], getattr(stats, f"requests_{outcome}"))
         yield ended
+
+
+class HousekeepingMetrics:
+    """What the store's clean-up did."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._blobs = Counter("promptd_blobs_collected", "Unreferenced blobs deleted", registry=registry)
+        self._events = Counter("promptd_events_trimmed", "Old events deleted", registry=registry)
+        self._failures = Counter("promptd_housekeeping_failures", "Clean-ups that failed", registry=registry)
+
+    def count(self, num_blobs: int, num_events: int) -> None:
+        """Take in what was deleted for one tenant."""
+        self._blobs.inc(num_blobs)
+        self._events.inc(num_events)
+
+    def count_failure(self) -> None:
+        """Take in a clean-up that did not reach its end."""
+        self._failures.inc()
 
 
 class RequestMetrics:

@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(600.0, gt=0, description="A request that takes longer ends with an error")
     drain_seconds: float = Field(30.0, ge=0, description="Time for open requests when the server stops")
     artifact_cache_bytes: int = Field(256 << 20, ge=0, description="Prompts kept in host memory")
+    housekeeping_seconds: float = Field(600.0, gt=0, description="Time between two clean-ups of the store")
+    garbage_age_seconds: float = Field(
+        86400.0, ge=60, description="Files that no prompt names any more are deleted when they are this old"
+    )
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest JSON body")
     max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded prompt")
     admin_key: SecretStr | None = Field(None, description="The first admin key")

@@ -244,7 +244,7 @@ def test_every_route_against_every_caller(keyed: LiveServer, route: object, call
     key = KEYS[caller]
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with keyed.http(**headers) as http:
-        url = path.replace("{model:path}", "absent").replace("{name}", "absent")
+        url = path.replace("{model:path}", "absent").replace("{name:path}", "absent")
         answer = http.request(method, url, content=b"{broken" if method in ("POST", "PUT") else None)
     if scope is Scope.OPEN:
         assert answer.status_code == 200
@@ -279,6 +279,72 @@ def test_tenants_do_not_see_each_other(keyed: LiveServer) -> None:
         foreign = b.post("/v1/completions", json={**GOOD, "model": "a/mine"})
         assert foreign.status_code == 404
         assert a.post("/v1/completions", json={**GOOD, "model": "mine"}).status_code == 200  # control
+
+
+def test_owner_and_name(keyed: LiveServer) -> None:
+    """`owner/name` reads one's own and others' public prompts by every route; all else looks absent."""
+    spec = keyed.model.spec
+    one, other = (encode("soft", torch.full((2, spec.hidden_size), value)).content for value in (1.0, 2.0))
+    with (
+        keyed.http(Authorization="Bearer key-tenant-a") as a,
+        keyed.http(Authorization="Bearer key-tenant-b") as b,
+        keyed.http(Authorization="Bearer key-admin-1") as admin,
+    ):
+        assert admin.put("/v1/prompts/shown?visibility=public", content=one).status_code == 201
+        assert admin.put("/v1/prompts/hidden", content=one).status_code == 201
+        assert a.put("/v1/prompts/a/shown", content=other).status_code == 201
+        for name, content in (("default/shown", one), ("a/shown", other), ("shown", other), ("shown@1", other)):
+            assert a.get(f"/v1/prompts/{name}/content").content == content
+            assert a.get(f"/v1/prompts/{name}").json()["id"] == ("shown" if content == other else name)
+            if "@" not in name:
+                assert len(a.get(f"/v1/prompts/{name}/versions").json()["data"]) == 1
+            assert len(a.get(f"/v1/prompts/{name}/neighbors").json()["data"]) == 2
+        assert b.get("/v1/prompts/shown").json()["id"] == "default/shown"
+        for what in ("", "@1", "/versions", "/content", "/neighbors"):
+            hidden, absent = (b.get(f"/v1/prompts/default/{name}{what}") for name in ("hidden", "absent"))
+            assert hidden.status_code == absent.status_code == 404
+            assert hidden.text.replace("hidden", "absent") == absent.text
+        for method, what, body in (
+            ("PUT", "", {"content": one}),
+            ("DELETE", "", {}),
+            ("POST", "/rollback", {"json": {"to": 1}}),
+        ):
+            foreign = {a.request(method, f"/v1/prompts/default/{name}{what}", **body) for name in ("shown", "none")}
+            assert {answer.status_code for answer in foreign} == {404}
+            assert len({answer.text.replace("shown", "none") for answer in foreign}) == 1
+        assert admin.get("/v1/prompts/shown").status_code == 200  # control: nothing happened to it
+        assert a.delete("/v1/prompts/a/shown").status_code == 200
+        assert a.get("/v1/prompts/shown").json()["owned_by"] == "default"
+        assert b.get("/v1/prompts/b/c/d").json()["error"]["code"] == "invalid_prompt_name"
+
+
+def test_pages_do_not_repeat_or_skip(keyed: LiveServer) -> None:
+    """An own and a public prompt of one name are two entries; a cursor whose prompt is gone still holds its place."""
+    content = encode("soft", torch.ones(2, keyed.model.spec.hidden_size)).content
+    with (
+        keyed.http(Authorization="Bearer key-tenant-b") as b,
+        keyed.http(Authorization="Bearer key-admin-1") as admin,
+    ):
+        for name in ("page-1", "page-2"):
+            assert b.put(f"/v1/prompts/{name}", content=content).status_code == 201
+            assert admin.put(f"/v1/prompts/{name}?visibility=public", content=content).status_code == 201
+        whole = [one["id"] for one in b.get("/v1/prompts").json()["data"]]
+        assert {"page-1", "page-2", "default/page-1", "default/page-2"} <= set(whole)
+        seen: list[str] = []
+        while True:
+            after = {"after": seen[-1]} if seen else {}
+            page = b.get("/v1/prompts", params={"limit": 1, **after}).json()
+            seen += [one["id"] for one in page["data"]]
+            if not page["has_more"]:
+                break
+            assert len(seen) < len(whole)
+        assert seen == whole
+        assert b.delete("/v1/prompts/page-1").status_code == 200
+        rest = b.get("/v1/prompts", params={"after": "page-1"}).json()["data"]
+        assert [one["id"] for one in rest] == whole[whole.index("page-1") + 1 :]
+        assert b.get("/v1/prompts", params={"after": "a b"}).json()["error"]["param"] == "after"
+        for name in ("page-1", "page-2"):
+            assert admin.delete(f"/v1/prompts/{name}").status_code == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.org"])  # noqa: S104 - that is the point

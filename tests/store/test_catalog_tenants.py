@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from promptd_store import PromptCatalog, PromptNotFoundError, Store
+from promptd_store import BlobNotFoundError, PromptCatalog, PromptNotFoundError, Store
 
 from tests.store.files import SPEC, soft_file
 
@@ -90,3 +90,29 @@ async def test_first_owner_keeps_a_public_name(catalog: PromptCatalog) -> None:
         await catalog.resolve("bob", "tone")
     await catalog.publish("eve", "tone", soft_file(3), visibility="public")
     assert (await catalog.resolve("bob", "tone")).tenant == "eve"
+
+
+async def test_versions_of_a_public_prompt(catalog: PromptCatalog) -> None:
+    """Others see the public versions of a name that is public now; its owner sees all of them."""
+    await catalog.publish("acme", "tone", soft_file(1))
+    await catalog.publish("acme", "tone", soft_file(2), visibility="public")
+    for ref in ("tone", "acme/tone", "public/tone"):
+        assert [(one.number, one.is_current) for one in await catalog.versions("eve", ref)] == [(2, True)]
+    assert [one.number for one in await catalog.versions("acme", "acme/tone")] == [2, 1]
+    await catalog.rollback("acme", "tone", 1)
+    for ref in ("tone", "acme/tone", "public/tone"):
+        with pytest.raises(PromptNotFoundError):
+            await catalog.versions("eve", ref)
+
+
+async def test_a_prompt_that_is_deleted_before_it_is_loaded_is_absent(catalog: PromptCatalog, store: Store) -> None:
+    """Its bytes may be collected at once: that is a 404, not a broken store; lost bytes still are one."""
+    gone = await catalog.publish("acme", "gone", soft_file(1))
+    broken = await catalog.publish("acme", "broken", soft_file(2))
+    await catalog.delete("acme", "gone")
+    await store.delete_blob("acme", gone.content_digest)
+    await store.delete_blob("acme", broken.content_digest)
+    with pytest.raises(PromptNotFoundError):
+        await catalog.load(gone)
+    with pytest.raises(BlobNotFoundError):
+        await catalog.load(broken)

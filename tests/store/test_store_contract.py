@@ -14,6 +14,7 @@ from promptd_store import (
     PromptNameError,
     Put,
     Store,
+    scan_tenants,
 )
 
 from tests.store.conftest import StoreFactory
@@ -189,3 +190,10 @@ async def test_everything_survives_reopening(open_store: StoreFactory) -> None:
     assert (await new.renew_lease(lease, 60)).epoch == lease.epoch
     assert len(await new.read_log("{acme}:")) == 1
     assert (await new.transact(puts=[Put(KEY, b"2")]))[KEY] != etag
+
+
+async def test_tenants_are_found_by_their_records(store: Store) -> None:
+    """Each tenant once, in order, also where one name begins another or a tenant has many records."""
+    for tenant in ("b", "a", "a-b", "ab"):
+        await store.transact(puts=[Put(f"{{{tenant}}}:thing:{number}", b"") for number in range(3)])
+    assert sorted([tenant async for tenant in scan_tenants(store)]) == ["a", "a-b", "ab", "b"]

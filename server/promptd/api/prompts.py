@@ -6,13 +6,12 @@ import asyncio
 import base64
 import binascii
 import io
-import json
 import zipfile
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
-from promptd_store import PromptRecord, to_peft
+from promptd_store import PromptNameError, PromptNotFoundError, PromptRecord, parse_name, to_peft
 
 from promptd.api.auth import Scope, authorize
 from promptd.api.schemas import RollbackBody
@@ -22,13 +21,14 @@ from promptd.errors import InvalidRequestError, PayloadTooLargeError
 
 _MAX_CONFIG_CHARS = 24 << 10
 _MAX_LISTED = 100
+_MAX_ID_CHARS = 64 + 1 + 96  # tenant/name
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the archive's bytes depend on its content alone
 
 
-def describe(record: PromptRecord) -> dict[str, Any]:
-    """A record as the API shows it."""
+def describe(record: PromptRecord, viewer: str) -> dict[str, Any]:
+    """A record as the API shows it; its id names it in every route: `name`, or `owner/name` where it is another's."""
     return {
-        "id": record.name,
+        "id": record.name if record.tenant == viewer else f"{record.tenant}/{record.name}",
         "object": "prompt",
         "owned_by": record.tenant,
         "version": record.version,
@@ -46,8 +46,9 @@ def describe(record: PromptRecord) -> dict[str, Any]:
     }
 
 
-def _respond(record: PromptRecord, status_code: int = 200) -> JSONResponse:
-    return JSONResponse(describe(record), status_code=status_code, headers={"ETag": f'"{record.etag}"'})
+def _respond(record: PromptRecord, request: Request, status_code: int = 200) -> JSONResponse:
+    shown = describe(record, principal_of(request).tenant)
+    return JSONResponse(shown, status_code=status_code, headers={"ETag": f'"{record.etag}"'})
 
 
 async def put_prompt(
@@ -64,50 +65,47 @@ async def put_prompt(
     services, principal = services_of(request), principal_of(request)
     if visibility == "public":
         authorize(principal, Scope.ADMIN)
+    own_name = _own_name(name, request)
     content = await _read(request, services.limits.max_upload_bytes)
     record = await services.catalog.publish(
         principal.tenant,
-        name,
+        own_name,
         content,
-        if_match=_unquote(request.headers.get("if-match")),
-        if_none_match=_unquote(request.headers.get("if-none-match")),
+        if_match=request.headers.get("if-match"),
+        if_none_match=request.headers.get("if-none-match"),
         kind=kind,
         num_virtual_tokens=num_virtual_tokens,
         adapter_config=_adapter_config(request.headers.get("x-promptd-adapter-config")),
         visibility=visibility,
     )
-    return _respond(record, 201 if record.number == 1 else 200)
+    return _respond(record, request, 201 if record.number == 1 else 200)
 
 
 async def list_prompts(
     request: Request,
-    after: Annotated[str | None, Query(max_length=128)] = None,
+    after: Annotated[str | None, Query(max_length=_MAX_ID_CHARS)] = None,
     limit: Annotated[int, Query(ge=1, le=_MAX_LISTED)] = _MAX_LISTED,
 ) -> Response:
-    """List the caller's prompts and the public ones, by name."""
-    services, principal = services_of(request), principal_of(request)
-    records = await services.catalog.list(principal.tenant, include_public=True)
-    names = [record.name for record in records]
-    start = names.index(after) + 1 if after in names else 0
-    page = records[start : start + limit]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": [describe(record) for record in page],
-            "has_more": start + limit < len(records),
-        }
-    )
+    """List the caller's prompts by name, then others' public ones; `after` is the last id of the page before."""
+    tenant = principal_of(request).tenant
+    records = await services_of(request).catalog.list(tenant, include_public=True)
+    if after is not None:
+        passed = _cursor(after, tenant)  # also where that prompt was deleted since
+        records = [record for record in records if (record.tenant != tenant, record.name) > passed]
+    data = [describe(record, tenant) for record in records[:limit]]
+    return JSONResponse({"object": "list", "data": data, "has_more": len(records) > limit})
 
 
 async def get_prompt(name: str, request: Request) -> Response:
-    """Read one prompt; `name@2` and `name@sha256:…` name a version."""
-    return _respond(await _resolve(name, request))
+    """Read one prompt, `[owner/]name`; `name@2` and `name@sha256:…` name a version."""
+    return _respond(await _resolve(name, request), request)
 
 
 async def list_versions(name: str, request: Request) -> Response:
-    """List every version of an own prompt, newest first."""
-    records = await services_of(request).catalog.versions(principal_of(request).tenant, name)
-    return JSONResponse({"object": "list", "data": [describe(record) for record in records], "has_more": False})
+    """List every version of a prompt that the caller may see, newest first."""
+    tenant = principal_of(request).tenant
+    records = await services_of(request).catalog.versions(tenant, name)
+    return JSONResponse({"object": "list", "data": [describe(record, tenant) for record in records], "has_more": False})
 
 
 async def get_content(
@@ -133,15 +131,15 @@ async def get_content(
 async def roll_back(name: str, body: RollbackBody, request: Request) -> Response:
     """Point the name to an earlier version."""
     record = await services_of(request).catalog.rollback(
-        principal_of(request).tenant, name, body.to, if_match=_unquote(request.headers.get("if-match"))
+        principal_of(request).tenant, _own_name(name, request), body.to, if_match=request.headers.get("if-match")
     )
-    return _respond(record)
+    return _respond(record, request)
 
 
 async def delete_prompt(name: str, request: Request) -> Response:
     """Delete a prompt with all its versions."""
     await services_of(request).catalog.delete(
-        principal_of(request).tenant, name, if_match=_unquote(request.headers.get("if-match"))
+        principal_of(request).tenant, _own_name(name, request), if_match=request.headers.get("if-match")
     )
     return JSONResponse({"id": name, "object": "prompt.deleted", "deleted": True})
 
@@ -169,6 +167,22 @@ async def _resolve(name: str, request: Request) -> PromptRecord:
     return record
 
 
+def _own_name(name: str, request: Request) -> str:
+    """Return the bare name of what the caller may change: another tenant's prompt looks like an absent one."""
+    parsed = parse_name(name)
+    if parsed.owner not in (None, principal_of(request).tenant):
+        raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
+    return parsed.name
+
+
+def _cursor(after: str, tenant: str) -> tuple[bool, str]:
+    try:
+        parsed = parse_name(after)
+    except PromptNameError as error:
+        raise InvalidRequestError(f"after: {error}", param="after") from error
+    return parsed.owner not in (None, tenant), parsed.name
+
+
 async def _read(request: Request, limit: int) -> bytes:
     """Read the body, stopping at the limit, whatever Content-Length claims."""
     if request.headers.get("content-encoding", "identity") != "identity":
@@ -187,15 +201,8 @@ def _adapter_config(header: str | None) -> bytes | None:
     if len(header) > _MAX_CONFIG_CHARS:
         raise PayloadTooLargeError("adapter_config.json is larger than 16 KiB", param="x-promptd-adapter-config")
     try:
-        config = base64.urlsafe_b64decode(header.encode() + b"=" * (-len(header) % 4))
-        json.loads(config)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode(header.encode() + b"=" * (-len(header) % 4), b"-_", validate=True)
+    except binascii.Error as error:
         raise InvalidRequestError(
-            f"X-Promptd-Adapter-Config is not base64url-coded JSON: {error}", param="x-promptd-adapter-config"
+            f"X-Promptd-Adapter-Config is not base64url-coded: {error}", param="x-promptd-adapter-config"
         ) from error
-    return config
-
-
-def _unquote(etag: str | None) -> str | None:
-    """Read an entity tag: `"abc"`, `W/"abc"` or `*`."""
-    return None if etag is None else etag.removeprefix("W/").strip().strip('"')

@@ -62,21 +62,15 @@ def list_prompts(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKe
 @app.command(rich_help_panel="Look")
 def show(name: Ref, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Show one prompt: what it is, how it was made, and its versions."""
-    from promptd_client import ModelNotFoundError
-
     with connected(url, api_key) as client:
         prompt = client.prompts.get(name)
-        try:
-            versions = client.prompts.versions(prompt.name)
-        except ModelNotFoundError:  # a public prompt of someone else: its history is theirs
-            versions = []
+        versions = client.prompts.versions(prompt.name)
     if as_json:
         print_json(prompt.model_dump() | {"versions": [one.version for one in versions]})
         return
     _print_fields(prompt)
-    if versions:
-        out().print()
-        _print_table(versions, ["version", "kind", "tokens", "size", "age"])
+    out().print()
+    _print_table(versions, ["version", "kind", "tokens", "size", "age"])
 
 
 @app.command(rich_help_panel="Look")
@@ -98,8 +92,9 @@ def pull(
         content = client.prompts.content(
             f"{prompt.name}@{prompt.version}" if "@" in name else name, format="native" if native else "peft"
         )
-    folder = target or Path(prompt.name)
-    files = {f"{prompt.name}.safetensors": content} if native else _unpacked(content)
+    bare_name = prompt.name.rpartition("/")[2]  # others' public prompts are called owner/name
+    folder = target or Path(bare_name)
+    files = {f"{bare_name}.safetensors": content} if native else _unpacked(content)
     present = [str(folder / each) for each in files if (folder / each).exists()]
     if present and not force:
         fail(f"{', '.join(present)} is there already", hint="--force writes over it, --out names another folder")

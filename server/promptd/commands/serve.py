@@ -81,6 +81,14 @@ def serve(
         float | None,
         typer.Option(help="Time for open requests when the server stops (30).", metavar="S", rich_help_panel=_LIMITS),
     ] = None,
+    housekeeping_seconds: Annotated[
+        float | None,
+        typer.Option(help="Time between two clean-ups of the store (600).", metavar="S", rich_help_panel=_LIMITS),
+    ] = None,
+    garbage_age_seconds: Annotated[
+        float | None,
+        typer.Option(help="Age at which files of deleted prompts go (86400).", metavar="S", rich_help_panel=_LIMITS),
+    ] = None,
     enable_prefix_caching: Annotated[
         bool | None,
         typer.Option(

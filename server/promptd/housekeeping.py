@@ -1,0 +1,54 @@
+"""The background task that throws away what the store no longer needs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from promptd_store import Store, collect_garbage, events_log, scan_tenants, trim_events
+
+from promptd.metrics import HousekeepingMetrics
+
+FIRST_RUN_SECONDS = 5.0
+"""After the start, so that a server that is restarted often still gets to it."""
+
+_log = structlog.get_logger("promptd.housekeeping")
+
+
+class Housekeeper:
+    """Deletes unreferenced blobs and old events of every tenant, again and again; a failure waits for the next round.
+
+    Several processes may do so over one store: each deletion stands by itself.
+    """
+
+    def __init__(
+        self, store: Store, metrics: HousekeepingMetrics, *, interval_seconds: float, min_age_seconds: float
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._interval_seconds = interval_seconds
+        self._min_age_seconds = min_age_seconds
+
+    async def run(self) -> None:
+        """Clean up until cancelled."""
+        wait_seconds = min(FIRST_RUN_SECONDS, self._interval_seconds)
+        while True:
+            await asyncio.sleep(wait_seconds)
+            await self.clean_up()
+            wait_seconds = self._interval_seconds
+
+    async def clean_up(self) -> None:
+        """Go through all tenants once; what goes wrong with one is logged and counted, and the others follow."""
+        tenants = scan_tenants(self._store)
+        while True:
+            try:
+                tenant = await anext(tenants, None)
+                if tenant is None:
+                    return
+                deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
+                num_trimmed = await trim_events(self._store, events_log(tenant))
+            except Exception as error:  # noqa: BLE001 - serving never depends on a clean-up
+                _log.warning("housekeeping_failed", exc_info=error)
+                self._metrics.count_failure()
+            else:
+                self._metrics.count(len(deleted), num_trimmed)

@@ -1,0 +1,94 @@
+"""The store's clean-up, as the server runs it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from promptd_store import Store, StoreUnavailableError, encode
+
+from promptd import housekeeping
+from promptd.settings import Settings
+from tests.api.conftest import LiveServer, serve
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def busy(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[LiveServer, Path]]:
+    """A server that cleans up twenty times a second, and the folder of its blobs."""
+    monkeypatch.setattr(housekeeping, "FIRST_RUN_SECONDS", 0.05)
+    settings = Settings(
+        model=str(tiny_models["llama"]), store=str(tmp_path), housekeeping_seconds=0.05, drain_seconds=0
+    )
+    for live in serve(settings, tiny_models["llama"]):
+        yield live, tmp_path / "blobs"
+
+
+def blobs(folder: Path) -> list[Path]:
+    """The files of all tenants."""
+    return [path for path in folder.glob("*/*/*") if path.is_file()]
+
+
+def soon(is_true: Callable[[], bool]) -> bool:
+    """Whether it becomes true within some seconds."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        if is_true():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def metric(server: LiveServer, name: str) -> float:
+    """One sample without labels."""
+    with server.http() as http:
+        lines = http.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_blobs_of_deleted_prompts_disappear(busy: tuple[LiveServer, Path]) -> None:
+    """An old blob goes once no prompt names it; one that is named stays, and so does a young one."""
+    server, folder = busy
+    hidden = server.model.spec.hidden_size
+    with server.http() as http:
+        for number, name in enumerate(("gone", "kept", "young")):
+            content = encode("soft", torch.full((2, hidden), number + 1.0)).content
+            assert http.put(f"/v1/prompts/{name}", content=content).status_code == 201
+            if name != "young":
+                for path in blobs(folder):
+                    os.utime(path, (time.time() - 2 * DAY,) * 2)
+        assert len(blobs(folder)) == 3
+        rounds = metric(server, "promptd_blobs_collected_total")
+        assert http.delete("/v1/prompts/gone").status_code == 200
+        assert http.delete("/v1/prompts/young").status_code == 200
+        assert soon(lambda: len(blobs(folder)) == 2)
+        time.sleep(0.2)  # some more rounds
+        assert metric(server, "promptd_blobs_collected_total") == rounds + 1
+        assert len(blobs(folder)) == 2
+        assert http.get("/v1/prompts/kept/content").status_code == 200
+
+
+def test_a_failing_clean_up_is_counted_and_goes_on(
+    busy: tuple[LiveServer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails during the clean-up costs a count and a log line; requests are served all the while."""
+    server, _ = busy
+    asked = []
+
+    async def fail(store: Store, tenant: str, *, unused_for_seconds: float) -> list[str]:
+        asked.append(tenant)
+        raise StoreUnavailableError("disk on fire")
+
+    with server.http() as http:
+        http.put("/v1/prompts/one", content=encode("soft", torch.ones(2, server.model.spec.hidden_size)).content)
+        monkeypatch.setattr(housekeeping, "collect_garbage", fail)
+        assert soon(lambda: metric(server, "promptd_housekeeping_failures_total") >= 2)
+        assert asked[0] == "default"
+        assert http.get("/v1/prompts/one/content").status_code == 200
