@@ -7,7 +7,9 @@ from promptd.training.data import (
     data_digest,
     example_of,
     parse_examples,
+    parse_objects,
     read_examples,
+    read_lines,
     split_examples,
 )
 from promptd.training.encoding import Encoded, TaskFormat, encode_examples, label_word_ids
@@ -44,9 +46,11 @@ __all__ = [
     "make_artifact",
     "method_from_sidecar",
     "parse_examples",
+    "parse_objects",
     "prompt_key_values",
     "provenance",
     "read_examples",
+    "read_lines",
     "scores_json",
     "sidecar_bytes",
     "split_examples",

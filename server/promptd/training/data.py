@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,19 +44,31 @@ class Example:
 
 def read_examples(path: Path) -> list[Example]:
     """Read a `.jsonl` or `.jsonl.gz` file."""
+    return parse_examples(read_lines(path))
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Return the lines of a `.jsonl` or `.jsonl.gz` file."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return parse_examples(content.split(b"\n"))
+    return content.split(b"\n")
 
 
 def parse_examples(lines: Iterable[str | bytes]) -> list[Example]:
     """Check JSON lines; empty ones are skipped. Raises `TrainingDataError` at the first bad row."""
-    examples = [_parse(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    examples = [example_of(line, row) for line, row in parse_objects(lines)]
     if not examples:
         raise TrainingDataError(1, "no rows at all")
     return examples
 
 
-def _parse(line: int, text: str | bytes) -> Example:
+def parse_objects(lines: Iterable[str | bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of every line that is not empty. Raises `TrainingDataError`."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _object(number, line)
+
+
+def _object(line: int, text: str | bytes) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except UnicodeDecodeError as error:
@@ -65,7 +77,7 @@ def _parse(line: int, text: str | bytes) -> Example:
         raise TrainingDataError(line, f"not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
     if not isinstance(row, dict):
         raise TrainingDataError(line, f"must be an object, got {_shown(row)}")
-    return example_of(line, row)
+    return row
 
 
 def example_of(line: int, row: Mapping[str, Any]) -> Example:
