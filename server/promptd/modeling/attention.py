@@ -68,6 +68,7 @@ class PooledAttention:
 
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
+        self._windowed: dict[int, list[DecodeGroup]] = {}  # decode groups by sliding window, cut once a batch
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
@@ -78,7 +79,9 @@ class PooledAttention:
         keys, values = batch.pool.key_heads[layer], batch.pool.value_heads[layer]
         groups = list(batch.decode_groups.values())
         if window is not None:
-            groups = _clipped(groups, window)
+            if window not in self._windowed:
+                self._windowed[window] = _clipped(groups, window)
+            groups = self._windowed[window]
         if not batch.prefill_rows and len(groups) == 1:  # the usual decode step: rows are already in order
             return self._decode(groups[0], query, keys, values, scale).transpose(1, 2)
         out = query.new_empty(query.shape)  # [1, num_heads, num_tokens, head_dim]
@@ -148,17 +151,17 @@ def _merge(outs: torch.Tensor, log_sums: torch.Tensor, num_parts: int) -> torch.
 def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
     """Regroup decode rows after dropping the keys that lie further back than the model's sliding window."""
     clipped: dict[int, DecodeGroup] = {}
-    for group in groups:
-        for token, spans in zip(group.tokens, group.spans, strict=True):
-            left, kept = window, []
-            for start, length in reversed(spans):
-                take = min(length, left)
-                if take:
-                    kept.append((start + length - take, take))
-                    left -= take
-            target = clipped.setdefault(len(kept), DecodeGroup(len(kept)))
-            target.tokens.append(token)
-            target.spans.append(kept[::-1])
+    rows = [row for group in groups for row in zip(group.tokens, group.spans, strict=True)]
+    for token, spans in sorted(rows):  # groups may join here: a group's tokens stay in the order of the batch
+        left, kept = window, []
+        for start, length in reversed(spans):
+            take = min(length, left)
+            if take:
+                kept.append((start + length - take, take))
+                left -= take
+        target = clipped.setdefault(len(kept), DecodeGroup(len(kept)))
+        target.tokens.append(token)
+        target.spans.append(kept[::-1])
     return list(clipped.values())
 
 
