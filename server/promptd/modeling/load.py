@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from promptd_store import BaseModelSpec
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling.activations import fuse_activations
@@ -41,9 +45,7 @@ def load_model(
     folder = _folder(path_or_id)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     sizes = check_config(config)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelRefusedError(f"{folder}: no *.safetensors file; pickled weights are never read")
+    files = _weight_files(folder)
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     hf = _frozen(folder, target, _dtype(dtype, target))
     spec = BaseModelSpec(
@@ -102,6 +104,26 @@ def _folder(path_or_id: str | Path) -> Path:
         raise ModelRefusedError(f"{path_or_id}: not a folder, and not to be had from the hub ({error})") from error
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads; a folder may hold the same weights once more under other names."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise ModelRefusedError(f"{folder}: no model.safetensors, whole or sharded; pickled weights are never read")
+    return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bar on stderr from transformers while this lasts."""
+    before = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+
+
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
@@ -113,9 +135,10 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 def _frozen(folder: Path, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
     try:
-        hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
-        )
+        with _without_bars():
+            hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+            )
     except ValueError as error:  # a class that bypasses AttentionInterface has no sdpa either
         raise ModelRefusedError(f"layer 0: transformers cannot load {folder.name} for us: {error}") from error
     return hf.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return, arg-type]
