@@ -118,6 +118,27 @@ def test_a_cancelled_task_frees_its_row(tiny_models: dict[str, Path]) -> None:
     go(main)
 
 
+@pytest.mark.parametrize("by", ["stream", "engine"])
+def test_an_abort_ends_the_waiting_of_another_task(tiny_models: dict[str, Path], by: str) -> None:
+    """Whoever waits for outputs of a request that is aborted elsewhere finds the end, and does not wait for ever."""
+
+    async def main() -> None:
+        async with started(tiny_models["llama"], max_num_seqs=1) as engine:
+            held = engine.submit(GenerateRequest("held", TEXT, greedy(200)))
+            stream = engine.submit(GenerateRequest("a", TEXT, greedy(5)))
+            waiting = asyncio.create_task(stream.next_output())
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            if by == "stream":
+                stream.abort()
+            else:
+                engine.abort("a")
+            assert await asyncio.wait_for(waiting, 5) is None
+            held.abort()
+
+    go(main)
+
+
 def test_shutdown_answers_everyone(tiny_models: dict[str, Path]) -> None:
     """Draining finishes what fits into its time; the rest gets a typed error; new requests are refused."""
 

@@ -68,6 +68,56 @@ def test_salts_never_share(tiny_models: dict[str, Path]) -> None:
     assert (stats.prompt_cache_misses, stats.prompt_cache_hits) == (2, 1)
 
 
+@pytest.mark.parametrize("num_public", [1, 0])
+def test_public_prompts_are_resident_once_for_all(tiny_models: dict[str, Path], num_public: int) -> None:
+    """Two callers' chains (public, own): the public part is shared, what continues it and the texts are not, though
+    equal. Control: the same chains with nothing public share nothing."""
+    folder = tiny_models["llama"]
+    public, own = library(folder)[3], library(folder)[2]
+    engine = make_engine(folder)
+    cases = [Case((public, own), TEXT, greedy(3)) for _ in "ab"]
+    for salt, case in zip("ab", cases, strict=True):
+        engine.add_request(GenerateRequest(salt, TEXT, case.params, case.prompts, salt, num_public))
+        while engine.has_work:
+            case.outputs += engine.step()
+            engine.check_integrity()
+        assert case.outputs[-1].num_cached_tokens == 0
+        assert_matches_oracle(folder, case)
+    num_copies = 1 if num_public else 2
+    held = num_copies * public.num_virtual_tokens + 2 * own.num_virtual_tokens
+    assert engine.stats().prompt_cache_bytes == held * engine.pool.bytes_per_slot
+    assert engine.stats().virtual_tokens_computed == held
+
+
+def test_a_public_prompt_behind_an_own_one_stays_private(tiny_models: dict[str, Path]) -> None:
+    """Only the beginning of a chain can be shared: K/V of what stands behind a private prompt depends on it."""
+    folder = tiny_models["llama"]
+    public, own = library(folder)[3], library(folder)[2]
+    engine = make_engine(folder)
+    for number, (salt, chain, num_public) in enumerate(
+        (("a", (own, public), 0), ("b", (own, public), 0), ("a", (public,), 1), ("b", (public,), 1))
+    ):
+        engine.add_request(GenerateRequest(f"r{number}", TEXT, greedy(1), chain, salt, num_public))
+        engine.step()
+        engine.check_integrity()
+    held = 3 * public.num_virtual_tokens + 2 * own.num_virtual_tokens
+    assert engine.stats().prompt_cache_bytes == held * engine.pool.bytes_per_slot
+    assert engine.stats().prompt_cache_hits == 1
+
+
+def test_a_prompt_that_nobody_waits_for_is_not_computed(tiny_models: dict[str, Path]) -> None:
+    """An abort midway drops a half-computed soft prompt, also where a prefix stands behind it already."""
+    folder = tiny_models["llama"]
+    for behind in (library(folder)[6], library(folder)[1]):
+        engine = make_engine(folder, max_num_batched_tokens=6, max_num_seqs=2)
+        engine.add_request(GenerateRequest("a", TEXT, greedy(1), (library(folder)[3], behind)))
+        engine.step()
+        engine.abort("a")
+        engine.check_integrity()
+        assert not engine.prompts.loading
+        assert engine.stats().prompt_cache_bytes == 0
+
+
 def test_a_new_version_never_meets_old_kv(tiny_models: dict[str, Path]) -> None:
     """Identity is content: other tensors under the same name are another key, for prompt K/V and for texts."""
     folder = tiny_models["gpt2"]
@@ -227,6 +277,8 @@ def test_check_integrity_sees_a_leak(tiny_models: dict[str, Path]) -> None:
         engine.check_integrity()
     engine.scheduler.running[0].blocks.append(forgotten)
     engine.check_integrity()
-    engine.scheduler.running[0].chain[0].num_pins -= 2
-    with pytest.raises(RuntimeError):
-        engine.check_integrity()
+    for wrong in (-2, 1):
+        engine.scheduler.running[0].chain[0].num_pins += wrong
+        with pytest.raises(RuntimeError):
+            engine.check_integrity()
+        engine.scheduler.running[0].chain[0].num_pins -= wrong

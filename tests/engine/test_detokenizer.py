@@ -69,3 +69,11 @@ def test_unfinished_bytes_are_shown_at_the_end() -> None:
         text += detokenizer.take(is_last=False)
     assert text == "a"
     assert text + detokenizer.take(is_last=True) == decode(ids)
+
+
+def test_a_stop_string_in_front_of_unfinished_bytes_is_cut() -> None:
+    """A row that ends for another reason while a character is incomplete still ends before its stop string."""
+    pieces = {1: "abcd\N{REPLACEMENT CHARACTER}"}  # one token: letters and the first byte of a character
+    detokenizer = Detokenizer(lambda ids: "".join(pieces[token] for token in ids), [], ("d",))
+    assert detokenizer.push(1, may_stop=True) is None
+    assert detokenizer.take(is_last=True) == "abc"

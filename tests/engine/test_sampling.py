@@ -98,6 +98,55 @@ def test_uniform_numbers_are_spread_and_fixed() -> None:
     assert min(values) >= 0 and max(values) < 1
 
 
+def test_the_largest_uniform_number_is_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hash of all ones draws the last token that has a probability, not one behind it."""
+
+    class Ones:
+        def digest(self) -> bytes:
+            return b"\xff" * 8
+
+    monkeypatch.setattr("promptd.engine.sampler.hashlib.blake2b", lambda *_, **__: Ones())
+    assert uniform(0, 0) < 1.0
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
+    assert sample(logits, [row(SamplingParams(temperature=1.0))]) == [1]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1e-6),
+        SamplingParams(top_k=1),
+        SamplingParams(top_p=1e-9),
+        SamplingParams(min_p=1.0),
+        SamplingParams(temperature=100.0, top_p=1e-9, top_k=3),
+    ],
+)
+def test_extreme_values_are_greedy(params: SamplingParams) -> None:
+    """Every cut taken to its end leaves the most likely token."""
+    found = sample(LOGITS.repeat(50, 1), [row(params, seed=seed) for seed in range(50)])
+    assert set(found) == {int(LOGITS.argmax())}
+
+
+def test_extreme_values_that_change_nothing() -> None:
+    """top_k of the vocabulary and more, min_p 0 and top_p 1 are off."""
+    plain = [row(SamplingParams(), seed=seed) for seed in range(50)]
+    off = [row(SamplingParams(top_k=1 << 30, top_p=1.0, min_p=0.0), seed=seed) for seed in range(50)]
+    assert sample(LOGITS.repeat(50, 1), plain) == sample(LOGITS.repeat(50, 1), off)
+
+
+def test_a_bias_of_minus_100_bans() -> None:
+    """OpenAI's ban: no draw meets the token, though it was the likeliest."""
+    best = int(LOGITS.argmax())
+    params = SamplingParams(logit_bias={best: -100})
+    assert best not in sample(LOGITS.repeat(200, 1), [row(params, seed=seed) for seed in range(200)])
+
+
+def test_min_tokens_without_any_end() -> None:
+    """min_tokens with ignore_eos and no stop tokens forbids nothing."""
+    params = SamplingParams(temperature=0, min_tokens=3, ignore_eos=True)
+    assert sample(LOGITS[None].clone(), [row(params)]) == [int(LOGITS.argmax())]
+
+
 def test_logprobs_name_token_and_alternatives() -> None:
     """Log-probabilities are those of the softmax, best first."""
     logprobs = torch.log_softmax(LOGITS, -1)[None]

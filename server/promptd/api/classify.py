@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from promptd.api.generation import while_connected
+from promptd.api.generation import together, while_connected
 from promptd.api.schemas import ClassifyBody
 from promptd.api.services import (
     NamedPrompts,
@@ -27,6 +27,9 @@ from promptd.api.services import (
 from promptd.engine.request import ScoreOutput, ScoreRequest
 from promptd.errors import InvalidRequestError
 
+_FIELDS = {"candidates": "labels", "prompt": "input"}
+"""The engine's words for what this route calls otherwise."""
+
 
 async def create_classification(body: ClassifyBody, request: Request) -> Response:
     """Return each input's probabilities over the labels; with `ensemble` the mean over several prompts."""
@@ -37,16 +40,19 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
         raise InvalidRequestError("ensemble names all its prompts itself", param="ensemble")
     chains = [[name] for name in body.ensemble] if body.ensemble is not None else [names]
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    members = [await resolve_prompts(services, principal_of(request), chain, model_name) for chain in chains]
+    members = [
+        await resolve_prompts(services, principal_of(request), chain, model_name, body.naming_field) for chain in chains
+    ]
     words = [_label_words(body, prompts) for prompts in members]
     if any(list(one) != list(words[0]) for one in words):
         raise InvalidRequestError("the prompts of an ensemble must have the same labels", param="ensemble")
-    work = asyncio.gather(
-        *(
-            _probabilities(services, prompts, own, text)
-            for prompts, own in zip(members, words, strict=True)
-            for text in inputs
-        )
+    candidates = [await _candidates(services, own) for own in words]
+    # One request fills the next batches, never the queue: others' requests still find room in it.
+    turns = asyncio.Semaphore(2 * services.engine.engine.config.max_num_seqs)
+    work = together(
+        _probabilities(services, prompts, own, text, turns)
+        for prompts, own in zip(members, candidates, strict=True)
+        for text in inputs
     )
     results = await while_connected(request, work)
     labels = list(words[0])
@@ -96,16 +102,34 @@ def _label_words(body: ClassifyBody, prompts: NamedPrompts) -> dict[str, str]:
     return dict(manifest.label_words)
 
 
+async def _candidates(services: Services, words: Mapping[str, str]) -> tuple[tuple[int, ...], ...]:
+    """Tokenize the label words, once for all inputs."""
+    candidates = []
+    for label, word in words.items():
+        candidates.append(await tokenize(services, word, add_special_tokens=False))
+        if not candidates[-1]:
+            raise InvalidRequestError(f"labels: the text of {label!r} has no tokens", param="labels")
+    return tuple(candidates)
+
+
 async def _probabilities(
-    services: Services, prompts: NamedPrompts, words: dict[str, str], text: Any
+    services: Services,
+    prompts: NamedPrompts,
+    candidates: tuple[tuple[int, ...], ...],
+    text: Any,
+    turns: asyncio.Semaphore,
 ) -> tuple[list[float], ScoreOutput]:
-    token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
-    candidates = tuple([await tokenize(services, word, add_special_tokens=False) for word in words.values()])
-    request = ScoreRequest(
-        new_id("score"), token_ids, candidates, prompts.artifacts, prompts.salt,
-        services.limits.request_timeout_seconds,
-    )  # fmt: skip
-    output = await services.engine.score(request)
+    async with turns:
+        token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
+        request = ScoreRequest(
+            new_id("score"), token_ids, candidates, prompts.artifacts, prompts.salt, prompts.num_public,
+            services.limits.request_timeout_seconds,
+        )  # fmt: skip
+        try:
+            output = await services.engine.score(request)
+        except InvalidRequestError as error:
+            error.param = _FIELDS.get(error.param, error.param)
+            raise
     return softmax(output.logprobs), output
 
 

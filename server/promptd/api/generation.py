@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -50,6 +50,8 @@ def sampling_params(
     if stop is None:
         stop = list(manifest.stop) if manifest is not None else []
     values["max_tokens"] = max_tokens
+    if body.min_tokens is None:  # a prompt's default gives way to the request's limit
+        values["min_tokens"] = min(values.get("min_tokens", 0), max_tokens)
     values["top_k"] = max(0, values.get("top_k", 0))
     if values.get("seed") is not None:
         values["seed"] += seed_offset
@@ -58,17 +60,10 @@ def sampling_params(
         stop=tuple(stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
-        logit_bias=_token_biases(body.logit_bias or {}),
+        logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-
-
-def _token_biases(biases: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in biases.items()}
-    except ValueError as error:
-        raise InvalidRequestError(f"logit_bias takes token ids as keys: {error}", param="logit_bias") from error
 
 
 def max_tokens_of(body: Sampling, prompts: NamedPrompts, default: int) -> int:
@@ -115,12 +110,18 @@ def submit(
     services: Services, prompts: NamedPrompts, inputs: Sequence[tuple[int, ...]], params: Sequence[SamplingParams]
 ) -> list[Choice]:
     """Start `len(params)` generations for every input; all or none. Raises what the engine refuses."""
+    max_queue = services.engine.engine.config.max_queue
+    if len(inputs) * len(params) > max_queue:  # not 503: it would never fit
+        raise InvalidRequestError(
+            f"{len(inputs)} prompts x n={len(params)} are more generations than the {max_queue} that may wait here",
+            param="n",
+        )
     choices: list[Choice] = []
     try:
         for token_ids in inputs:
             for own in params:
                 request = GenerateRequest(
-                    new_id("gen"), token_ids, own, prompts.artifacts, prompts.salt,
+                    new_id("gen"), token_ids, own, prompts.artifacts, prompts.salt, prompts.num_public,
                     services.limits.request_timeout_seconds,
                 )  # fmt: skip
                 stream = services.engine.submit(request)
@@ -145,9 +146,19 @@ async def _finish(choice: Choice) -> None:
 async def collect(request: Request, choices: Sequence[Choice]) -> None:
     """Run all choices to their end; abort them when one fails or the client goes away."""
     try:
-        await while_connected(request, asyncio.gather(*(_finish(choice) for choice in choices)))
+        await while_connected(request, together(_finish(choice) for choice in choices))
     finally:
         abort(choices)
+
+
+async def together(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Await all; where one fails or the caller is cancelled, the others are cancelled too."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def while_connected(request: Request, work: Awaitable[_T]) -> _T:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastapi import Request
-from promptd_store import PromptArtifact, PromptCatalog, PromptNotFoundError, PromptRecord, render_template
+from promptd_store import (
+    PromptArtifact,
+    PromptCatalog,
+    PromptNameError,
+    PromptNotFoundError,
+    PromptRecord,
+    render_template,
+)
 
 from promptd.api.auth import KeyRing, Principal, Scope, authorize
 from promptd.engine.async_engine import AsyncEngine
@@ -68,6 +76,8 @@ class NamedPrompts:
     records: tuple[PromptRecord, ...]
     artifacts: tuple[PromptArtifact, ...]
     salt: str
+    num_public: int
+    """Public prompts at the chain's beginning: their K/V is shared by all tenants."""
     model_name: str
 
     @property
@@ -81,22 +91,30 @@ class NamedPrompts:
         return [record.version for record in self.records]
 
 
+async def resolve_name(services: Services, principal: Principal, name: str, scope: Scope, param: str) -> PromptRecord:
+    """Find what a field of a request names; an error names the field."""
+    try:
+        record = await services.catalog.resolve(principal.tenant, name)
+    except PromptNotFoundError as error:
+        raise ModelNotFoundError(f"no model or prompt {name!r}", param=param) from error
+    except PromptNameError as error:
+        raise InvalidRequestError(f"{param}: {error}", param=param, code=error.code) from error
+    authorize(principal, scope, record)
+    return record
+
+
 async def resolve_prompts(
-    services: Services, principal: Principal, names: Sequence[str], model_name: str
+    services: Services, principal: Principal, names: Sequence[str], model_name: str, param: str
 ) -> NamedPrompts:
-    """Resolve and load a chain of names; raises before anything runs."""
+    """Resolve and load a chain of names, which stood in the field `param`; raises before anything runs."""
     records, artifacts = [], []
     for name in names:
-        try:
-            record = await services.catalog.resolve(principal.tenant, name)
-        except PromptNotFoundError as error:
-            raise ModelNotFoundError(f"no model or prompt {name!r}", param="model") from error
-        authorize(principal, Scope.INFER, record)
-        records.append(record)
-        artifacts.append(await services.catalog.load(record))
-    is_public = bool(records) and all(record.visibility == "public" for record in records)
-    salt = f"public/{principal.tenant}" if is_public else f"tenant/{principal.tenant}"
-    return NamedPrompts(tuple(records), tuple(artifacts), salt, model_name)
+        records.append(await resolve_name(services, principal, name, Scope.INFER, param))
+        artifacts.append(await services.catalog.load(records[-1]))
+    public = itertools.takewhile(lambda record: record.visibility == "public", records)
+    return NamedPrompts(
+        tuple(records), tuple(artifacts), f"tenant/{principal.tenant}", sum(1 for _ in public), model_name
+    )
 
 
 def prompt_names(services: Services, body_model: str | None, prompt_id: str | None, ids: list[str] | None) -> list[str]:

@@ -22,7 +22,10 @@ def admit(request: GenerateRequest | ScoreRequest, engine: Engine) -> Sequence:
     model = engine.model
     _check_tokens("prompt", request.prompt_token_ids, model.spec.vocab_size)
     segments = make_segments(
-        request.prompts, lambda text: model.encode(text, add_special_tokens=False), model.bos_token_id
+        request.prompts,
+        lambda text: model.encode(text, add_special_tokens=False),
+        model.bos_token_id,
+        request.num_public_prompts,
     )
     for segment in segments:
         _check_segment(segment, model.spec)

@@ -42,6 +42,8 @@ class Stream:
             return None
         try:
             while not self._outputs:
+                if self._is_done:  # aborted by another task meanwhile
+                    return None
                 self._arrived.clear()
                 await self._arrived.wait()
         except asyncio.CancelledError:
@@ -56,8 +58,13 @@ class Stream:
     def abort(self) -> None:
         """End the request; nothing more comes. Harmless when it is done already."""
         if not self._is_done:
-            self._is_done = True
+            self.close()
             self._abort(self.request_id)
+
+    def close(self) -> None:
+        """Let whoever waits for outputs find the end."""
+        self._is_done = True
+        self._arrived.set()
 
     def deliver(self, output: Output) -> None:
         """Add an output; on the event loop's thread."""
@@ -110,7 +117,9 @@ class AsyncEngine:
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step boundary."""
-        self._streams.pop(request_id, None)
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            stream.close()
         self._inbox.append(request_id)
         self._wake.set()
 

@@ -10,7 +10,7 @@ content still valid and findable; evicted least recently used first).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 _FREE, _RESERVED, _USED, _CACHED = range(4)
 
@@ -89,6 +89,12 @@ class BlockManager:
 
     def _forget(self, block: int) -> None:
         del self._nodes[self._node_key.pop(block)]
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Let no later text find these blocks, which the caller still holds: their content is not to be trusted."""
+        for block in blocks:
+            if block in self._node_key:
+                self._forget(block)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference to each block; the last reference frees it or leaves it cached."""
@@ -170,7 +176,7 @@ class BlockManager:
         if broken:
             raise RuntimeError(f"block manager is inconsistent: {', '.join(broken)}")
 
-    def check_references(self, held: dict[int, int]) -> None:
+    def check_references(self, held: Mapping[int, int]) -> None:
         """Raise `RuntimeError` unless reference counts equal what the sequences hold (block -> references)."""
         for block, count in enumerate(self._count):
             if count != held.get(block, 0):

@@ -28,9 +28,12 @@ class Detokenizer:
         text = self._decode(self._ids[self._begin :])
         if len(text) <= len(known) or text.endswith("�"):
             return None
-        searched = max(0, len(self._text) - max(map(len, self._stop), default=1) + 1)
-        self._text += text[len(known) :]
         self._begin, self._read = self._read, len(self._ids)
+        return self._append(text[len(known) :], may_stop=may_stop)
+
+    def _append(self, new: str, *, may_stop: bool) -> str | None:
+        searched = max(0, len(self._text) - max(map(len, self._stop), default=1) + 1)
+        self._text += new
         found = [(at, stop) for stop in self._stop if (at := self._text.find(stop, searched)) >= 0]
         if not found or not may_stop:
             return None
@@ -51,7 +54,7 @@ class Detokenizer:
     def _finish(self) -> int:
         if self._read < len(self._ids):  # bytes that never became a character
             known = self._decode(self._ids[self._begin : self._read])
-            self._text += self._decode(self._ids[self._begin :])[len(known) :]
+            self._append(self._decode(self._ids[self._begin :])[len(known) :], may_stop=True)
             self._read = len(self._ids)
         return len(self._text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence as Rows
 
 import torch
@@ -113,20 +114,39 @@ class Engine:
         return [self._fail(seq, DeadlineExceededError(message)) for seq in late]
 
     def _run(self, step: Schedule, outputs: list[Output]) -> torch.Tensor:
-        """Run the batch; where it raises, run every row alone, so that only the guilty one fails."""
+        """Run the batch; where it raises, run everything alone, so that only the guilty ones fail."""
         try:
             return self._runner.run(step)
         except Exception:  # noqa: BLE001 - whatever it was, one row caused it; the replay finds which
-            parts = []
-            self._runner.run(Schedule(loads=step.loads))
-            for row in list(step.rows):
-                try:
-                    parts.append(self._runner.run(Schedule(rows=[row])))
-                except Exception as error:  # noqa: BLE001 - becomes that row's typed error
-                    step.rows.remove(row)
-                    self.blocks.release(row.candidate_blocks)
-                    outputs.append(self._fail(row.seq, PromptdError(f"this row failed in the model: {error}")))
-            return torch.cat(parts) if parts else torch.empty(0, 0)
+            self._replay_loads(step, outputs)
+            return self._replay_rows(step, outputs)
+
+    def _replay_loads(self, step: Schedule, outputs: list[Output]) -> None:
+        for load in list(step.loads):
+            if load.entry not in self.prompts.loading:
+                continue  # it went with the last request that named it
+            try:
+                self._runner.run(Schedule(loads=[load]))
+            except Exception as error:  # noqa: BLE001 - becomes a typed error of every row behind this prompt
+                for seq in [seq for seq in self.scheduler.running if load.entry in seq.chain]:
+                    self._drop_row(step, seq)
+                    outputs.append(self._fail(seq, PromptdError(f"the prompt failed in the model: {error}")))
+        step.loads = [load for load in step.loads if load.entry in self.prompts.loading]
+
+    def _replay_rows(self, step: Schedule, outputs: list[Output]) -> torch.Tensor:
+        parts = [torch.empty(0, self.model.spec.vocab_size, device=self.model.device)]
+        for row in list(step.rows):
+            try:
+                parts.append(self._runner.run(Schedule(rows=[row])))
+            except Exception as error:  # noqa: BLE001 - becomes that row's typed error
+                self._drop_row(step, row.seq)
+                outputs.append(self._fail(row.seq, PromptdError(f"this row failed in the model: {error}")))
+        return torch.cat(parts)
+
+    def _drop_row(self, step: Schedule, seq: Sequence) -> None:
+        for row in [row for row in step.rows if row.seq is seq]:
+            step.rows.remove(row)
+            self.blocks.release(row.candidate_blocks)
 
     def _advance(self, step: Schedule) -> None:
         for load in step.loads:
@@ -151,6 +171,8 @@ class Engine:
 
     def _end(self, seq: Sequence, error: PromptdError | None) -> None:
         chain = seq.chain
+        if isinstance(error, NumericalError):  # K/V that may hold the fault is not kept for the next request
+            self.blocks.forget(seq.blocks)
         del self._sequences[seq.request.request_id]
         self.scheduler.finish(seq)
         if error is None:
@@ -158,7 +180,7 @@ class Engine:
             return
         self.counters.requests_failed += 1
         if isinstance(error, NumericalError):
-            for entry in reversed(chain):  # K/V that may hold the fault is not kept for the next request
+            for entry in reversed(chain):
                 self.prompts.discard(entry)
 
     def stats(self) -> EngineStats:
@@ -186,10 +208,8 @@ class Engine:
         """Raise `RuntimeError` unless every pool, pin and queue agrees; for tests, after each step."""
         self.blocks.check_integrity()
         self.prompts.check_integrity()
-        held: dict[int, int] = {}
-        for seq in self._sequences.values():
-            for block in seq.blocks:
-                held[block] = held.get(block, 0) + 1
-        self.blocks.check_references(held)
+        sequences = self._sequences.values()
+        self.blocks.check_references(Counter(block for seq in sequences for block in seq.blocks))
+        self.prompts.check_pins(Counter(entry.key for seq in sequences for entry in seq.chain))
         if len(self._sequences) != len(self.scheduler.waiting) + len(self.scheduler.running):
             raise RuntimeError("a sequence is neither waiting nor running")

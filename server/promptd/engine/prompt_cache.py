@@ -1,7 +1,8 @@
 """Learned prompts on the device, as K/V: shared, read-only, under a byte budget.
 
 An entry is one element of a chain. Its key is (salt, versions from the chain's beginning to here), so a thousand
-user prompts behind one task prompt share the task's K/V, and no two versions ever share a key. Soft prompts and texts
+user prompts behind one task prompt share the task's K/V, and no two versions ever share a key. Public prompts at a
+chain's beginning lie under one salt for everybody; what continues them lies under the caller's. Soft prompts and texts
 become K/V in the next packed batch, in front of the rows that wait for them; a prefix is copied in at once.
 Entries in use are pinned; the others leave least recently used first, longest chain first.
 """
@@ -9,7 +10,7 @@ Entries in use are pinned; the others leave least recently used first, longest c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +19,8 @@ from promptd_store import PromptArtifact, PromptKind
 from promptd.engine.extents import ExtentAllocator
 from promptd.modeling import KVPool, Span
 
+PUBLIC_SALT = "public"
+"""No caller's own salt."""
 ChainKey = tuple[str, ...]
 """`(salt, version, version, …)`."""
 
@@ -33,6 +36,8 @@ class Segment:
     embeds: torch.Tensor | None = None  # [num_tokens, hidden_size]
     prefix: torch.Tensor | None = None  # [num_layers, 2, num_kv_heads, num_tokens, head_dim]
     token_ids: tuple[int, ...] = ()
+    is_public: bool = False
+    """Whether this and all before it may be shared by everybody."""
 
 
 @dataclass(eq=False)
@@ -58,6 +63,11 @@ class PromptEntry:
     def is_ready(self) -> bool:
         """Whether all of its keys and values are stored."""
         return self.num_computed == self.num_tokens
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this element and all before it are ready (a prefix is, at once, even where its parent is not)."""
+        return self.is_ready and (self.parent is None or self.parent.is_whole)
 
     def drop_tensors(self) -> None:
         """Forget what the K/V was made from: a resident prompt costs its K/V and nothing beside it."""
@@ -111,10 +121,11 @@ class PromptCache:
     def acquire(self, salt: str, segments: Sequence[Segment]) -> list[PromptEntry] | None:
         """Pin the chain, making what is missing; None where pinned entries leave no room for it now."""
         chain: list[PromptEntry] = []
-        key: ChainKey = (salt,)
+        versions: tuple[str, ...] = ()
         num_misses = 0
         for segment in segments:
-            key = (*key, segment.version)
+            versions = (*versions, segment.version)
+            key = (PUBLIC_SALT if segment.is_public else salt, *versions)
             entry = self._entries.get(key)
             if entry is None:
                 entry = self._create(key, segment, chain[-1] if chain else None)
@@ -133,7 +144,7 @@ class PromptCache:
         """Unpin a chain; an entry that nobody waits for any more is not computed."""
         for entry in reversed(chain):
             entry.num_pins -= 1
-            if not entry.num_pins and not entry.is_ready:
+            if not entry.num_pins and not entry.is_whole:
                 self.discard(entry)
 
     def discard(self, entry: PromptEntry) -> None:
@@ -187,6 +198,12 @@ class PromptCache:
         if not entry.is_ready:
             self._loading = [other for other in self._loading if other is not entry]
 
+    def check_pins(self, held: Mapping[ChainKey, int]) -> None:
+        """Raise `RuntimeError` unless pins equal what the sequences hold (key -> pins)."""
+        for key, entry in self._entries.items():
+            if entry.num_pins != held.get(key, 0):
+                raise RuntimeError(f"prompt entry {key} has {entry.num_pins} pins, sequences hold {held.get(key, 0)}")
+
     def check_integrity(self) -> None:
         """Raise `RuntimeError` unless entries, slots, pins and children agree."""
         self._extents.check_integrity()
@@ -196,8 +213,6 @@ class PromptCache:
                 children[entry.parent.key] = children.get(entry.parent.key, 0) + 1
                 if self._entries.get(entry.parent.key) is not entry.parent:
                     raise RuntimeError(f"prompt entry {entry.key} outlived its parent")
-            if entry.num_pins < 0:
-                raise RuntimeError(f"prompt entry {entry.key} was released more often than pinned")
         held = sum(entry.segment.num_tokens for entry in self._entries.values())
         if held + self._extents.num_free != self._extents.num_slots:
             raise RuntimeError("prompt entries and free slots do not add up")
@@ -206,21 +221,29 @@ class PromptCache:
 
 
 def make_segments(
-    prompts: Sequence[PromptArtifact], encode: Callable[[str], list[int]], bos_token_id: int | None
+    prompts: Sequence[PromptArtifact],
+    encode: Callable[[str], list[int]],
+    bos_token_id: int | None,
+    num_public: int = 0,
 ) -> tuple[Segment, ...]:
-    """Turn artifacts into the elements of a chain; BOS becomes the first where the first artifact stands behind it."""
+    """Turn artifacts into the elements of a chain, the first `num_public` of them shared by everybody.
+
+    BOS becomes the first element where the first artifact stands behind it.
+    """
     segments: list[Segment] = []
     if prompts and prompts[0].manifest.prompt_after_bos and bos_token_id is not None:
-        segments.append(Segment("bos", 1, 1, token_ids=(bos_token_id,)))
-    for artifact in prompts:
+        segments.append(Segment("bos", 1, 1, token_ids=(bos_token_id,), is_public=num_public > 0))
+    for number, artifact in enumerate(prompts):
+        is_public = number < num_public
         if artifact.kind is PromptKind.TEXT:
             ids = tuple(encode(artifact.manifest.text or ""))
-            segments.append(Segment(artifact.version, len(ids), len(ids), token_ids=ids))
+            segments.append(Segment(artifact.version, len(ids), len(ids), token_ids=ids, is_public=is_public))
         elif artifact.kind is PromptKind.SOFT:
             embeds = artifact.tensors["prompt_embeddings"]
-            segments.append(Segment(artifact.version, embeds.shape[0], embeds.shape[0], embeds=embeds))
+            count = embeds.shape[0]
+            segments.append(Segment(artifact.version, count, count, embeds=embeds, is_public=is_public))
         else:
             prefix = artifact.tensors["prefix"]
             moved = prefix.shape[3] if artifact.manifest.position_convention == "shifted" else 0
-            segments.append(Segment(artifact.version, prefix.shape[3], moved, prefix=prefix))
+            segments.append(Segment(artifact.version, prefix.shape[3], moved, prefix=prefix, is_public=is_public))
     return tuple(segments)

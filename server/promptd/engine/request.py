@@ -87,7 +87,8 @@ class SamplingParams:
 class GenerateRequest:
     """Continue a text under an ordered chain of learned prompts.
 
-    `prompts` is read left to right and may be empty; `salt` separates callers that must not share K/V.
+    `prompts` is read left to right and may be empty; `salt` separates callers that must not share K/V. The first
+    `num_public_prompts` of the chain are shared by all callers; whatever follows them, the text too, never is.
     """
 
     request_id: str
@@ -95,6 +96,7 @@ class GenerateRequest:
     params: SamplingParams
     prompts: tuple[PromptArtifact, ...] = ()
     salt: str = ""
+    num_public_prompts: int = 0
     deadline_seconds: float | None = None
 
 
@@ -107,6 +109,7 @@ class ScoreRequest:
     candidates: tuple[tuple[int, ...], ...]
     prompts: tuple[PromptArtifact, ...] = ()
     salt: str = ""
+    num_public_prompts: int = 0
     deadline_seconds: float | None = None
 
 

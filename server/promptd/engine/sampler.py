@@ -43,7 +43,7 @@ class SamplingRow:
 def uniform(seed: int, index: int) -> float:
     """Return the `index`-th number in [0, 1) of a seed's stream."""
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2.0**64
+    return (int.from_bytes(digest, "little") >> 11) / 2.0**53  # 53 bits: 64 could round up to 1
 
 
 def sample(logits: torch.Tensor, rows: Rows[SamplingRow]) -> list[int]:

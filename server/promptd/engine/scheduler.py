@@ -73,10 +73,13 @@ class Scheduler:
         for seq in decoding:
             if seq.status is SequenceStatus.RUNNING:  # not preempted by an older row meanwhile
                 self._schedule_decode(step, seq)
+        is_stalled = self.num_preemptions > preempted_before
         for seq in [seq for seq in self.running if not seq.is_decoding]:
-            budget -= self._schedule_prefill(step, seq, budget)
+            num_tokens = self._schedule_prefill(step, seq, budget)
+            is_stalled |= not num_tokens  # newcomers would take what it waits for, again and again
+            budget -= num_tokens
         while self.waiting and len(self.running) < self.config.max_num_seqs and budget > 0:
-            if self.num_preemptions > preempted_before or not self._admit(self.waiting[0]):
+            if is_stalled or not self._admit(self.waiting[0]):
                 break
             seq = self.waiting.popleft()
             seq.status = SequenceStatus.RUNNING

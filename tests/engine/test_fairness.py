@@ -1,0 +1,63 @@
+"""Nobody waits for ever: whatever keeps coming, what came first runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from promptd.engine.engine import Engine
+from promptd.engine.request import GenerateRequest, ScoreOutput, ScoreRequest
+from tests.engine.harness import greedy, library, make_engine
+
+TEXT = tuple(range(5, 25))
+
+
+def steps_until(engine: Engine, request_id: str, *, crowd: int, max_steps: int = 120) -> int:
+    """Steps until a request ends, while `crowd` small requests are waiting at any time."""
+    for at in range(max_steps):
+        while len(engine.scheduler.waiting) < crowd:
+            engine.add_request(GenerateRequest(f"small-{at}-{len(engine.scheduler.waiting)}", (7,), greedy(6)))
+        ended = [output.request_id for output in engine.step() if isinstance(output, ScoreOutput) or output.is_last]
+        engine.check_integrity()
+        if request_id in ended:
+            return at
+    return max_steps
+
+
+def test_a_scoring_that_fills_a_step_is_not_starved(tiny_models: dict[str, Path]) -> None:
+    """Candidates run in one step; rows that decode must not keep that step from ever being empty enough."""
+    engine = make_engine(tiny_models["llama"], max_num_batched_tokens=12, max_num_seqs=4)
+    for number in range(3):
+        engine.add_request(GenerateRequest(f"first-{number}", (9, 8), greedy(4 + number)))
+    engine.step()
+    engine.add_request(ScoreRequest("big", TEXT, (tuple(range(5, 17)),)))
+    assert steps_until(engine, "big", crowd=3) < 20
+
+
+def test_strict_chunks_are_not_starved(tiny_models: dict[str, Path]) -> None:
+    """Strict mode runs chunks of a fixed size or none; newcomers wait for the row that finds no room for its chunk."""
+    engine = make_engine(tiny_models["llama"], strict=True, max_num_batched_tokens=6, max_num_seqs=6)
+    for number in range(5):
+        engine.add_request(GenerateRequest(f"first-{number}", (9,), greedy(3 + number)))
+    engine.step()
+    engine.add_request(GenerateRequest("long", TEXT, greedy(2), (library(tiny_models["llama"])[3],)))
+    assert steps_until(engine, "long", crowd=3) < 60
+
+
+@pytest.mark.parametrize("num_blocks", [8, 12])
+def test_a_preempted_row_comes_back(tiny_models: dict[str, Path], num_blocks: int) -> None:
+    """In a pool for hardly more than one long row, older rows end first, however many newcomers there are."""
+    engine = make_engine(tiny_models["llama"], num_blocks=num_blocks, block_size=4, max_num_seqs=4)
+    for number in range(3):
+        engine.add_request(GenerateRequest(f"long-{number}", (5, 6, 7), greedy(29)))
+    ended = []
+    for at in range(400):
+        if len(engine.scheduler.waiting) < 4:
+            engine.add_request(GenerateRequest(f"small-{at}", (7,), greedy(2)))
+        ended += [output.request_id for output in engine.step() if output.is_last]  # type: ignore[union-attr]
+        engine.check_integrity()
+        if "long-2" in ended:
+            break
+    assert [request_id for request_id in ended if request_id.startswith("long")] == ["long-0", "long-1", "long-2"]
+    assert engine.stats().preemptions > 0
