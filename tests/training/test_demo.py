@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from promptd_store import decode
+from promptd_store import PromptKind, decode
 
 from promptd.demo.prompts import run
 from promptd.demo.recipes import RECIPES, Recipe
 from promptd.demo.task_data import load_task, write_slice
 from promptd.llm import LLM
 from promptd.modeling import FrozenModel
-from promptd.training import MethodConfig, TrainingConfig, method_from_sidecar, read_examples
+from promptd.training import METHODS, ResidualConfig, TrainingConfig, method_from_sidecar, read_examples
 
-TINY = TrainingConfig(MethodConfig("residual", 3), num_steps=2, batch_size=4, num_evaluations=1)
+TINY = TrainingConfig(ResidualConfig(3), num_steps=2, batch_size=4, num_evaluations=1)
 
 
 def tiny(name: str) -> Recipe:
@@ -109,7 +109,7 @@ def test_recipes_are_sound() -> None:
     names = [recipe.name for recipe in RECIPES]
     assert len(set(names)) == len(names) >= 6
     assert sum(recipe.task.label_words is not None for recipe in RECIPES) >= 2
-    assert any(recipe.training.method.name == "prefix" for recipe in RECIPES)
+    assert any(METHODS[recipe.training.method.name].kind == PromptKind.PREFIX for recipe in RECIPES)
     users = [recipe for recipe in RECIPES if recipe.rival]
     assert len(users) >= 2 and all(recipe.rival in names for recipe in users)
     for recipe in RECIPES:

@@ -15,10 +15,15 @@ from promptd.errors import InvalidRequestError, NumericalError
 from promptd.llm import LLM
 from promptd.modeling import FrozenModel
 from promptd.training import (
+    METHODS,
     Example,
     MethodConfig,
+    PrefixTuningConfig,
     Progress,
     PromptTrainer,
+    PromptTuningConfig,
+    PTuningV2Config,
+    ResidualConfig,
     TaskFormat,
     TrainingConfig,
     TrainingResult,
@@ -32,7 +37,7 @@ from promptd.training import (
     provenance,
 )
 
-METHOD = MethodConfig("residual", num_virtual_tokens=4, bottleneck_size=8)
+METHOD = ResidualConfig(num_virtual_tokens=4, bottleneck_size=8)
 CONFIG = TrainingConfig(METHOD, num_steps=4, batch_size=3, num_evaluations=2, seed=1)
 SNIPS = [  # rows of Snips (Coucke et al. 2018, CC0 1.0)
     ("Will it be chilly at noon in Idaho", "GetWeather"),
@@ -63,20 +68,18 @@ def train(
 
 
 @pytest.mark.parametrize(
-    ("method", "rate"),
+    "method",
     [
-        (MethodConfig("residual", 8, init="class_labels"), 0.3),
-        (MethodConfig("prompt_tuning", 8), 0.3),
-        (MethodConfig("prefix", 8), 0.1),
-        (MethodConfig("prefix", 8, prefix_network=True), 0.01),
+        ResidualConfig(8, init="class_labels", learning_rate=0.3),
+        PromptTuningConfig(8),
+        PTuningV2Config(8),
+        PrefixTuningConfig(8, learning_rate=0.01),
     ],
-    ids=["residual", "prompt_tuning", "prefix", "prefix_network"],
+    ids=lambda config: config.name,
 )
-def test_every_method_learns_real_rows(
-    llama: FrozenModel, snips: list[Example], method: MethodConfig, rate: float
-) -> None:
-    """On real commands every method gets far below the bare model's loss and above the majority class."""
-    config = TrainingConfig(method, learning_rate=rate, num_steps=40, batch_size=10, num_evaluations=4)
+def test_every_kind_learns_real_rows(llama: FrozenModel, snips: list[Example], method: MethodConfig) -> None:
+    """On real commands every kind gets far below the bare model's loss and above the majority class."""
+    config = TrainingConfig(method, num_steps=40, batch_size=10, num_evaluations=4)
     result = train(llama, snips, INTENTS, config)
     assert result.selection.accuracy is not None and result.report.accuracy is not None
     assert (result.selection.accuracy + result.report.accuracy) / 2 >= 0.8
@@ -112,12 +115,12 @@ def test_same_seed_same_bytes(llama: FrozenModel, text_rows: list[Example]) -> N
     assert not torch.equal(first.prompt, other.prompt)
 
 
-@pytest.mark.parametrize("name", ["residual", "prefix"])
+@pytest.mark.parametrize("name", ["residual", "p_tuning_v2"])
 def test_fold_is_exact_and_served_exactly(
     llama: FrozenModel, tiny_models: dict[str, Path], text_rows: list[Example], name: str
 ) -> None:
     """Logits of the artifact, through transformers as a plain prompt, are those of the live parameters."""
-    result = train(llama, text_rows, TaskFormat(), dataclasses.replace(CONFIG, method=MethodConfig(name, 4)))
+    result = train(llama, text_rows, TaskFormat(), dataclasses.replace(CONFIG, method=METHODS[name].config_class(4)))
     live = method_from_sidecar(result.sidecar, result.config.method, llama)
     text = tuple(llama.encode("book a table"))
     index = torch.arange(len(text))
@@ -132,10 +135,10 @@ def test_fold_is_exact_and_served_exactly(
         torch.testing.assert_close(plain, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["residual", "prefix"])
+@pytest.mark.parametrize("name", ["residual", "p_tuning_v2"])
 def test_the_engine_scores_as_the_trainer_does(llama: FrozenModel, snips: list[Example], name: str) -> None:
     """Accuracy in the record is what the serving engine answers for the stored artifact, label words and template."""
-    config = dataclasses.replace(CONFIG, method=MethodConfig(name, 6), num_steps=20, batch_size=10)
+    config = dataclasses.replace(CONFIG, method=METHODS[name].config_class(6), num_steps=20, batch_size=10)
     result = train(llama, snips, INTENTS, config)
     artifact = decode(make_artifact(llama, INTENTS, result).content, llama.spec)
     words = artifact.manifest.label_words
@@ -149,7 +152,8 @@ def test_the_engine_scores_as_the_trainer_does(llama: FrozenModel, snips: list[E
 
 def test_the_best_step_is_kept(llama: FrozenModel, text_rows: list[Example]) -> None:
     """The folded prompt is the one that was best on the selection half, not the last; the other half only reports."""
-    config = dataclasses.replace(CONFIG, num_steps=12, num_evaluations=12, learning_rate=3.0)
+    fast = dataclasses.replace(METHOD, learning_rate=3.0)
+    config = dataclasses.replace(CONFIG, method=fast, num_steps=12, num_evaluations=12)
     trainer = PromptTrainer(llama, config, TaskFormat(), text_rows, text_rows)
     result = trainer.run()
     losses = {progress.step: progress.scores.loss for progress in result.history if progress.scores}
@@ -159,17 +163,14 @@ def test_the_best_step_is_kept(llama: FrozenModel, text_rows: list[Example]) -> 
 
 
 def test_training_resumes_from_the_sidecar(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """The parameters before folding come back as they were; those of another shape are refused."""
+    """The parameters before folding come back as they were, and training goes on from them."""
     result = train(llama, text_rows, TaskFormat(), CONFIG)
     live = method_from_sidecar(result.sidecar, METHOD, llama)
     assert torch.equal(live.fold(), result.prompt)
-    longer = dataclasses.replace(CONFIG, num_steps=30, learning_rate=0.1)
+    slow = dataclasses.replace(METHOD, learning_rate=0.1)
+    longer = dataclasses.replace(CONFIG, method=slow, num_steps=30)
     resumed = train(llama, text_rows, TaskFormat(), longer, resume_from=result.sidecar)
     assert resumed.selection.loss < result.selection.loss
-    with pytest.raises(InvalidRequestError, match="needs"):
-        method_from_sidecar(result.sidecar, MethodConfig("residual", num_virtual_tokens=5), llama)
-    with pytest.raises(InvalidRequestError, match="not a safetensors file"):
-        method_from_sidecar(b"\x00" * 20, METHOD, llama)
 
 
 def test_a_callback_that_raises_ends_training(llama: FrozenModel, text_rows: list[Example]) -> None:
@@ -206,12 +207,22 @@ def test_the_rate_rises_and_falls() -> None:
 def test_divergence_is_a_typed_error(llama: FrozenModel, text_rows: list[Example]) -> None:
     """A rate that blows up the prompt ends in an error that names the step."""
     with pytest.raises(NumericalError, match=r"not finite"):
-        train(llama, text_rows, TaskFormat(), dataclasses.replace(CONFIG, learning_rate=1e38, num_steps=20))
+        too_fast = dataclasses.replace(METHOD, learning_rate=1e38)
+        train(llama, text_rows, TaskFormat(), dataclasses.replace(CONFIG, method=too_fast, num_steps=20))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_steps", 0), ("learning_rate", -1.0), ("schedule", "cosine"), ("warmup_ratio", 1.0), ("max_seconds", 0.0)],
+    [
+        ("num_steps", 0),
+        ("weight_decay", -1.0),
+        ("schedule", "step"),
+        ("optimizer", "sgd"),
+        ("warmup_ratio", 1.0),
+        ("max_seconds", 0.0),
+        ("max_grad_norm", float("nan")),
+        ("method", "residual"),
+    ],
 )
 def test_settings_name_field_and_value(field: str, value: object) -> None:
     """A wrong setting is refused on creation."""
@@ -225,7 +236,7 @@ def test_provenance_is_plain_json(llama: FrozenModel, snips: list[Example]) -> N
     recorded = json.loads(json.dumps(provenance(train(llama, snips, INTENTS, CONFIG))))
     assert recorded["method"] == "residual" and recorded["seed"] == 1
     assert recorded["hyperparameters"]["bottleneck_size"] == 8
-    assert recorded["hyperparameters"]["learning_rate"] == CONFIG.rates[0]
+    assert recorded["hyperparameters"]["learning_rate"] == METHOD.learning_rate
     assert recorded["data_digest"].startswith("sha256:")
     assert set(recorded["scores"]) == {"before", "after", "selection"}
     assert 0.5 <= recorded["majority"]["share"] <= 1

@@ -36,6 +36,7 @@ from promptd.training import (
     label_word_ids,
     majority_share,
     make_artifact,
+    method_json,
     provenance,
     scores_json,
 )
@@ -130,7 +131,8 @@ def compare_users(model: FrozenModel, recipe: Recipe, data: Path, out: Path) -> 
 
 def recipe_digest(recipe: Recipe) -> str:
     """Return `sha256:…` of everything in a recipe that shapes the prompt."""
-    shaping = [recipe.dataset, recipe.splits, dataclasses.asdict(recipe.task), dataclasses.asdict(recipe.training)]
+    training = {**dataclasses.asdict(recipe.training), "method": method_json(recipe.training.method)}
+    shaping = [recipe.dataset, recipe.splits, dataclasses.asdict(recipe.task), training]
     return "sha256:" + hashlib.sha256(json.dumps([*shaping, recipe.max_tokens, *recipe.stop]).encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from promptd.training import MethodConfig, TaskFormat, TrainingConfig
+from promptd.training import MethodConfig, PTuningV2Config, ResidualConfig, TaskFormat, TrainingConfig
 
 Row = Mapping[str, Any]
 
@@ -55,15 +55,13 @@ def _banking_row(source: Row) -> dict[str, str] | None:
     return None
 
 
-def _config(method: MethodConfig, *, batch_size: int, num_steps: int, learning_rate: float) -> TrainingConfig:
-    return TrainingConfig(
-        method=method, batch_size=batch_size, num_steps=num_steps, learning_rate=learning_rate, num_evaluations=8
-    )
+def _config(method: MethodConfig, *, batch_size: int, num_steps: int) -> TrainingConfig:
+    return TrainingConfig(method=method, batch_size=batch_size, num_steps=num_steps, num_evaluations=8)
 
 
-_LABEL_PROMPT = MethodConfig("residual", num_virtual_tokens=20, init="class_labels")
-_TEXT_PROMPT = MethodConfig("residual", num_virtual_tokens=20)
-_PREFIX = MethodConfig("prefix", num_virtual_tokens=20)
+_LABEL_PROMPT = ResidualConfig(num_virtual_tokens=20, init="class_labels", learning_rate=1.0)
+_TEXT_PROMPT = ResidualConfig(num_virtual_tokens=20, learning_rate=1.0)
+_PREFIX = PTuningV2Config(num_virtual_tokens=20, learning_rate=0.1)
 
 _ABOUT = "{text} This is about the"
 """Asks for a word the way running text does: a small model knows this better than "Topic:"."""
@@ -122,7 +120,7 @@ RECIPES = (
         attribution="Coucke et al. 2018, Snips Voice Platform; CC0 1.0",
         row=_labels("label", _SNIPS),
         task=TaskFormat(_ABOUT, _SNIPS),
-        training=_config(_LABEL_PROMPT, batch_size=32, num_steps=700, learning_rate=1.0),
+        training=_config(_LABEL_PROMPT, batch_size=32, num_steps=700),
         max_tokens=1,
         splits=("train", None, "validation"),
     ),
@@ -133,7 +131,7 @@ RECIPES = (
         attribution="Casanueva et al. 2020, Banking77; CC BY 4.0",
         row=_banking_row,
         task=TaskFormat(_ABOUT, _BANKING),
-        training=_config(_LABEL_PROMPT, batch_size=32, num_steps=700, learning_rate=1.0),
+        training=_config(_LABEL_PROMPT, batch_size=32, num_steps=700),
         weight=1.2,
         max_tokens=2,
         splits=("train", None, "test"),
@@ -145,7 +143,7 @@ RECIPES = (
         attribution="Larson et al. 2019, CLINC150 (oos-eval); CC BY 3.0",
         row=_labels("domain", _CLINC),
         task=TaskFormat(_ABOUT, _CLINC),
-        training=_config(_PREFIX, batch_size=32, num_steps=700, learning_rate=0.1),
+        training=_config(_PREFIX, batch_size=32, num_steps=700),
         weight=1.2,
         max_tokens=1,
     ),
@@ -157,7 +155,7 @@ RECIPES = (
         "requests from Wikipedia talk pages and Stack Exchange, CC BY-SA",
         row=_labels("label", _POLITENESS),
         task=TaskFormat("{text}\nTone:", _POLITENESS),
-        training=_config(_PREFIX, batch_size=32, num_steps=300, learning_rate=0.1),
+        training=_config(_PREFIX, batch_size=32, num_steps=300),
         max_tokens=1,
     ),
     Recipe(
@@ -167,7 +165,7 @@ RECIPES = (
         attribution="Novikova, Dusek & Rieser 2017, The E2E Dataset; CC BY-SA 4.0",
         row=_pairs(),
         task=_LINE,
-        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300),
         stop=("\n",),
     ),
     Recipe(
@@ -177,7 +175,7 @@ RECIPES = (
         attribution=_BIBLE,
         row=_pairs("to_american_standard"),
         task=_LINE,
-        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300),
         stop=("\n",),
         rival="bible-basic-english",
     ),
@@ -188,7 +186,7 @@ RECIPES = (
         attribution=_BIBLE,
         row=_pairs("to_basic_english"),
         task=_LINE,
-        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300, learning_rate=1.0),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300),
         stop=("\n",),
         rival="bible-american-standard",
     ),

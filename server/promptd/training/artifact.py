@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from promptd_store import PromptArtifact, PromptKind, encode
+from promptd_store import PromptArtifact, encode
 
 from promptd.modeling import FrozenModel
 from promptd.training.encoding import TaskFormat
 from promptd.training.evaluation import Scores
+from promptd.training.methods import METHODS
 from promptd.training.trainer import TrainingResult
 
 
@@ -23,9 +24,8 @@ def make_artifact(
     stop: tuple[str, ...] = (),
 ) -> PromptArtifact:
     """Return the folded prompt as a native artifact, in float32, bound to this base model."""
-    kind = PromptKind.PREFIX if result.config.method.name == "prefix" else PromptKind.SOFT
     return encode(
-        kind,
+        METHODS[result.config.method.name].kind,
         result.prompt.cpu().contiguous(),
         base_fingerprint=model.spec.fingerprint,
         base_architecture=model.spec.architecture,
@@ -41,9 +41,8 @@ def provenance(result: TrainingResult) -> dict[str, Any]:
     """Return where a prompt comes from as plain JSON values; it goes into the record, not into the identity."""
     config = asdict(result.config)
     method = config.pop("method")
-    config["learning_rate"], config["network_learning_rate"] = result.config.rates
     return {
-        "method": method.pop("name"),
+        "method": result.config.method.name,
         "hyperparameters": {**method, **config},
         "seed": result.config.seed,
         "data_digest": result.data_digest,

@@ -6,7 +6,6 @@ folded prompt with one half of the validation rows; the other half only reports.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,70 +14,45 @@ import torch
 
 from promptd.errors import InvalidRequestError, NumericalError
 from promptd.modeling import FrozenModel
+from promptd.training.checks import Count, Natural, NonNegative, Positive, Share, check_fields
 from promptd.training.data import Example, data_digest, shuffled
 from promptd.training.encoding import Encoded, TaskFormat, encode_examples, label_word_ids, training_batches
 from promptd.training.evaluation import Scores, evaluate, majority_share
 from promptd.training.losses import training_loss
-from promptd.training.methods import MethodConfig, build_method
+from promptd.training.methods import MethodConfig, ResidualConfig, build_method
+from promptd.training.optimizers import OptimizerName, build_optimizer
+from promptd.training.schedules import ScheduleName, rate_scale
 from promptd.training.sidecar import method_from_sidecar, sidecar_bytes
-
-SCHEDULES = ("linear", "constant")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """One job's settings. Checked on creation; None means the method's default."""
+    """One job's settings beside its method's. Checked on creation: `InvalidRequestError` names field and value."""
 
-    method: MethodConfig = field(default_factory=MethodConfig)
-    learning_rate: float | None = None
-    """In units of the standard deviation of the embedding output (prefixes: of the layers' activations)."""
-    network_learning_rate: float | None = None
-    """For linear layers of a reparameterization network."""
-    weight_decay: float = 1e-5
-    num_steps: int = 300
-    batch_size: int = 32
-    warmup_ratio: float = 0.05
-    schedule: str = "linear"
-    max_grad_norm: float = 1.0
-    num_evaluations: int = 10
-    max_seconds: float | None = None
+    method: MethodConfig = field(default_factory=ResidualConfig)
+    optimizer: OptimizerName = "adamw"
+    weight_decay: NonNegative = 1e-5
+    num_steps: Count = 300
+    batch_size: Count = 32
+    warmup_ratio: Share = 0.05
+    schedule: ScheduleName = "linear"
+    max_grad_norm: Positive = 1.0
+    num_evaluations: Count = 10
+    max_seconds: Positive | None = None
     """End by then at the latest, the schedule compressed to fit; the result then depends on the machine's speed."""
-    seed: int = 0
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
-        positive = ("num_steps", "batch_size", "max_grad_norm", "num_evaluations")
-        for name in (*positive, "learning_rate", "network_learning_rate", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and not (0 < value < math.inf):
-                raise InvalidRequestError(f"{name} must be a positive number, got {value!r}", param=name)
-        if not 0 <= self.warmup_ratio < 1:
-            value = self.warmup_ratio
-            raise InvalidRequestError(
-                f"warmup_ratio must be at least 0 and below 1, got {value!r}", param="warmup_ratio"
-            )
-        if self.schedule not in SCHEDULES:
-            raise InvalidRequestError(f"schedule must be linear or constant, got {self.schedule!r}", param="schedule")
-
-    @property
-    def rates(self) -> tuple[float, float]:
-        """(learning_rate, network_learning_rate) with the method's defaults filled in."""
-        default, network = DEFAULT_RATES[self.method.name]
-        return self.learning_rate or default, self.network_learning_rate or network
+        check_fields(self)
 
     def rate_scale(self, done: float) -> float:
         """Share of the full rate when `done` of the training (0 to 1) lies behind; never 0."""
-        rising = done / self.warmup_ratio if done < self.warmup_ratio else 1.0
-        falling = 1.0 if self.schedule == "constant" else (1 - done) / (1 - self.warmup_ratio)
-        return max(min(rising, falling), 1 / self.num_steps)
+        return max(rate_scale(self.schedule, done, self.warmup_ratio), 1 / self.num_steps)
 
     def share_done(self, step: int, seconds: float) -> float:
         """Return how much of the training lies behind after `step` steps and `seconds`, 0 to 1."""
         spent = 0.0 if self.max_seconds is None else seconds / self.max_seconds
         return min(1.0, max(step / self.num_steps, spent))
-
-
-DEFAULT_RATES = {"residual": (1.0, 3e-4), "prompt_tuning": (0.3, 3e-3), "prefix": (0.1, 3e-3)}
-"""Method -> (learning_rate, network_learning_rate)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +124,7 @@ class PromptTrainer:
         """Train to the end and return the prompt that was best on the selection half; callbacks may raise to stop."""
         began = time.monotonic()
         config = self.config
-        optimizer = torch.optim.AdamW(self.method.parameter_groups(*config.rates), weight_decay=config.weight_decay)
+        optimizer = build_optimizer(config.optimizer, self.method.parameter_groups(), config.weight_decay)
         full_rates = [group["lr"] for group in optimizer.param_groups]
         batches = training_batches(self.train_rows, config.batch_size, config.seed)
         best: _Best | None = None
@@ -189,7 +163,7 @@ class PromptTrainer:
         folded = self.method.fold()
         scores = evaluate(self.model, folded, self.selection_rows, self.words)
         if best is None or scores.rank > best.scores.rank:
-            best = _Best(step, scores, folded, sidecar_bytes(self.method, self.config.method))
+            best = _Best(step, scores, folded, sidecar_bytes(self.method))
         return best, scores
 
     def _result(self, best: _Best, history: Sequence[Progress], began: float) -> TrainingResult:

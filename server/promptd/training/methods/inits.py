@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from promptd.errors import InvalidRequestError
 from promptd.modeling import FrozenModel
 
-NUM_FREQUENT_TOKENS = 5000
-"""Vocabulary rows that are sampled: the first, most frequent ones (Lester et al.)."""
 _CHUNK = 4096
 
 
@@ -24,11 +23,16 @@ def embedding_std(model: FrozenModel) -> float:
 
 
 @torch.no_grad()
-def sampled_vocabulary(model: FrozenModel, num_virtual_tokens: int, generator: torch.Generator) -> torch.Tensor:
-    """Return embeddings of random frequent tokens, `[num_virtual_tokens, hidden_size]`, each once if possible."""
-    pool = min(NUM_FREQUENT_TOKENS, model.spec.vocab_size)
+def sampled_vocabulary(
+    model: FrozenModel, count: int, generator: torch.Generator, vocabulary: int | None
+) -> torch.Tensor:
+    """Return embeddings of `count` random tokens among the first `vocabulary` (None: all), each once if possible.
+
+    `[count, hidden_size]`, float32.
+    """
+    pool = min(vocabulary or model.spec.vocab_size, model.spec.vocab_size)
     order = torch.randperm(pool, generator=generator)
-    ids = order.repeat(-(-num_virtual_tokens // pool))[:num_virtual_tokens]
+    ids = order.repeat(-(-count // pool))[:count]
     return model.embed(ids.to(model.device)).float()
 
 
@@ -39,12 +43,10 @@ def random_uniform(model: FrozenModel, num_virtual_tokens: int, generator: torch
 
 
 @torch.no_grad()
-def class_labels(
-    model: FrozenModel, words: Sequence[str], num_virtual_tokens: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Return the mean embedding of each label's tokens in turn, then sampled vocabulary."""
-    prompt = sampled_vocabulary(model, num_virtual_tokens, generator)
-    for slot, word in enumerate(words[:num_virtual_tokens]):
+def class_labels(model: FrozenModel, words: Sequence[str], rest: torch.Tensor) -> torch.Tensor:
+    """Return the mean embedding of each label word's tokens in turn, then what `rest` holds in the slots behind."""
+    prompt = rest.clone()
+    for slot, word in enumerate(words[: len(rest)]):
         ids = torch.tensor(model.encode(word, add_special_tokens=False), device=model.device)
         prompt[slot] = model.embed(ids).float().mean(0)
     return prompt
@@ -54,5 +56,16 @@ def class_labels(
 def from_text(model: FrozenModel, text: str, num_virtual_tokens: int) -> torch.Tensor:
     """Return the embeddings of a text's tokens, repeated or cut to `num_virtual_tokens`."""
     ids = model.encode(text, add_special_tokens=False)
+    if not ids:
+        raise InvalidRequestError(f"init_text must have tokens, got {text!r}", param="init_text")
     repeated = (ids * -(-num_virtual_tokens // len(ids)))[:num_virtual_tokens]
     return model.embed(torch.tensor(repeated, device=model.device)).float()
+
+
+def fitted(prompt: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """Return a soft prompt or prefix with as many virtual tokens as `fresh`: cut, or followed by `fresh`'s last ones.
+
+    Both layouts have virtual tokens in the last dimension but one.
+    """
+    kept = prompt[..., : fresh.shape[-2], :]
+    return torch.cat([kept, fresh[..., kept.shape[-2] :, :]], dim=-2)
