@@ -85,6 +85,8 @@ class PromptCatalog:
         lease fences its publication. The sidecar keeps the parameters before folding.
         """
         plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
+        state = (await self._names.read(tenant, name)).state
+        self._check_preconditions(state, if_match, if_none_match)  # before a byte is written
         artifact = await asyncio.to_thread(
             decode,
             content,
@@ -99,7 +101,7 @@ class PromptCatalog:
 
         async def step(stored: StoredName) -> PromptRecord:
             current = stored.state.current_for(self.spec.fingerprint)
-            check_preconditions(current.etag if current else None, if_match, if_none_match)
+            self._check_preconditions(stored.state, if_match, if_none_match)
             if current is not None:
                 present = await self._names.version(tenant, name, current.number)
                 if present is not None and is_same_publication(present, draft):
@@ -176,7 +178,7 @@ class PromptCatalog:
             current = stored.state.current_for(self.spec.fingerprint)
             if record is None:
                 raise PromptNotFoundError(f"no prompt '{name}@{to}'", param="prompt")
-            check_preconditions(current.etag if current else None, if_match, None)
+            self._check_preconditions(stored.state, if_match)
             if current is not None and current.number == record.number:
                 return current.applied_to(record)
             base = record.base_fingerprint or ANY_BASE
@@ -193,8 +195,7 @@ class PromptCatalog:
         async def step(stored: StoredName) -> None:
             if not stored.state.current:
                 raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
-            current = stored.state.current_for(self.spec.fingerprint)
-            check_preconditions(current.etag if current else None, if_match, None)
+            self._check_preconditions(stored.state, if_match)
             records = await self._names.versions(tenant, name)
             deletes = [version_key(tenant, name, record.number) for record in records]
             deletes += sorted({digest_key(tenant, name, record.version) for record in records})
@@ -273,6 +274,10 @@ class PromptCatalog:
             self._check_base(record.base_fingerprint, name)
             return current.applied_to(record) if current else replace(record, is_current=False)
         return None
+
+    def _check_preconditions(self, state: PromptName, if_match: str | None, if_none_match: str | None = None) -> None:
+        current = state.current_for(self.spec.fingerprint)
+        check_preconditions(current.etag if current else None, if_match, if_none_match)
 
     def _check_base(self, fingerprint: str | None, name: str) -> None:
         if fingerprint not in (None, self.spec.fingerprint):

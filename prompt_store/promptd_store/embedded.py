@@ -153,7 +153,8 @@ class EmbeddedStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, work)
         except (OSError, sqlite3.Error) as error:
-            raise StoreUnavailableError(f"the store failed: {error}") from error
+            what = error.strerror if isinstance(error, OSError) else error  # an OSError's own text shows our paths
+            raise StoreUnavailableError(f"the store failed: {what}") from error
 
 
 class _LogSubscription:

@@ -2,7 +2,8 @@
 
 StoreError                        500 store_error
 ├── ArtifactError                 422 (each check has its own `code`; 409 base_mismatch, 413 artifact_too_large)
-├── TemplateError                 400 template_invalid | template_field_missing | template_too_large
+├── TemplateError                 400 template_invalid | template_field_missing | template_too_large |
+│                                     rendered_text_too_large
 ├── PromptNameError               400 invalid_prompt_name | 409 prompt_name_reserved
 ├── PromptNotFoundError           404 prompt_not_found             absent and foreign look the same
 ├── PromptModelMismatchError      409 prompt_not_available_for_model

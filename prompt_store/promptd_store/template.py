@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from promptd_store.errors import TemplateError
 
 MAX_TEMPLATE_CHARS = 32_768
+MAX_RENDERED_CHARS = 1 << 21
+"""A field may stand in a template thousands of times: the text is bounded, not only its parts."""
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
@@ -55,6 +57,7 @@ def template_fields(template: str | None) -> tuple[str, ...]:
 def render_template(template: str | None, fields: Mapping[str, str]) -> str:
     """Put the fields into the template; None stands for `{text}`. Values are inserted as they are, never re-read."""
     rendered: list[str] = []
+    num_chars = 0
     for literal, field in [("", "text")] if template is None else _parse(template):
         rendered.append(literal)
         if field is None:
@@ -69,4 +72,11 @@ def render_template(template: str | None, fields: Mapping[str, str]) -> str:
         if not isinstance(value, str):
             raise TemplateError(f"template field {field!r} must be a string, got {value!r:.80}", param=field)
         rendered.append(value)
+        num_chars += len(value)
+        if num_chars > MAX_RENDERED_CHARS:
+            raise TemplateError(
+                f"the template makes more than {MAX_RENDERED_CHARS} characters of these fields",
+                code="rendered_text_too_large",
+                param=field,
+            )
     return "".join(rendered)

@@ -43,11 +43,55 @@ BAD_BODIES: dict[str, tuple[bytes, int, str, str | None]] = {
     "too long": (json.dumps({**GOOD, "max_tokens": 300}).encode(), 400, "context_length_exceeded", "prompt"),
     "unknown prompt": (json.dumps({**GOOD, "model": "absent"}).encode(), 404, "model_not_found", "model"),
     "two names": (json.dumps({**GOOD, "model": "p0", "prompt_id": "p1"}).encode(), 400, "invalid_value", "prompt_id"),
-    "path trick": (json.dumps({**GOOD, "model": "../../etc/passwd"}).encode(), 400, "invalid_prompt_name", None),
+    "path trick": (json.dumps({**GOOD, "model": "../../etc/passwd"}).encode(), 400, "invalid_prompt_name", "model"),
     "broken JSON": (b'{"model": ', 400, "invalid_json", None),
-    "not UTF-8": (b'{"model": "\xff\xfe"}', 400, "invalid_body", None),
+    "not UTF-8": (b'{"model": "\xff\xfe"}', 400, "invalid_json", None),
+    "UTF-16": (json.dumps(GOOD).encode("utf-16"), 400, "invalid_json", None),
+    "NaN": (b'{"prompt": "x", "metadata": {"a": NaN}}', 400, "invalid_json", None),
+    "Infinity": (b'{"prompt": "x", "temperature": -Infinity}', 400, "invalid_json", None),
+    "overflow": (b'{"prompt": "x", "temperature": 1e400}', 400, "invalid_json", None),
+    "5,000 digits": (b'{"prompt": "x", "n": 1' + b"0" * 5000 + b"}", 400, "invalid_json", None),
+    "400 digits": (b'{"prompt": "x", "top_k": 1' + b"0" * 400 + b"}", 400, "invalid_value", "top_k"),
+    "one key twice": (b'{"prompt": "x", "n": 1, "n": 2}', 400, "invalid_json", None),
+    "one key twice, deep": (b'{"prompt": "x", "metadata": [{"a": 1, "a": 1}]}', 400, "invalid_json", None),
+    "half a character": (b'{"prompt": "\\ud800"}', 400, "invalid_json", None),
+    "half a character in a key": (b'{"prompt": {"\\udfff": "x"}}', 400, "invalid_json", None),
+    "half a character in a stop": (b'{"prompt": "x", "stop": ["\\uD800\\u0041"]}', 400, "invalid_json", None),
+    "true for a number": (json.dumps({**GOOD, "max_tokens": True}).encode(), 400, "invalid_value", "max_tokens"),
+    "text for a number": (json.dumps({**GOOD, "n": "2"}).encode(), 400, "invalid_value", "n"),
+    "number for a bool": (json.dumps({**GOOD, "stream": 1}).encode(), 400, "invalid_value", "stream"),
+    "seed of 64 bits": (json.dumps({**GOOD, "seed": 1 << 63}).encode(), 400, "invalid_value", "seed"),
+    "empty stop": (json.dumps({**GOOD, "stop": ""}).encode(), 400, "invalid_value", "stop"),
+    "long stop": (json.dumps({**GOOD, "stop": "a" * 100_000}).encode(), 400, "invalid_value", "stop"),
+    "negative stop token": (
+        json.dumps({**GOOD, "stop_token_ids": [-1]}).encode(),
+        400,
+        "invalid_value",
+        "stop_token_ids",
+    ),
+    "200,000 floats": (json.dumps({**GOOD, "prompt": [1.5] * 200_000}).encode(), 400, "invalid_value", "prompt"),
+    "odd bias key": (json.dumps({**GOOD, "logit_bias": {"5_0": 1}}).encode(), 400, "invalid_value", "logit_bias"),
+    "bad prompt id": (
+        json.dumps({"prompt": "x", "prompt_id": "a b"}).encode(),
+        400,
+        "invalid_prompt_name",
+        "prompt_id",
+    ),
+    "absent in a chain": (
+        json.dumps({"prompt": "x", "prompt_ids": ["no"]}).encode(),
+        404,
+        "model_not_found",
+        "prompt_ids",
+    ),
+    "absent in an ensemble": (
+        json.dumps({"prompt": "x", "ensemble": ["no"]}).encode(),
+        404,
+        "model_not_found",
+        "ensemble",
+    ),
+    "more than may wait": (json.dumps({**GOOD, "prompt": ["x"] * 9, "n": 3}).encode(), 400, "invalid_value", "n"),
     "not an object": (b"[1]", 400, "invalid_value", None),
-    "deep nesting": (b"[" * 100_000, 400, "invalid_body", None),
+    "deep nesting": (b"[" * 100_000, 400, "invalid_json", None),
     "10 MB of JSON": (b'{"model": "' + b"a" * 10_000_000 + b'"}', 413, "payload_too_large", None),
 }
 
@@ -81,10 +125,11 @@ def test_a_chunked_body_stops_at_the_limit(server: LiveServer) -> None:
 
 
 def test_unknown_routes_and_methods(server: LiveServer) -> None:
-    """404 and 405 use the envelope too."""
+    """404 and 405 use the envelope too; 405 says what is allowed."""
     with server.http() as http:
         for answer, code in ((http.get("/nope"), "route_not_found"), (http.put("/v1/models"), "method_not_allowed")):
             assert answer.json()["error"]["code"] == code
+        assert http.put("/v1/models").headers["allow"] == "GET"
 
 
 def bad_uploads(good: bytes, hidden: int) -> dict[str, bytes]:
@@ -150,6 +195,12 @@ def test_versions_rollback_and_preconditions(server: LiveServer, prompts: tuple[
         assert http.get("/v1/prompts/v@1").json()["version"] == prompts[0].version
         rolled = http.post("/v1/prompts/v/rollback", json={"to": 1})
         assert rolled.json()["version"] == prompts[0].version
+        wrong = http.post("/v1/prompts/v/rollback", json={"to": "1st"}).json()["error"]
+        assert (wrong["code"], wrong["param"]) == ("invalid_prompt_name", "to")
+        weak = http.put(
+            "/v1/prompts/v", content=prompts[2].content, headers={"If-Match": "W/" + rolled.headers["etag"]}
+        )
+        assert weak.status_code == 412
         answer = http.post("/v1/completions", json={**GOOD, "model": "v"})
         assert answer.json()["prompt_versions"] == [prompts[0].version]
         assert http.delete("/v1/prompts/v").json()["deleted"] is True

@@ -185,8 +185,9 @@ def test_a_lost_client_frees_its_row(server: LiveServer) -> None:
 
 def test_a_full_queue_answers_503(server: LiveServer) -> None:
     """More than the queue holds: 503 with Retry-After, at once, all or none."""
-    with server.http() as http:
-        body = {"model": MODEL, "prompt": ["x"] * 16, "n": 16, "max_tokens": 200}
+    body = {"model": MODEL, "prompt": ["x"] * 12, "n": 2, "max_tokens": 200, "ignore_eos": True}
+    with server.http() as http, http.stream("POST", "/v1/completions", json={**body, "stream": True}) as first:
+        assert first.status_code == 200
         answer = http.post("/v1/completions", json=body)
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1

@@ -12,6 +12,7 @@ from promptd_store import (
     Check,
     CheckFailedError,
     LeaseLostError,
+    PreconditionFailedError,
     PromptCatalog,
     PromptKind,
     PromptModelMismatchError,
@@ -285,3 +286,12 @@ async def test_old_events_can_be_trimmed(catalog: PromptCatalog, store: Store) -
     assert await trim_events(store, log) == 0
     assert await trim_events(store, log, keep_seconds=-1) == 1
     assert len(await store.read_log("")) == 1
+
+
+async def test_a_failed_precondition_writes_nothing(catalog: PromptCatalog, store: Store) -> None:
+    """412 comes before a blob is written."""
+    await catalog.publish("acme", "tone", soft_file(1))
+    for conditions in ({"if_match": '"stale"'}, {"if_none_match": "*"}):
+        with pytest.raises(PreconditionFailedError):
+            await catalog.publish("acme", "tone", soft_file(2), **conditions)
+    assert len(await store.scan_blobs("acme")) == 1

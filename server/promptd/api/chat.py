@@ -26,7 +26,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         raise InvalidRequestError("top_logprobs needs logprobs=true", param="top_logprobs")
     names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    prompts = await resolve_prompts(services, principal_of(request), names, model_name)
+    prompts = await resolve_prompts(services, principal_of(request), names, model_name, body.naming_field)
     token_ids = await tokenize(services, _render(services, body.messages), add_special_tokens=False)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens

@@ -27,7 +27,7 @@ from promptd.api.services import (
 from promptd.engine.request import ScoreOutput, ScoreRequest
 from promptd.errors import InvalidRequestError
 
-_FIELDS = {"candidates": "labels", "prompt": "input"}
+_FIELDS: dict[str | None, str] = {"candidates": "labels", "prompt": "input"}
 """The engine's words for what this route calls otherwise."""
 
 
@@ -47,8 +47,9 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
     if any(list(one) != list(words[0]) for one in words):
         raise InvalidRequestError("the prompts of an ensemble must have the same labels", param="ensemble")
     candidates = [await _candidates(services, own) for own in words]
-    # One request fills the next batches, never the queue: others' requests still find room in it.
-    turns = asyncio.Semaphore(2 * services.engine.engine.config.max_num_seqs)
+    # One request fills the next batch, never the queue: others find room in it.
+    config = services.engine.engine.config
+    turns = asyncio.Semaphore(max(1, min(config.max_num_seqs, config.max_queue // 2)))
     work = together(
         _probabilities(services, prompts, own, text, turns)
         for prompts, own in zip(members, candidates, strict=True)
@@ -128,7 +129,7 @@ async def _probabilities(
         try:
             output = await services.engine.score(request)
         except InvalidRequestError as error:
-            error.param = _FIELDS.get(error.param, error.param)
+            error.param = _FIELDS.get(error.param) or error.param
             raise
     return softmax(output.logprobs), output
 

@@ -54,7 +54,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
 
 async def _named(services: Services, request: Request, body: CompletionBody, names: Sequence[str]) -> NamedPrompts:
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    return await resolve_prompts(services, principal_of(request), names, model_name)
+    return await resolve_prompts(services, principal_of(request), names, model_name, body.naming_field)
 
 
 async def _start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -31,9 +32,9 @@ def envelope(error: PromptdError | StoreError) -> dict[str, dict[str, str | None
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: PromptdError | StoreError) -> JSONResponse:
+def error_response(error: PromptdError | StoreError, extra_headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as a response, with Retry-After where it is worth trying again."""
-    headers = {}
+    headers = dict(extra_headers or {})
     retry_after = getattr(error, "retry_after_seconds", None)
     if retry_after is None and error.status == 503:
         retry_after = 1
@@ -50,8 +51,6 @@ def describe(error: RequestValidationError) -> InvalidRequestError:
     # A union complains once for every alternative: the deepest complaint is the most telling one.
     problem = max(problems, key=lambda one: len(one["loc"]))
     where = [str(part) for part in problem["loc"][1:] if not _is_alternative(part)]
-    if problem["type"] == "json_invalid":
-        return InvalidRequestError(f"the body is not valid JSON: {problem['ctx']['error']}", code="invalid_json")
     if isinstance(problem.get("input"), bytes):
         return InvalidRequestError("the body must be JSON, with Content-Type: application/json", code="invalid_body")
     param = where[0] if where else None
@@ -65,7 +64,7 @@ def describe(error: RequestValidationError) -> InvalidRequestError:
 def _is_alternative(part: Any) -> bool:
     """Whether a part of pydantic's location names a type of a union, not a field."""
     text = str(part)
-    return "[" in text or text in ("str", "constrained-str", "StrictStr") or text[:1].isupper()
+    return "[" in text or text in ("str", "int", "constrained-str") or text[:1].isupper()
 
 
 def install(app: FastAPI) -> None:
@@ -88,7 +87,10 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404:
             return error_response(RouteNotFoundError(f"no route {request.method} {request.url.path}"))
         if error.status_code == 405:
-            return error_response(MethodNotAllowedError(f"{request.url.path} does not take {request.method}"))
+            refusal = MethodNotAllowedError(f"{request.url.path} does not take {request.method}")
+            return error_response(refusal, error.headers)
+        if isinstance(error.__cause__, PromptdError):  # raised while the framework read the body
+            return error_response(error.__cause__)
         if error.status_code == 413:
             return error_response(PayloadTooLargeError(_TOO_LARGE))
         return error_response(InvalidRequestError(f"the body cannot be read: {error.detail}", code="invalid_body"))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from promptd_store import PromptNotFoundError, PromptRecord
+from promptd_store import PromptRecord
 
-from promptd.api.auth import Scope, authorize
+from promptd.api.auth import Scope
 from promptd.api.schemas import DetokenizeBody, TokenizeBody
-from promptd.api.services import Services, principal_of, prompt_names, services_of, tokenize
-from promptd.errors import InvalidRequestError, ModelNotFoundError
+from promptd.api.services import Services, principal_of, prompt_names, resolve_name, services_of, tokenize
+from promptd.errors import InvalidRequestError
 
 
 async def list_models(request: Request) -> Response:
@@ -28,11 +30,7 @@ async def get_model(model: str, request: Request) -> Response:
     if model == services.model.served_name:
         return JSONResponse(_base(services))
     (name,) = prompt_names(services, model, None, None)
-    try:
-        record = await services.catalog.resolve(principal.tenant, name)
-    except PromptNotFoundError as error:
-        raise ModelNotFoundError(f"no model or prompt {model!r}", param="model") from error
-    authorize(principal, Scope.PROMPTS_READ, record)
+    record = await resolve_name(services, principal, name, Scope.PROMPTS_READ, "model")
     return JSONResponse(_prompt(services, record, principal.tenant))
 
 
@@ -71,7 +69,7 @@ async def tokenize_text(body: TokenizeBody, request: Request) -> Response:
         "tokens": list(ids),
     }
     if body.return_token_strs:
-        answer["token_strs"] = [services.model.decode([one], skip_special_tokens=False) for one in ids]
+        answer["token_strs"] = await asyncio.to_thread(_token_strs, services, ids)
     return JSONResponse(answer)
 
 
@@ -81,4 +79,10 @@ async def detokenize(body: DetokenizeBody, request: Request) -> Response:
     for token_id in body.tokens:
         if not 0 <= token_id < services.model.spec.vocab_size:
             raise InvalidRequestError(f"tokens: {token_id} is not in the vocabulary", param="tokens")
-    return JSONResponse({"prompt": services.model.decode(body.tokens, skip_special_tokens=False)})
+    text = await asyncio.to_thread(services.model.decode, body.tokens, skip_special_tokens=False)
+    return JSONResponse({"prompt": text})
+
+
+def _token_strs(services: Services, ids: Sequence[int]) -> list[str]:
+    strs = {one: services.model.decode([one], skip_special_tokens=False) for one in set(ids)}
+    return [strs[one] for one in ids]

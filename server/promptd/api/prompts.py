@@ -130,9 +130,13 @@ async def get_content(
 
 async def roll_back(name: str, body: RollbackBody, request: Request) -> Response:
     """Point the name to an earlier version."""
-    record = await services_of(request).catalog.rollback(
-        principal_of(request).tenant, _own_name(name, request), body.to, if_match=request.headers.get("if-match")
-    )
+    own_name, tenant = _own_name(name, request), principal_of(request).tenant
+    try:
+        record = await services_of(request).catalog.rollback(
+            tenant, own_name, body.to, if_match=request.headers.get("if-match")
+        )
+    except PromptNameError as error:
+        raise InvalidRequestError(f"to: {error}", param="to", code=error.code) from error
     return _respond(record, request)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from promptd.api import chat, classify, completions, health, models, prompts
+from promptd.api import chat, classify, completions, health, models, openapi, prompts
 from promptd.api.auth import Principal, Scope, authorize
+from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import Limits, services_of
 from promptd.errors import ShuttingDownError
 
@@ -26,13 +27,14 @@ class Route:
     scope: Scope
     handler: Handler
     tag: str
+    responses: openapi.Responses = field(default_factory=lambda: openapi.JSON)
     takes_upload: bool = False
 
 
 _P = "/v1/prompts"
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/v1/completions", Scope.INFER, completions.create_completion, "inference"),
-    Route("POST", "/v1/chat/completions", Scope.INFER, chat.create_chat_completion, "inference"),
+    Route("POST", "/v1/completions", Scope.INFER, completions.create_completion, "inference", openapi.STREAM),
+    Route("POST", "/v1/chat/completions", Scope.INFER, chat.create_chat_completion, "inference", openapi.STREAM),
     Route("POST", "/v1/classify", Scope.INFER, classify.create_classification, "inference"),
     Route("POST", "/tokenize", Scope.INFER, models.tokenize_text, "inference"),
     Route("POST", "/detokenize", Scope.INFER, models.detokenize, "inference"),
@@ -41,18 +43,26 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", _P, Scope.PROMPTS_READ, prompts.list_prompts, "prompts"),
     # The longer paths come first: `owner/name` may stand for a name, so the last one takes everything.
     Route("GET", _P + "/{name:path}/versions", Scope.PROMPTS_READ, prompts.list_versions, "prompts"),
-    Route("GET", _P + "/{name:path}/content", Scope.PROMPTS_READ, prompts.get_content, "prompts"),
+    Route("GET", _P + "/{name:path}/content", Scope.PROMPTS_READ, prompts.get_content, "prompts", openapi.FILE),
     Route("GET", _P + "/{name:path}/neighbors", Scope.PROMPTS_READ, prompts.get_neighbors, "prompts"),
     Route("POST", _P + "/{name:path}/rollback", Scope.PROMPTS_WRITE, prompts.roll_back, "prompts"),
-    Route("PUT", _P + "/{name:path}", Scope.PROMPTS_WRITE, prompts.put_prompt, "prompts", takes_upload=True),
+    Route(
+        "PUT",
+        _P + "/{name:path}",
+        Scope.PROMPTS_WRITE,
+        prompts.put_prompt,
+        "prompts",
+        openapi.PUBLISHED,
+        takes_upload=True,
+    ),
     Route("GET", _P + "/{name:path}", Scope.PROMPTS_READ, prompts.get_prompt, "prompts"),
     Route("DELETE", _P + "/{name:path}", Scope.PROMPTS_WRITE, prompts.delete_prompt, "prompts"),
     Route("GET", "/admin/engine", Scope.ADMIN, health.engine_stats, "admin"),
-    Route("GET", "/livez", Scope.OPEN, health.livez, "health"),
-    Route("GET", "/readyz", Scope.OPEN, health.readyz, "health"),
-    Route("GET", "/startupz", Scope.OPEN, health.startupz, "health"),
-    Route("GET", "/health", Scope.OPEN, health.livez, "health"),
-    Route("GET", "/metrics", Scope.OPEN, health.metrics, "health"),
+    Route("GET", "/livez", Scope.OPEN, health.livez, "health", openapi.PROBE),
+    Route("GET", "/readyz", Scope.OPEN, health.readyz, "health", openapi.PROBE),
+    Route("GET", "/startupz", Scope.OPEN, health.startupz, "health", openapi.PROBE),
+    Route("GET", "/health", Scope.OPEN, health.livez, "health", openapi.PROBE),
+    Route("GET", "/metrics", Scope.OPEN, health.metrics, "health", openapi.PLAIN),
     Route("GET", "/version", Scope.OPEN, health.version, "health"),
 )
 
@@ -66,7 +76,7 @@ def guarded(route: Route) -> type[APIRoute]:
 
             async def checked(request: Request) -> Response:
                 admit(route, request)
-                return await handle(request)
+                return await handle(StrictJsonRequest(request.scope, request.receive))
 
             return checked
 
@@ -94,6 +104,9 @@ def build_router(limits: Limits) -> APIRouter:
             route.handler,
             methods=[route.method],
             response_model=None,
+            response_class=Response,
+            responses={**route.responses, **openapi.ERRORS},
+            openapi_extra=openapi.UPLOAD if route.takes_upload else None,
             tags=[route.tag],
             max_body_size=limits.max_upload_bytes if route.takes_upload else limits.max_body_bytes,
             route_class_override=guarded(route),

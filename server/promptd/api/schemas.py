@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptd.engine.request import MAX_LOGPROBS, MAX_STOP_STRINGS
 
@@ -12,17 +12,22 @@ MAX_N = 16
 MAX_PROMPTS = 16
 MAX_LABELS = 1024
 MAX_TEXT_CHARS = 1 << 20
+MAX_STOP_CHARS = 4096
 
-Text = Annotated[StrictStr, Field(max_length=MAX_TEXT_CHARS)]
-TokenIds = Annotated[list[StrictInt], Field(min_length=1, max_length=1 << 20)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+# One bad entry is enough: a list of a million would be a million complaints.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
+TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Fields = dict[str, Text]
 PromptName = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class Strict(BaseModel):
-    """A body: extra fields are errors."""
+    """A body: extra fields are errors, and `true` or `"3"` is no number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Strict):
@@ -43,6 +48,12 @@ class PromptChoice(Strict):
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
+    @property
+    def naming_field(self) -> str:
+        """The field that names the prompts."""
+        given = (name for name in ("ensemble", "prompt_ids", "prompt_id") if getattr(self, name) is not None)
+        return next(given, "model")
+
 
 class Sampling(PromptChoice):
     """Sampling fields that completions and chat share; None means: the prompt's default, then ours."""
@@ -51,18 +62,18 @@ class Sampling(PromptChoice):
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool = False
     return_token_ids: bool = False
 
@@ -74,8 +85,8 @@ class CompletionBody(Sampling):
         Text
         | Fields
         | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[Text | Fields], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[Text | Fields], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
@@ -140,4 +151,4 @@ class DetokenizeBody(Strict):
 class RollbackBody(Strict):
     """`POST /v1/prompts/{name}/rollback`: a number or `sha256:…`."""
 
-    to: StrictInt | StrictStr
+    to: Annotated[int, Field(ge=1, lt=10**9)] | Annotated[str, Field(max_length=80)]
