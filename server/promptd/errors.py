@@ -15,6 +15,7 @@ PromptdError                     500 internal_error
 ├── PreconditionFailedError      412 precondition_failed
 ├── PayloadTooLargeError         413 payload_too_large
 ├── InvalidArtifactError         422 invalid_artifact        an upload failed a check; `code` says which
+├── RateLimitError               429 rate_limit_exceeded     the caller's own limit is reached; `code` says which
 ├── NumericalError               500 numerical_error         non-finite logits; this row only
 ├── EngineDeadError              503 engine_dead
 ├── OverloadedError              503 overloaded              queue full; carries Retry-After
@@ -151,6 +152,15 @@ class InvalidArtifactError(PromptdError):
     status = 422
     type = "invalid_request_error"
     default_code = "invalid_artifact"
+
+
+class RateLimitError(PromptdError):
+    """A limit of this caller is reached; others are not affected."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+    retryable = True
 
 
 class NumericalError(PromptdError):

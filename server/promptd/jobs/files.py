@@ -1,0 +1,122 @@
+"""Training files: JSON lines that a tenant uploads once and names in many jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from promptd_store import Check, Put, Store, check_tenant
+
+from promptd.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError
+from promptd.jobs.keys import file_key, new_id
+
+MAX_FILENAME_CHARS = 255
+MAX_LINE_BYTES = 4 << 20
+Files = list["FileRecord"]  # `list` is a method
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One uploaded file."""
+
+    id: str
+    tenant: str
+    filename: str
+    num_bytes: int
+    digest: str
+    """Of the blob; equal files of one tenant share it."""
+    created_at: float
+    """Seconds since 1970."""
+
+    def to_bytes(self) -> bytes:
+        """Write the record."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FileRecord:
+        """Read what `to_bytes` wrote."""
+        return cls(**json.loads(data))
+
+
+class TrainingFiles:
+    """A tenant's files. Absent and foreign ones look the same.
+
+    Deleting drops the record; the blob goes with the next garbage collection, unless another record names it.
+    """
+
+    def __init__(self, store: Store, *, max_bytes: int = 64 << 20, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self.max_bytes = max_bytes
+
+    async def create(self, tenant: str, filename: str, content: bytes) -> FileRecord:
+        """Store a file, durable on return; rows are looked at later, by the job that uses them.
+
+        Raises `PayloadTooLargeError`, or `InvalidRequestError` where the content cannot be JSON lines.
+        """
+        if not 0 < len(filename) <= MAX_FILENAME_CHARS or not filename.isprintable():
+            raise InvalidRequestError(
+                f"filename must have 1 to {MAX_FILENAME_CHARS} printable characters, got {filename[:80]!r}",
+                param="file",
+            )
+        if len(content) > self.max_bytes:
+            raise PayloadTooLargeError(
+                f"file {filename!r} has {len(content)} bytes, at most {self.max_bytes} are allowed", param="file"
+            )
+        await asyncio.to_thread(check_lines, content, "file")
+        now = self._clock()
+        record = FileRecord(
+            new_id("file", now),
+            check_tenant(tenant),
+            filename,
+            len(content),
+            await self._store.put_blob(tenant, content),
+            now,
+        )
+        key = file_key(tenant, record.id)
+        await self._store.transact([Check(key, None)], [Put(key, record.to_bytes())])
+        return record
+
+    async def get(self, tenant: str, file_id: str) -> FileRecord:
+        """Return one file's record."""
+        stored = await self._store.get(file_key(tenant, file_id))
+        if stored is None:
+            raise NotFoundError(f"no file {file_id[:80]!r}", param="file_id", code="file_not_found")
+        return FileRecord.from_bytes(stored.value)
+
+    async def list(self, tenant: str, *, after: str | None = None, limit: int | None = None) -> Files:
+        """Return the tenant's files, newest first, those behind the file `after`."""
+        prefix = file_key(tenant, "")
+        found = await self._store.scan(prefix, after=prefix + (after or ""), limit=limit)
+        return [FileRecord.from_bytes(record.value) for record in found]
+
+    async def content(self, tenant: str, file_id: str) -> bytes:
+        """Return a file's bytes as they were uploaded."""
+        record = await self.get(tenant, file_id)
+        return await self._store.get_blob(tenant, record.digest)
+
+    async def delete(self, tenant: str, file_id: str) -> None:
+        """Delete a file; jobs that still need its rows will fail with that reason."""
+        await self.get(tenant, file_id)
+        await self._store.transact(deletes=[file_key(tenant, file_id)])
+
+
+def check_lines(content: bytes, param: str) -> None:
+    """Raise `InvalidRequestError` for bytes that are clearly no JSON lines: empty, binary, an endless line."""
+    try:
+        is_empty = not content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _invalid(param, f"line {line}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    if is_empty:
+        raise _invalid(param, "no rows at all")
+    for number, row in enumerate(content.split(b"\n"), start=1):
+        if len(row) > MAX_LINE_BYTES:
+            raise _invalid(param, f"line {number}: has {len(row)} bytes, at most {MAX_LINE_BYTES} are allowed")
+
+
+def _invalid(param: str, problem: str) -> InvalidRequestError:
+    return InvalidRequestError(problem, param=param, code="invalid_training_data")

@@ -1,0 +1,183 @@
+"""What a training job is: what was asked for, how far it is, what came of it. Its states and how they follow."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from promptd.errors import ConflictError, InvalidRequestError
+
+MAX_PRIORITY = 9
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing will ever happen to it again."""
+        return not TRANSITIONS[self]
+
+
+_Q, _R, _P, _C = JobState.QUEUED, JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING
+_ENDS = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+# A running job is paused at once; its worker notices a moment later and may have published its prompt by then. So a
+# paused job, and one that was resumed in that moment, can still end. Running to running: the next worker takes over.
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({_R, _P}) | _ENDS,
+    JobState.RUNNING: frozenset({_Q, _R, _P, _C, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.PAUSED: frozenset({_Q}) | _ENDS,
+    JobState.CANCELLING: _ENDS,
+    JobState.CANCELLED: frozenset(),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+}
+"""Every legal step from one state to another."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a tenant asks for; never changes, except that rows given inline are let go when the job has ended."""
+
+    method: Mapping[str, Any]
+    """As on the wire: `{"type": "residual", "residual": {"hyperparameters": {…}}}`."""
+    name: str | None = None
+    """The prompt to publish; None: `ft-<job id>`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that the trainer reads, as plain JSON."""
+    training_file: str | None = None
+    rows_digest: str | None = None
+    """Blob of rows that came with the job, in the place of a training file."""
+    validation_file: str | None = None
+    base_prompt: str | None = None
+    """The stored prompt that training starts from, or continues behind."""
+    template: str | None = None
+    label_words: Mapping[str, str] | None = None
+    priority: int = 0
+    """0 to 9, larger first; counts among the jobs of one tenant."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.priority <= MAX_PRIORITY:
+            raise InvalidRequestError(f"priority must be 0 to {MAX_PRIORITY}, got {self.priority!r}", param="priority")
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed: `message` for people, `code` for programs, `param` names the field."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """How far training is. All numbers are finite."""
+
+    step: int
+    num_steps: int
+    num_tokens: int = 0
+    """Tokens trained on so far."""
+    loss: float | None = None
+    """Nats per target token, as are all losses."""
+    validation_loss: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a job continues after its worker is gone."""
+
+    digest: str
+    step: int
+    num_bytes: int
+    saved_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a job has published."""
+
+    prompt: str
+    version: str
+    number: int
+    best_step: int
+    seed: int
+    data_digest: str
+    scores_before: Mapping[str, float]
+    scores_after: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job. Times are seconds since 1970."""
+
+    id: str
+    tenant: str
+    base_fingerprint: str
+    spec: JobSpec
+    created_at: float
+    state: JobState = JobState.QUEUED
+    started_at: float | None = None
+    finished_at: float | None = None
+    attempts: int = 0
+    """How often it was claimed since it last got further."""
+    progress: JobProgress | None = None
+    checkpoint: Checkpoint | None = None
+    error: JobError | None = None
+    result: JobResult | None = None
+    idempotency_key: str | None = None
+    spec_digest: str | None = None
+    """Of what was asked for, as it was asked: tells a repeated request from another one under the same key."""
+
+    @property
+    def prompt_name(self) -> str:
+        """The prompt that it publishes."""
+        return self.spec.name or f"ft-{self.id}"
+
+    def moved(self, state: JobState, at: float, **changes: Any) -> JobRecord:
+        """Return the job in its next state; raises `ConflictError` where the table does not allow that."""
+        if state not in TRANSITIONS[self.state]:
+            raise ConflictError(
+                f"job {self.id!r} is {self.state.value}; it cannot become {state.value}", code="job_state_conflict"
+            )
+        if state is JobState.RUNNING and self.started_at is None:
+            changes["started_at"] = at
+        if state.is_ended:
+            changes |= {"finished_at": at, "checkpoint": None, "spec": replace(self.spec, rows_digest=None)}
+        return replace(self, state=state, **changes)
+
+    def to_bytes(self) -> bytes:
+        """Write the record."""
+        return json.dumps(asdict(self), allow_nan=False).encode()  # not sorted: the order of label words counts
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> JobRecord:
+        """Read what `to_bytes` wrote."""
+        plain = json.loads(data)
+        plain["state"] = JobState(plain["state"])
+        plain["spec"] = JobSpec(**plain["spec"])
+        for name, kind in _PARTS.items():
+            if plain[name] is not None:
+                plain[name] = kind(**plain[name])
+        return cls(**plain)
+
+
+_PARTS: Mapping[str, type[JobProgress | Checkpoint | JobError | JobResult]] = {
+    "progress": JobProgress,
+    "checkpoint": Checkpoint,
+    "error": JobError,
+    "result": JobResult,
+}
