@@ -1,242 +1,202 @@
-"""The trainer on a tiny model and real rows: it learns, repeats itself, leaves the model alone, folds exactly."""
+"""Many jobs in one pass: each computes what it computes alone, and a broken one breaks nothing but itself."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 import torch
-from promptd_store import decode
-from transformers import AutoModelForCausalLM
 
-from promptd.errors import InvalidRequestError, NumericalError
-from promptd.llm import LLM
+from promptd.errors import NumericalError
 from promptd.modeling import FrozenModel
 from promptd.training import (
-    METHODS,
     Example,
-    MethodConfig,
-    PrefixTuningConfig,
-    Progress,
-    PromptTrainer,
     PromptTuningConfig,
     PTuningV2Config,
     ResidualConfig,
     TaskFormat,
+    Trainer,
     TrainingConfig,
-    TrainingResult,
-    encode_examples,
-    evaluate,
-    forward_texts,
-    label_word_ids,
-    make_artifact,
-    method_from_sidecar,
-    parse_examples,
-    provenance,
+    TrainingJob,
+    Watcher,
+    passes,
 )
+from promptd.training.passes import Share, run_shares
+from tests.tiny_models import FAMILIES
 
-METHOD = ResidualConfig(num_virtual_tokens=4, bottleneck_size=8)
-CONFIG = TrainingConfig(METHOD, num_steps=4, batch_size=3, num_evaluations=2, seed=1)
-SNIPS = [  # rows of Snips (Coucke et al. 2018, CC0 1.0)
-    ("Will it be chilly at noon in Idaho", "GetWeather"),
-    ("what is the weather forecast for my current place", "GetWeather"),
-    ("Is it going to be stormy in Cuba", "GetWeather"),
-    ("what will the weather be in north carolina", "GetWeather"),
-    ("Will it get warmer in Nevada", "GetWeather"),
-    ("Play some music by Nicole", "PlayMusic"),
-    ("play a song by the band Nightwish", "PlayMusic"),
-    ("Use Netflix to play the album of 1999", "PlayMusic"),
-    ("I want to hear music from the nineties", "PlayMusic"),
-    ("play the top 20 tunes by Kool Moe Dee", "PlayMusic"),
-]
-INTENTS = TaskFormat("{text}\nIntent:", {"GetWeather": " weather", "PlayMusic": " music"})
+METHODS = {
+    "residual": ResidualConfig(4, bottleneck_size=8, dropout=0.1),
+    "prompt_tuning": PromptTuningConfig(9),
+    "prefix": PTuningV2Config(3),
+    "longer": ResidualConfig(13, bottleneck_size=8, separate_networks=True),
+}
 
 
-@pytest.fixture(scope="module")
-def snips() -> list[Example]:
-    """Ten real voice commands of two intents."""
-    return parse_examples(json.dumps({"text": text, "label": label}) for text, label in SNIPS)
+def jobs_of(
+    model: FrozenModel, label_task: TaskFormat, label_rows: list[Example], text_rows: list[Example]
+) -> dict[str, TrainingJob]:
+    """Four jobs of different methods, lengths, rates, schedules, tasks and seeds."""
+    jobs = {}
+    for seed, (name, method) in enumerate(METHODS.items()):
+        config = TrainingConfig(method, num_steps=6 + seed, batch_size=2 + seed, num_evaluations=3, seed=seed)
+        task, rows = (label_task, label_rows) if seed % 2 else (TaskFormat(), text_rows)
+        jobs[name] = TrainingJob(model, config, task, rows, rows)
+    return jobs
 
 
-def train(
-    model: FrozenModel, rows: list[Example], task: TaskFormat, config: TrainingConfig, **kwargs: bytes
-) -> TrainingResult:
-    """Train on rows and validate on the same ones: what is tested is the loop, not generalization."""
-    return PromptTrainer(model, config, task, rows, rows, **kwargs).run()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        ResidualConfig(8, init="class_labels", learning_rate=0.3),
-        PromptTuningConfig(8),
-        PTuningV2Config(8),
-        PrefixTuningConfig(8, learning_rate=0.01),
-    ],
-    ids=lambda config: config.name,
-)
-def test_every_kind_learns_real_rows(llama: FrozenModel, snips: list[Example], method: MethodConfig) -> None:
-    """On real commands every kind gets far below the bare model's loss and above the majority class."""
-    config = TrainingConfig(method, num_steps=40, batch_size=10, num_evaluations=4)
-    result = train(llama, snips, INTENTS, config)
-    assert result.selection.accuracy is not None and result.report.accuracy is not None
-    assert (result.selection.accuracy + result.report.accuracy) / 2 >= 0.8
-    assert result.majority is not None and result.majority[1] <= 0.8
-    losses = [progress.loss for progress in result.history]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-
-
-def test_the_model_is_untouched(llama: FrozenModel, snips: list[Example]) -> None:
-    """The digest of the weights in memory is the same before and after training, and it would notice a change."""
-    before = llama.digest()
-    train(llama, snips, INTENTS, CONFIG)
-    assert llama.digest() == before
-    weight = next(llama.hf.parameters())
-    kept = weight.flatten()[0].item()
-    with torch.no_grad():
-        weight.flatten()[0] = kept + 1
-        assert llama.digest() != before
-        weight.flatten()[0] = kept
-    assert llama.digest() == before
-
-
-def test_same_seed_same_bytes(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """Training depends on nothing but model, data and settings; torch's global generator is neither read nor moved."""
-    torch.manual_seed(11)
-    state = torch.get_rng_state()
-    first = train(llama, text_rows, TaskFormat(), CONFIG)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(12)
-    second = train(llama, text_rows, TaskFormat(), CONFIG)
-    other = train(llama, text_rows, TaskFormat(), dataclasses.replace(CONFIG, seed=2))
-    assert torch.equal(first.prompt, second.prompt) and first.sidecar == second.sidecar
-    assert not torch.equal(first.prompt, other.prompt)
-
-
-@pytest.mark.parametrize("name", ["residual", "p_tuning_v2"])
-def test_fold_is_exact_and_served_exactly(
-    llama: FrozenModel, tiny_models: dict[str, Path], text_rows: list[Example], name: str
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_pass_gives_every_job_its_own_gradient(
+    frozen_models: dict[str, FrozenModel],
+    label_task: TaskFormat,
+    label_rows: list[Example],
+    text_rows: list[Example],
+    family: str,
 ) -> None:
-    """Logits of the artifact, through transformers as a plain prompt, are those of the live parameters."""
-    result = train(llama, text_rows, TaskFormat(), dataclasses.replace(CONFIG, method=METHODS[name].config_class(4)))
-    live = method_from_sidecar(result.sidecar, result.config.method, llama)
-    text = tuple(llama.encode("book a table"))
-    index = torch.arange(len(text))
-    expected = forward_texts(llama, live.materialize(), [text], index)
-    artifact = decode(make_artifact(llama, TaskFormat(), result).content, llama.spec)
-    prompt = next(iter(artifact.tensors.values()))
-    torch.testing.assert_close(forward_texts(llama, prompt, [text], index), expected, rtol=0, atol=1e-5)
-    if name == "residual":
-        hf = AutoModelForCausalLM.from_pretrained(tiny_models["llama"]).eval()
-        embeds = torch.cat([prompt, hf.get_input_embeddings()(torch.tensor(text))])
-        plain = hf(inputs_embeds=embeds.unsqueeze(0)).logits[0, 4:]
-        torch.testing.assert_close(plain, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    """At each of twenty steps, a job's gradient in a mixed pass is the one it gets alone at the same parameters."""
+    model = frozen_models[family]
+    jobs = jobs_of(model, label_task, label_rows, text_rows)
+    for job in jobs.values():
+        job.config = dataclasses.replace(job.config, num_steps=20)
+    running = {name: job.shares() for name, job in jobs.items()}
+    waiting = {name: next(shares) for name, shares in running.items()}
+    worst, num_learning = 0.0, 0
+    for _ in range(20):
+        alone = {}
+        for name, share in waiting.items():
+            copy = dataclasses.replace(share, prompt=_fresh(share.prompt))
+            run_shares(model, [copy])
+            alone[name] = None if copy.prompt is None else copy.prompt.grad
+        known = {name: _kept(share.prompt) for name, share in waiting.items()}
+        run_shares(model, list(waiting.values()))
+        for name, share in waiting.items():
+            expected = alone[name]
+            if share.learns and share.prompt is not None and share.prompt.grad is not None and expected is not None:
+                gradient = share.prompt.grad - known[name]
+                worst = max(worst, ((gradient - expected).norm() / expected.norm()).item())
+                num_learning += 1
+        waiting = {name: next(shares) for name, shares in running.items()}
+    assert worst < 1e-5
+    assert num_learning > 40
 
 
-@pytest.mark.parametrize("name", ["residual", "p_tuning_v2"])
-def test_the_engine_scores_as_the_trainer_does(llama: FrozenModel, snips: list[Example], name: str) -> None:
-    """Accuracy in the record is what the serving engine answers for the stored artifact, label words and template."""
-    config = dataclasses.replace(CONFIG, method=METHODS[name].config_class(6), num_steps=20, batch_size=10)
-    result = train(llama, snips, INTENTS, config)
-    artifact = decode(make_artifact(llama, INTENTS, result).content, llama.spec)
-    words = artifact.manifest.label_words
-    assert words == INTENTS.label_words and artifact.manifest.template == INTENTS.template
-    scores = LLM(llama).score([row.fields["text"] for row in snips], list(words.values()), [artifact] * len(snips))
-    labels = [list(words)[row.index(max(row))] for row in scores]
-    served = sum(label == row.label for label, row in zip(labels, snips, strict=True)) / len(snips)
-    rows = encode_examples(llama, INTENTS, snips, 6)
-    assert evaluate(llama, result.prompt, rows, label_word_ids(llama, INTENTS)).accuracy == pytest.approx(served)
+def _fresh(prompt: torch.Tensor | None) -> torch.Tensor | None:
+    return None if prompt is None else prompt.detach().clone().requires_grad_(prompt.requires_grad)
 
 
-def test_the_best_step_is_kept(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """The folded prompt is the one that was best on the selection half, not the last; the other half only reports."""
-    fast = dataclasses.replace(METHOD, learning_rate=3.0)
-    config = dataclasses.replace(CONFIG, method=fast, num_steps=12, num_evaluations=12)
-    trainer = PromptTrainer(llama, config, TaskFormat(), text_rows, text_rows)
-    result = trainer.run()
-    losses = {progress.step: progress.scores.loss for progress in result.history if progress.scores}
-    assert len(losses) == 12 and result.best_step == min(losses, key=lambda step: losses[step])
-    assert evaluate(llama, result.prompt, trainer.selection_rows, {}).loss == pytest.approx(min(losses.values()))
-    assert not {row.example.line for row in trainer.selection_rows} & {row.example.line for row in trainer.report_rows}
+def _kept(prompt: torch.Tensor | None) -> torch.Tensor:
+    return torch.zeros(()) if prompt is None or prompt.grad is None else prompt.grad.clone()
 
 
-def test_training_resumes_from_the_sidecar(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """The parameters before folding come back as they were, and training goes on from them."""
-    result = train(llama, text_rows, TaskFormat(), CONFIG)
-    live = method_from_sidecar(result.sidecar, METHOD, llama)
-    assert torch.equal(live.fold(), result.prompt)
-    slow = dataclasses.replace(METHOD, learning_rate=0.1)
-    longer = dataclasses.replace(CONFIG, method=slow, num_steps=30)
-    resumed = train(llama, text_rows, TaskFormat(), longer, resume_from=result.sidecar)
-    assert resumed.selection.loss < result.selection.loss
+def test_jobs_end_beside_others_as_they_end_alone(
+    llama: FrozenModel, label_task: TaskFormat, label_rows: list[Example], text_rows: list[Example]
+) -> None:
+    """Losses within 1 %; the same number of steps; and the jobs really shared passes."""
+    alone, num_alone = _run(llama, jobs_of(llama, label_task, label_rows, text_rows), one_at_a_time=True)
+    mixed, num_mixed = _run(llama, jobs_of(llama, label_task, label_rows, text_rows))
+    assert num_mixed < num_alone / 2
+    for name, losses in alone.items():
+        assert mixed[name] == pytest.approx(losses, rel=0.01)
 
 
-def test_a_callback_that_raises_ends_training(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """Cancellation is an exception out of the progress callback, between two steps."""
-
-    class CancelledByTestError(Exception):
-        pass
-
-    def stop(progress: Progress) -> None:
-        if progress.step == 2:
-            raise CancelledByTestError
-
-    with pytest.raises(CancelledByTestError):
-        PromptTrainer(llama, CONFIG, TaskFormat(), text_rows, text_rows).run(stop)
-
-
-def test_a_time_limit_ends_training_early(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """With a limit on seconds the rate still falls to its end and a prompt comes out."""
-    config = dataclasses.replace(CONFIG, num_steps=100_000, max_seconds=0.2)
-    result = train(llama, text_rows, TaskFormat(), config)
-    assert 1 <= len(result.history) < 1000 and result.history[-1].scores is not None
-    assert config.share_done(5, 0.1) == 0.5 and config.share_done(5, 9.0) == 1.0
+def _run(
+    model: FrozenModel, jobs: dict[str, TrainingJob], *, one_at_a_time: bool = False
+) -> tuple[dict[str, list[float]], int]:
+    """Return each job's losses by step, and how many passes it took."""
+    losses: dict[str, list[float]] = {name: [] for name in jobs}
+    watchers = {name: Watcher(lambda progress, name=name: losses[name].append(progress.loss)) for name in jobs}
+    groups: Sequence[Sequence[str]] = [[name] for name in jobs] if one_at_a_time else [list(jobs)]
+    num_passes = 0
+    for names in groups:
+        trainer = Trainer(model)
+        for name in names:
+            trainer.add(name, jobs[name], watchers[name])
+        while trainer.has_work:
+            assert not any(isinstance(outcome, Exception) for outcome in trainer.run_pass().values())
+            num_passes += 1
+    return losses, num_passes
 
 
-def test_the_rate_rises_and_falls() -> None:
-    """Linear: up during warm-up, down to the end, never zero; constant stays up."""
-    config = TrainingConfig(num_steps=100, warmup_ratio=0.1)
-    scales = [config.rate_scale(step / 100) for step in range(100)]
-    assert scales[10] == 1.0 and scales[:11] == sorted(scales[:11]) and scales[10:] == sorted(scales[10:], reverse=True)
-    assert min(scales) > 0 and scales[55] == pytest.approx(0.5)
-    assert dataclasses.replace(config, schedule="constant").rate_scale(0.99) == 1.0
+def test_a_job_that_diverges_leaves_the_others_untouched(
+    llama: FrozenModel, label_task: TaskFormat, label_rows: list[Example], text_rows: list[Example]
+) -> None:
+    """It ends with a typed error that names the step; the others' losses are those of a run without it."""
+    expected, _ = _run(llama, jobs_of(llama, label_task, label_rows, text_rows))
+    jobs = jobs_of(llama, label_task, label_rows, text_rows)
+    wild = TrainingConfig(PromptTuningConfig(4, learning_rate=1e38), num_steps=20, warmup_ratio=0.0)
+    trainer = Trainer(llama)
+    losses: dict[str, list[float]] = {name: [] for name in jobs}
+    trainer.add("wild", TrainingJob(llama, wild, TaskFormat(), text_rows, text_rows))
+    for name, job in jobs.items():
+        trainer.add(name, job, Watcher(lambda progress, name=name: losses[name].append(progress.loss)))
+    outcomes = {}
+    while trainer.has_work:
+        outcomes |= trainer.run_pass()
+    assert isinstance(outcomes.pop("wild"), NumericalError)
+    assert not any(isinstance(outcome, Exception) for outcome in outcomes.values())
+    for name, own in losses.items():
+        assert own == pytest.approx(expected[name], rel=1e-3)
 
 
-def test_divergence_is_a_typed_error(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """A rate that blows up the prompt ends in an error that names the step."""
-    with pytest.raises(NumericalError, match=r"not finite"):
-        too_fast = dataclasses.replace(METHOD, learning_rate=1e38)
-        train(llama, text_rows, TaskFormat(), dataclasses.replace(CONFIG, method=too_fast, num_steps=20))
+def test_a_removed_job_is_not_run_again(
+    llama: FrozenModel, label_task: TaskFormat, label_rows: list[Example], text_rows: list[Example]
+) -> None:
+    """Cancelling takes effect before the next pass; the others end."""
+    trainer, seen = Trainer(llama), []
+    for name, job in jobs_of(llama, label_task, label_rows, text_rows).items():
+        trainer.add(name, job, Watcher(lambda progress, name=name: seen.append(name)))
+    trainer.run_pass()
+    trainer.remove("residual")
+    num_steps, outcomes = seen.count("residual"), {}
+    while trainer.has_work:
+        outcomes |= trainer.run_pass()
+    assert seen.count("residual") == num_steps
+    assert set(outcomes) == set(METHODS) - {"residual"}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("num_steps", 0),
-        ("weight_decay", -1.0),
-        ("schedule", "step"),
-        ("optimizer", "sgd"),
-        ("warmup_ratio", 1.0),
-        ("max_seconds", 0.0),
-        ("max_grad_norm", float("nan")),
-        ("method", "residual"),
-    ],
-)
-def test_settings_name_field_and_value(field: str, value: object) -> None:
-    """A wrong setting is refused on creation."""
-    with pytest.raises(InvalidRequestError) as caught:
-        TrainingConfig(**{field: value})  # type: ignore[arg-type]
-    assert caught.value.param == field and str(value) in caught.value.message
+def test_a_pass_that_does_not_fit_is_cut(
+    llama: FrozenModel,
+    label_task: TaskFormat,
+    label_rows: list[Example],
+    text_rows: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With memory for only two rows at once every job still ends, with the same losses; with none, it says so."""
+    expected, _ = _run(llama, jobs_of(llama, label_task, label_rows, text_rows))
+
+    def with_room_for(num_rows: int) -> None:
+        def cramped(model: FrozenModel, shares: Sequence[Share], between_layers: object = None) -> None:
+            if sum(len(share.rows) for share in shares) > num_rows:
+                raise torch.OutOfMemoryError("out of memory")
+            run_shares(model, shares)
+
+        monkeypatch.setattr(passes, "run_shares", cramped)
+
+    with_room_for(2)
+    losses, _ = _run(llama, jobs_of(llama, label_task, label_rows, text_rows))
+    for name, own in losses.items():
+        assert own == pytest.approx(expected[name], rel=1e-3)
+    with_room_for(0)
+    trainer = Trainer(llama)
+    trainer.add("job", jobs_of(llama, label_task, label_rows, text_rows)["residual"])
+    outcome = trainer.run_pass()["job"]
+    assert isinstance(outcome, torch.OutOfMemoryError) and not trainer.has_work
 
 
-def test_provenance_is_plain_json(llama: FrozenModel, snips: list[Example]) -> None:
-    """Method, settings, seed, data digest, scores before and after and the majority class are recorded."""
-    recorded = json.loads(json.dumps(provenance(train(llama, snips, INTENTS, CONFIG))))
-    assert recorded["method"] == "residual" and recorded["seed"] == 1
-    assert recorded["hyperparameters"]["bottleneck_size"] == 8
-    assert recorded["hyperparameters"]["learning_rate"] == METHOD.learning_rate
-    assert recorded["data_digest"].startswith("sha256:")
-    assert set(recorded["scores"]) == {"before", "after", "selection"}
-    assert 0.5 <= recorded["majority"]["share"] <= 1
+def test_layers_can_be_waited_between(llama: FrozenModel, text_rows: list[Example]) -> None:
+    """The callback comes at every layer, forward and backward, and may run the model itself without being noticed."""
+    job = TrainingJob(llama, TrainingConfig(METHODS["prompt_tuning"]), TaskFormat(), text_rows, text_rows)
+    share = next(job.shares())
+    plain = dataclasses.replace(share, prompt=_fresh(share.prompt))
+    run_shares(llama, [plain])
+    calls: list[int] = []
+
+    def serve() -> None:
+        calls.append(1)
+        with torch.no_grad():
+            run_shares(llama, [dataclasses.replace(share, prompt=None)])
+
+    run_shares(llama, [share], serve)
+    assert len(calls) == 2 * llama.spec.num_layers
+    assert share.prompt is not None and plain.prompt is not None
+    assert torch.equal(share.prompt.grad, plain.prompt.grad)  # type: ignore[arg-type]

@@ -30,15 +30,16 @@ from promptd.training import (
     Encoded,
     Example,
     Progress,
-    PromptTrainer,
+    TrainingJob,
+    Watcher,
     encode_examples,
     evaluate,
-    label_word_ids,
     majority_share,
     make_artifact,
     method_json,
+    objective_for,
     provenance,
-    scores_json,
+    train,
 )
 
 NUM_SAMPLES = 3
@@ -86,7 +87,8 @@ def make_prompt(
     print(f"{recipe.name}: {recipe.title}", flush=True)
     task = load_task(recipe, data)
     config = dataclasses.replace(recipe.training, max_seconds=max_seconds)
-    result = PromptTrainer(model, config, recipe.task, task.train, task.validation).run(_print_progress)
+    job = TrainingJob(model, config, recipe.task, task.train, task.validation)
+    result = train(model, {recipe.name: job}, {recipe.name: Watcher(_print_progress)})[recipe.name]
     sampling = {"temperature": 0.0, "max_tokens": recipe.max_tokens}
     artifact = make_artifact(model, recipe.task, result, default_sampling=sampling, stop=recipe.stop)
     decode(artifact.content, model.spec)
@@ -125,7 +127,8 @@ def compare_users(model: FrozenModel, recipe: Recipe, data: Path, out: Path) -> 
     rows = _encoded(model, recipe, artifact, load_task(recipe, data).test)
     prompt = next(iter(artifact.tensors.values()))
     card = json.loads(own.read_text(encoding="utf-8"))
-    card["held_out"]["test"]["rival_prompt"] = {"name": recipe.rival, **scores_json(evaluate(model, prompt, rows, {}))}
+    scores = evaluate(model, prompt, rows, objective_for(model, recipe.task))
+    card["held_out"]["test"]["rival_prompt"] = {"name": recipe.rival, **scores.to_json()}
     _write_card(out, card)
 
 
@@ -155,13 +158,13 @@ def _measure(
     generate: bool,
 ) -> dict[str, Any]:
     """Return the prompt's and the bare model's scores on rows, and the majority class where there are labels."""
-    words = label_word_ids(model, recipe.task)
+    objective = objective_for(model, recipe.task)
     rows = _encoded(model, recipe, artifact, examples)
     measured: dict[str, Any] = {
-        "prompt": scores_json(evaluate(model, prompt, rows, words)),
-        "bare_model": scores_json(evaluate(model, None, rows, words)),
+        "prompt": evaluate(model, prompt, rows, objective).to_json(),
+        "bare_model": evaluate(model, None, rows, objective).to_json(),
     }
-    if words:
+    if objective.has_labels:
         label, share = majority_share([example.label or "" for example in examples])
         measured["majority"] = {"label": label, "accuracy": round(share, 4)}
     elif generate:

@@ -1,7 +1,8 @@
 """Training of prompts on the frozen model: methods, data, trainer, evaluation."""
 
-from promptd.training.artifact import make_artifact, provenance, scores_json
+from promptd.training.artifact import make_artifact, provenance
 from promptd.training.checks import from_json
+from promptd.training.config import TrainingConfig
 from promptd.training.data import (
     Example,
     TrainingDataError,
@@ -14,9 +15,9 @@ from promptd.training.data import (
     split_examples,
 )
 from promptd.training.encoding import Encoded, TaskFormat, encode_examples, label_word_ids
-from promptd.training.evaluation import Scores, evaluate, label_scores, majority_share, token_loss
-from promptd.training.forward import forward_texts, prompt_key_values
-from promptd.training.losses import training_loss
+from promptd.training.evaluation import evaluate
+from promptd.training.forward import PromptedTexts, forward_groups, forward_texts, prompt_key_values
+from promptd.training.job import Progress, TrainingJob, TrainingResult, Watcher
 from promptd.training.methods import (
     METHODS,
     LowRankConfig,
@@ -33,43 +34,53 @@ from promptd.training.methods import (
     method_values,
     parse_method,
 )
+from promptd.training.objectives import CompletionObjective, LabelObjective, Objective, objective_for
+from promptd.training.scores import Scores, majority_share
 from promptd.training.sidecar import method_from_sidecar, sidecar_bytes
-from promptd.training.trainer import Progress, PromptTrainer, TrainingConfig, TrainingResult
+from promptd.training.trainer import Outcome, Trainer, train
 
 __all__ = [
     "METHODS",
+    "CompletionObjective",
     "Encoded",
     "Example",
+    "LabelObjective",
     "LowRankConfig",
     "MethodConfig",
+    "Objective",
+    "Outcome",
     "PTuningV2Config",
     "PrefixTuningConfig",
     "Progress",
     "PromptMethod",
-    "PromptTrainer",
     "PromptTuningConfig",
+    "PromptedTexts",
     "ResidualConfig",
     "Scores",
     "SuperPosConfig",
     "TaskFormat",
+    "Trainer",
     "TrainingConfig",
     "TrainingDataError",
+    "TrainingJob",
     "TrainingResult",
     "UlptConfig",
+    "Watcher",
     "build_method",
     "data_digest",
     "encode_examples",
     "evaluate",
     "example_of",
+    "forward_groups",
     "forward_texts",
     "from_json",
-    "label_scores",
     "label_word_ids",
     "majority_share",
     "make_artifact",
     "method_from_sidecar",
     "method_json",
     "method_values",
+    "objective_for",
     "parse_examples",
     "parse_method",
     "parse_objects",
@@ -77,9 +88,7 @@ __all__ = [
     "provenance",
     "read_examples",
     "read_lines",
-    "scores_json",
     "sidecar_bytes",
     "split_examples",
-    "token_loss",
-    "training_loss",
+    "train",
 ]

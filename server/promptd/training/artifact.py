@@ -10,9 +10,8 @@ from promptd_store import PromptArtifact, encode
 
 from promptd.modeling import FrozenModel
 from promptd.training.encoding import TaskFormat
-from promptd.training.evaluation import Scores
+from promptd.training.job import TrainingResult
 from promptd.training.methods import METHODS
-from promptd.training.trainer import TrainingResult
 
 
 def make_artifact(
@@ -48,18 +47,12 @@ def provenance(result: TrainingResult) -> dict[str, Any]:
         "data_digest": result.data_digest,
         "best_step": result.best_step,
         "scores": {
-            "before": scores_json(result.bare),
-            "after": scores_json(result.report),
-            "selection": scores_json(result.selection),
+            "before": result.bare.to_json(),
+            "after": result.report.to_json(),
+            "selection": result.selection.to_json(),
         },
         "majority": None if result.majority is None else {"label": result.majority[0], "share": result.majority[1]},
         "trainable_params": result.trainable_params,
         "stored_params": result.stored_params,
         "seconds": round(result.seconds, 1),
     }
-
-
-def scores_json(scores: Scores) -> dict[str, Any]:
-    """Return scores as plain JSON values, rounded to what their row counts can tell."""
-    accuracy = None if scores.accuracy is None else round(scores.accuracy, 4)
-    return {"num_rows": scores.num_rows, "loss": round(scores.loss, 4), "accuracy": accuracy}

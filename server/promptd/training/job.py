@@ -1,0 +1,273 @@
+"""One training job: a prompt's parameters, its optimizer, its place in the data, and the best prompt it has seen.
+
+A job never touches the model. It asks for passes, one `Share` after the other, and whoever runs them may mix the shares
+of many jobs; what a job computes depends on its own settings and rows alone. Prompts and optimizer state are float32.
+Which step is best is decided on the folded prompt with one half of the validation rows; the other half only reports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+from promptd.errors import InvalidRequestError, NumericalError
+from promptd.modeling import FrozenModel
+from promptd.training.checkpoint import Best, Checkpoint, read_checkpoint, write_checkpoint
+from promptd.training.config import TrainingConfig
+from promptd.training.data import Example, data_digest, shuffled
+from promptd.training.encoding import Encoded, TaskFormat, encode_examples, evaluation_batches, training_batches
+from promptd.training.methods import PromptMethod, build_method
+from promptd.training.objectives import objective_for
+from promptd.training.optimizers import build_optimizer
+from promptd.training.passes import Share
+from promptd.training.scores import Scores, majority_share
+from promptd.training.sidecar import method_from_sidecar, sidecar_bytes
+
+Result = TypeVar("Result")
+Shares = Generator[Share, None, Result]
+"""Parts of passes, one after the other, and what comes of them."""
+
+MAX_SHARE_TOKENS = 512
+"""Tokens of one share. Part of a job's arithmetic: the same alone and beside others, so that its result is the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a step did; `scores` on the selection half where the step ended with an evaluation."""
+
+    step: int
+    num_steps: int
+    loss: float
+    num_tokens: int
+    seconds: float
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """The best folded prompt and everything that is recorded about it."""
+
+    prompt: torch.Tensor
+    """Folded, float32: `[n, hidden_size]` or `[num_layers, 2, num_kv_heads, n, head_dim]`."""
+    sidecar: bytes
+    """The parameters before folding, as safetensors: training can resume from them."""
+    config: TrainingConfig
+    best_step: int
+    num_steps: int
+    selection: Scores
+    """On the half of the validation rows that chose the step."""
+    report: Scores
+    """On the other half, which chose nothing."""
+    before: Scores
+    """On the report half, of the prompt that this one would replace; without one, of the bare model."""
+    bare: Scores
+    """The bare model on the report half, same template."""
+    majority: tuple[str, float] | None
+    """The report half's most frequent label and its share; None for completions."""
+    trainable_params: int
+    stored_params: int
+    data_digest: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class Watcher:
+    """What a job tells while it runs; called between two of its shares, so it must be quick. It may raise to stop."""
+
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    on_checkpoint: Callable[[bytes], None] | None = None
+    checkpoint_seconds: float = 10.0
+
+
+class TrainingJob:
+    """Trains one prompt. `shares` is the whole of it; between two steps it can be written down and gone on with."""
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        config: TrainingConfig,
+        task: TaskFormat,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        *,
+        warm_start: torch.Tensor | None = None,
+        resume_from: bytes | None = None,
+        replaces: torch.Tensor | None = None,
+    ) -> None:
+        """Encode the rows and build the parameters.
+
+        `warm_start` is a stored prompt to begin with, `resume_from` a sidecar to go on from, `replaces` the folded
+        prompt that is in service now. Raises `InvalidRequestError` and `TrainingDataError`.
+        """
+        if len(validation) < 2:
+            raise InvalidRequestError(f"needs at least 2 validation rows, got {len(validation)}", param="validation")
+        self.config = config
+        self.objective = objective_for(model, task)
+        self.data_digest = data_digest([*train, *validation])
+        count = config.method.num_virtual_tokens
+        self._train_rows = encode_examples(model, task, train, count)
+        held_out = encode_examples(model, task, shuffled(validation, config.seed), count)
+        self.selection_rows, self.report_rows = held_out[::2], held_out[1::2]
+        self._model = model
+        self._replaces = replaces
+        self.method: PromptMethod
+        if resume_from is not None:
+            self.method = method_from_sidecar(resume_from, config.method, model)
+        else:
+            words = task.label_words
+            self.method = build_method(config.method, model, seed=config.seed, label_words=words, warm_start=warm_start)
+        self._optimizer = build_optimizer(config.optimizer, self.method.parameter_groups(), config.weight_decay)
+        self._full_rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._step, self._num_evaluations, self._num_stale = 0, 0, 0
+        self._best: Best | None = None
+        self._seconds = 0.0
+
+    def shares(self, watcher: Watcher | None = None) -> Shares[TrainingResult]:
+        """Yield the parts of the job's passes; each needs its tally before the next is asked for.
+
+        The iterator's return value is the `TrainingResult`. Raises `NumericalError` where the loss is not finite.
+        """
+        watcher = watcher or Watcher()
+        began = saved = time.monotonic()
+        before = self._seconds
+        batches = islice(training_batches(self._train_rows, self.config.batch_size, self.config.seed), self._step, None)
+        while not self._is_done:
+            done = self.config.share_done(self._step, self._seconds)
+            batch = next(batches)
+            loss = yield from self._learn(batch, self.config.rate_scale(done))
+            self._step += 1
+            now = time.monotonic()
+            self._seconds = before + now - began
+            scores = None
+            if self._num_evaluations < int(self._share_done * self.config.num_evaluations):
+                scores = (yield from self._select()).scores
+            num_tokens = sum(row.num_tokens for row in batch)
+            watcher.on_progress(Progress(self._step, self.config.num_steps, loss, num_tokens, self._seconds, scores))
+            if watcher.on_checkpoint is not None and now - saved > watcher.checkpoint_seconds:
+                saved = now
+                watcher.on_checkpoint(self.checkpoint())
+        return (yield from self._result())
+
+    @property
+    def _share_done(self) -> float:
+        return self.config.share_done(self._step, self._seconds)
+
+    @property
+    def _is_done(self) -> bool:
+        patience = self.config.patience
+        return self._share_done >= 1 or (patience is not None and self._num_stale >= patience)
+
+    def _learn(self, batch: list[Encoded], rate_scale: float) -> Shares[float]:
+        """Take one optimizer step over a batch; return its loss."""
+        self.method.train()
+        prompt = self.method.materialize()
+        leaf = prompt.detach().requires_grad_()
+        num_terms, loss = self.objective.num_terms(batch), 0.0
+        for rows in self._parts(batch):
+            share = Share(self.objective, rows, leaf, 1 / num_terms)
+            yield share
+            loss += share.result.loss.item() / num_terms
+        if not (loss - loss == 0 and leaf.grad is not None and leaf.grad.isfinite().all()):
+            raise NumericalError(
+                f"the training loss is not finite at step {self._step + 1}; a smaller learning_rate helps"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        prompt.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.max_grad_norm)
+        for group, rate in zip(self._optimizer.param_groups, self._full_rates, strict=True):
+            group["lr"] = rate * rate_scale
+        self._optimizer.step()
+        return loss
+
+    def _parts(self, batch: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+        """Cut a batch, in its order, into parts of at most `MAX_SHARE_TOKENS` (but at least one row)."""
+        part: list[Encoded] = []
+        room = MAX_SHARE_TOKENS
+        for row in batch:
+            needed = self.objective.num_tokens(row)
+            if part and needed > room:
+                yield part
+                part, room = [], MAX_SHARE_TOKENS
+            part.append(row)
+            room -= needed
+        yield part
+
+    def _select(self) -> Shares[Best]:
+        """Score the folded prompt on the selection half and keep it where it is the best so far."""
+        self._num_evaluations = int(self._share_done * self.config.num_evaluations)
+        folded = self.method.fold()
+        scores = yield from self._scores(folded, self.selection_rows)
+        newest = Best(self._step, scores, folded, sidecar_bytes(self.method))
+        self._num_stale += 1
+        if self._best is None or scores.rank > self._best.scores.rank:
+            self._best, self._num_stale = newest, 0
+        return newest
+
+    def _scores(self, prompt: torch.Tensor | None, rows: Sequence[Encoded]) -> Shares[Scores]:
+        """Measure a prompt on rows; return its `Scores`."""
+        tallies = []
+        for batch in evaluation_batches([self.objective.num_tokens(row) for row in rows], MAX_SHARE_TOKENS):
+            share = Share(self.objective, [rows[index] for index in batch], prompt)
+            yield share
+            tallies.append(share.result)
+        return Scores.of(tallies, has_labels=self.objective.has_labels)
+
+    def _result(self) -> Shares[TrainingResult]:
+        best = self._best or (yield from self._select())
+        report = yield from self._scores(best.folded, self.report_rows)
+        bare = yield from self._scores(None, self.report_rows)
+        before = bare
+        if self._replaces is not None:
+            before = yield from self._scores(self._replaces, self.report_rows)
+        labels = [row.example.label or "" for row in self.report_rows]
+        return TrainingResult(
+            prompt=best.folded,
+            sidecar=best.sidecar,
+            config=self.config,
+            best_step=best.step,
+            num_steps=self._step,
+            selection=best.scores,
+            report=report,
+            before=before,
+            bare=bare,
+            majority=majority_share(labels) if self.objective.has_labels else None,
+            trainable_params=self.method.trainable_params,
+            stored_params=self.method.stored_params,
+            data_digest=self.data_digest,
+            seconds=self._seconds,
+        )
+
+    def checkpoint(self) -> bytes:
+        """Return what a new job of the same settings and rows needs to go on bit for bit; between two steps."""
+        return write_checkpoint(
+            Checkpoint(
+                step=self._step,
+                num_evaluations=self._num_evaluations,
+                num_stale=self._num_stale,
+                seconds=self._seconds,
+                data_digest=self.data_digest,
+                sidecar=sidecar_bytes(self.method),
+                optimizer=self._optimizer.state_dict()["state"],
+                best=self._best,
+            )
+        )
+
+    def restore(self, content: bytes) -> None:
+        """Go on from a checkpoint. Raises `InvalidRequestError` where it is of other rows or settings."""
+        saved = read_checkpoint(content)
+        if saved.data_digest != self.data_digest:
+            raise InvalidRequestError(
+                f"the checkpoint is of other rows: {saved.data_digest}, not {self.data_digest}", param="checkpoint"
+            )
+        live = method_from_sidecar(saved.sidecar, self.config.method, self._model)
+        self.method.load_state_dict(live.state_dict())
+        self.method.set_rng_state(live.rng_state())
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
+        self._step, self._num_evaluations = saved.step, saved.num_evaluations
+        self._num_stale, self._seconds, self._best = saved.num_stale, saved.seconds, saved.best
