@@ -1,0 +1,55 @@
+"""Who answers: an engine in this process, a running server, or the server's own engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A prompt that is evaluated, pinned to one version, and how its text reads."""
+
+    name: str
+    version: str
+    template: str | None
+    label_words: Mapping[str, str] | None
+    max_tokens: int | None
+    stop: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, version: str, manifest: Mapping[str, Any]) -> Subject:
+        """Read what matters here from a manifest's plain values."""
+        return cls(
+            name,
+            version,
+            manifest.get("template"),
+            manifest.get("label_words"),
+            manifest.get("default_sampling", {}).get("max_tokens"),
+            tuple(manifest.get("stop", ())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One input for one subject. Fields go to a prompt that has a template; everything else is rendered already."""
+
+    subject: Subject | None
+    input: str | Mapping[str, str]
+
+
+class Backend(Protocol):
+    """Answers batches of questions of several subjects; each batch ends before the next begins."""
+
+    batch_size: int
+    """Questions that may be asked at once."""
+
+    async def look_up(self, prompt: str) -> Subject:
+        """Find a prompt; raises a typed error where there is none."""
+
+    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float]]:
+        """Return the probability of each label's word, `[num_questions][num_labels]`."""
+
+    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str]:
+        """Return one greedy continuation each."""
