@@ -40,7 +40,9 @@ def create_app(
     Raises `InvalidRequestError` where the settings would leave the server open to others without keys.
     """
     keys = make_key_ring(settings)
-    limits = Limits(settings.max_body_bytes, settings.max_upload_bytes, settings.request_timeout_seconds)
+    limits = Limits(
+        settings.max_body_bytes, settings.max_upload_bytes, settings.request_timeout_seconds, settings.drain_seconds
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,8 +69,7 @@ def create_app(
         try:
             yield
         finally:
-            app.state.services.is_draining = True
-            await served.shutdown(settings.drain_seconds)
+            await app.state.services.drain()
             housekeeping.cancel()
             await asyncio.wait([housekeeping])
             if catalog is None:

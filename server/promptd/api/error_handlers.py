@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from promptd_store import StoreError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptd.errors import (
@@ -95,10 +96,21 @@ def install(app: FastAPI) -> None:
             return error_response(PayloadTooLargeError(_TOO_LARGE))
         return error_response(InvalidRequestError(f"the body cannot be read: {error.detail}", code="invalid_body"))
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return error_response(ClientDisconnectedError("the client went away before its body was here"))
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         _log.exception("unexpected_error", path=request.url.path, error=type(error).__name__)
         return error_response(PromptdError("an internal error; the log has the request id"))
+
+
+class ClientDisconnectedError(PromptdError):
+    """Nobody reads the answer any more."""
+
+    status = 499
+    default_code = "client_disconnected"
 
 
 class OversizeEnvelope:

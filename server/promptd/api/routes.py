@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from promptd.api import chat, classify, completions, health, models, openapi, pr
 from promptd.api.auth import Principal, Scope, authorize
 from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import Limits, services_of
-from promptd.errors import ShuttingDownError
+from promptd.errors import DeadlineExceededError, ShuttingDownError
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -76,7 +77,12 @@ def guarded(route: Route) -> type[APIRoute]:
 
             async def checked(request: Request) -> Response:
                 admit(route, request)
-                return await handle(StrictJsonRequest(request.scope, request.receive))
+                limit_seconds = services_of(request).limits.request_timeout_seconds
+                try:
+                    async with asyncio.timeout(limit_seconds):  # also for a body that trickles in
+                        return await handle(StrictJsonRequest(request.scope, request.receive))
+                except TimeoutError:
+                    raise DeadlineExceededError(f"the request took longer than {limit_seconds:g} seconds") from None
 
             return checked
 

@@ -35,6 +35,7 @@ class Limits:
     max_body_bytes: int
     max_upload_bytes: int
     request_timeout_seconds: float
+    drain_seconds: float
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Services:
     render_metrics: Callable[[], bytes]
     is_draining: bool = False
     started_at: float = field(default_factory=time.time)
+
+    async def drain(self) -> None:
+        """Take no new work, let what runs finish for a while, end the rest with a typed error."""
+        self.is_draining = True
+        await self.engine.shutdown(self.limits.drain_seconds)
 
     @property
     def model(self) -> FrozenModel:
