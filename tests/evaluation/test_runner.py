@@ -156,6 +156,34 @@ def test_both_backends_agree(llm: LLM, server: LiveServer, prompt_files: dict[st
             assert ours.prompt_versions == theirs.prompt_versions
 
 
+def test_inputs_longer_than_the_model_count_as_wrong(
+    llm: LLM, server: LiveServer, prompt_files: dict[str, str]
+) -> None:
+    """They are found, counted and hurt nothing else, here and on a server; an ensemble votes without them."""
+    spec = llm.model.spec
+    room = spec.max_model_len - len(llm.model.encode(" is a")) - len(llm.model.encode(WORDS["dog"]))
+    tight = "a" * (room - 4)  # one token a letter: with 2 virtual tokens it fits, with 5 it does not
+    long = [*LABELLED[:5], Example({"text": "a" * 400}, None, "fox", 90), *LABELLED[5:]]
+    tight_rows = [*long, Example({"text": tight}, None, "fox", 91)]
+    names = ("c0", "c1")
+    here = run(llm, tight_rows, [prompt_files[name] for name in names], ensemble=True)
+
+    async def over_http() -> list[EvaluationResult]:
+        async with AsyncClient(server.url) as client:
+            backend, task = ClientBackend(client), task_of(tight_rows)
+            return await evaluate(backend, task, tight_rows, names, ensemble=True, keep_predictions=True)
+
+    for _, c0, c1, ensemble in (here, asyncio.run(over_http())):
+        assert [result.num_too_long for result in (c0, c1, ensemble)] == [1, 2, 1]
+        assert [labels(c0)[5], labels(c1)[5], labels(c1)[-1], labels(ensemble)[5]] == [None] * 4
+        assert labels(ensemble)[-1] == labels(c0)[-1] is not None
+        short = run(llm, LABELLED, [prompt_files["c0"]])[1]
+        assert labels(c0)[:5] + labels(c0)[6:-1] == labels(short)
+    written = [*WRITTEN, Example({"text": "a" * 400}, " b", None, 9)]
+    (writer,) = run(llm, written, [prompt_files["writer"]])
+    assert (writer.num_too_long, labels(writer)[-1]) == (1, None)
+
+
 def test_what_does_not_fit_is_refused_before_anything_runs(llm: LLM, prompt_files: dict[str, str]) -> None:
     """A label without a word, a field that a template wants, an ensemble of one: each with its line or its prompt."""
     before = llm.engine.stats()

@@ -236,6 +236,12 @@ def _print_table(results: Sequence[EvaluationResult]) -> None:
             escape(Path(result.subject).name if result.prompt_versions else result.subject), *cells, difference
         )
     out().print(table)
+    for result in results:
+        if result.num_too_long:
+            out().print(
+                f"[yellow]{escape(Path(result.subject).name)}: {result.num_too_long} inputs exceed the model's length "
+                "and count as wrong[/]", soft_wrap=True,
+            )  # fmt: skip
     for template in dict.fromkeys(result.template for result in results):
         out().print(f"[dim]template[/] {escape(template or '{text}')!r}", soft_wrap=True)
     for words in dict.fromkeys(tuple((result.label_words or {}).values()) for result in results):

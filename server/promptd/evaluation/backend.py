@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,24 @@ class Backend(Protocol):
     async def look_up(self, prompt: str) -> Subject:
         """Find a prompt; raises a typed error where there is none."""
 
-    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float]]:
-        """Return the probability of each label's word, `[num_questions][num_labels]`."""
+    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float] | None]:
+        """Return the probabilities of the labels' words; None for an input that exceeds the model's length."""
 
-    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str]:
-        """Return one greedy continuation each."""
+    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str | None]:
+        """Return one greedy continuation each; None for an input that exceeds the model's length."""
+
+
+async def answers_of_fitting(
+    ask: Callable[[Sequence[Question]], Awaitable[Sequence[T]]],
+    questions: Sequence[Question],
+    too_long: type[Exception],
+) -> list[T | None]:
+    """Ask in one batch; where that is refused as too long, in halves, until the guilty input stands alone: None."""
+    try:
+        return list(await ask(questions))
+    except too_long:
+        if len(questions) == 1:
+            return [None]
+    half = len(questions) // 2
+    first = await answers_of_fitting(ask, questions[:half], too_long)
+    return first + await answers_of_fitting(ask, questions[half:], too_long)

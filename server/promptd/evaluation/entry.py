@@ -59,10 +59,15 @@ def form_of(task: Task, subject: Subject | None) -> Form:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A label or a text; None is an illegal output. `probabilities` of the form's labels where these were scored."""
+    """A label or a text; None is an illegal output, or no output where the input exceeded the model's length."""
 
     prediction: str | None
     probabilities: Sequence[float] = ()
+    """Of the form's labels, where these were scored."""
+    is_too_long: bool = False
+
+
+TOO_LONG = Answer(None, is_too_long=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,7 @@ def best_label(form: Form, probabilities: Sequence[float]) -> Answer:
 
 
 def _vote(form: Form, answers: Sequence[Answer]) -> Answer:
-    if answers[0].probabilities:
-        return best_label(form, mean_probabilities([answer.probabilities for answer in answers]))
+    scored = [answer.probabilities for answer in answers if answer.probabilities]
+    if scored:
+        return best_label(form, mean_probabilities(scored))
     return answers[majority([answer.prediction for answer in answers])]

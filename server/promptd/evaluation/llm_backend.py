@@ -9,7 +9,8 @@ from promptd_store import PromptArtifact
 
 from promptd.engine.ensemble import softmax
 from promptd.engine.request import SamplingParams
-from promptd.evaluation.backend import Question, Subject
+from promptd.errors import ContextLengthError
+from promptd.evaluation.backend import Question, Subject, answers_of_fitting
 
 if TYPE_CHECKING:
     from promptd.llm import LLM, Prompt
@@ -31,17 +32,24 @@ class LLMBackend:
         self._artifacts[artifact.version] = artifact
         return Subject.of(prompt, artifact.version, artifact.manifest.to_dict())
 
-    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float]]:
+    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float] | None]:
         """Score the label words."""
-        inputs = [question.input for question in questions]
-        scores = self._llm.score(inputs, list(words.values()), self._prompts(questions))
-        return [softmax(each) for each in scores]
 
-    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str]:
+        async def ask(asked: Sequence[Question]) -> list[list[float]]:
+            inputs = [question.input for question in asked]
+            return [softmax(each) for each in self._llm.score(inputs, list(words.values()), self._prompts(asked))]
+
+        return await answers_of_fitting(ask, questions, ContextLengthError)
+
+    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str | None]:
         """Continue greedily."""
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=tuple(stop))
-        inputs = [question.input for question in questions]
-        return [each.text for each in self._llm.generate(inputs, self._prompts(questions), params)]
+
+        async def ask(asked: Sequence[Question]) -> list[str]:
+            inputs = [question.input for question in asked]
+            return [each.text for each in self._llm.generate(inputs, self._prompts(asked), params)]
+
+        return await answers_of_fitting(ask, questions, ContextLengthError)
 
     def _prompts(self, questions: Sequence[Question]) -> list[PromptArtifact | None]:
         subjects = [question.subject for question in questions]

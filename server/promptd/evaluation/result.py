@@ -12,7 +12,7 @@ AnswerBy = Literal["score", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class RowPrediction:
-    """One input's answer; a prediction of None is an illegal output."""
+    """One input's answer; a prediction of None is an illegal output, or none at all."""
 
     line: int
     prediction: str | None
@@ -36,6 +36,8 @@ class EvaluationResult:
     num_rows: int
     num_inputs: int
     """Fewer than rows where inputs have several references."""
+    num_too_long: int
+    """Inputs that exceeded the model's length, virtual tokens included; they count as wrong."""
     prompt_versions: tuple[str, ...]
     seconds: float
     """Wall clock of the run, in which all subjects shared the batches."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
 from promptd.evaluation.backend import Backend
-from promptd.evaluation.entry import Answer, Entry, best_label, ensemble_of, enter, majority_of
+from promptd.evaluation.entry import TOO_LONG, Answer, Entry, best_label, ensemble_of, enter, majority_of
 from promptd.evaluation.metrics import label_scores, text_scores
 from promptd.evaluation.result import AnswerBy, EvaluationResult, RowPrediction
 from promptd.evaluation.rows import Item, items_of
@@ -31,7 +32,8 @@ async def evaluate(
     Returns the majority class where there are labels, one result a prompt, and the ensemble of all named prompts where
     it was asked for. The bare model is asked in the form of the first named prompt. An ensemble takes the mean
     probability of scored labels, the majority of everything else, ties to the first. `on_progress` gets the inputs
-    done and the inputs in all. Raises typed errors before anything runs where rows, prompts and task do not fit.
+    done and the inputs in all. An input that exceeds the model's length counts as wrong. Raises typed errors before
+    anything runs where rows, prompts and task do not fit.
     """
     started = time.monotonic()
     way: AnswerBy = "score" if task.has_labels and task.scores_labels and answer_by == "score" else "generate"
@@ -64,6 +66,7 @@ async def evaluate(
             metrics=_metrics(task, entry, items),
             num_rows=len(examples),
             num_inputs=len(items),
+            num_too_long=sum(answer.is_too_long for answer in entry.answers),
             prompt_versions=entry.versions,
             seconds=seconds,
             predictions=_predictions(entry, items) if keep_predictions else None,
@@ -84,7 +87,8 @@ async def _score(backend: Backend, alike: Sequence[Entry], chunk: Sequence[Item]
     questions = [entry.question(item) for entry in alike for item in chunk]
     given = iter(await backend.classify(questions, alike[0].form.label_words))
     for entry in alike:
-        entry.answers.extend(best_label(entry.form, next(given)) for _ in chunk)
+        for probabilities in itertools.islice(given, len(chunk)):
+            entry.answers.append(TOO_LONG if probabilities is None else best_label(entry.form, probabilities))
 
 
 async def _generate(backend: Backend, task: Task, alike: Sequence[Entry], chunk: Sequence[Item]) -> None:
@@ -92,12 +96,13 @@ async def _generate(backend: Backend, task: Task, alike: Sequence[Entry], chunk:
     form = alike[0].form
     given = iter(await backend.generate(questions, form.max_tokens, form.stop))
     for entry in alike:
-        for item in chunk:
-            text = next(given).strip()
-            is_label = task.has_labels
-            entry.answers.append(
-                Answer(task.read_label(text, form.label_words, item.example.fields) if is_label else text)
-            )
+        for item, text in zip(chunk, given, strict=False):
+            if text is None:
+                entry.answers.append(TOO_LONG)
+            elif task.has_labels:
+                entry.answers.append(Answer(task.read_label(text, form.label_words, item.example.fields)))
+            else:
+                entry.answers.append(Answer(text.strip()))
 
 
 def _metrics(task: Task, entry: Entry, items: Sequence[Item]) -> dict[str, float]:
