@@ -46,13 +46,13 @@ class FrozenModel:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every token that ends a generation: the tokenizer's and the generation config's."""
+        """Every token of the vocabulary that ends a generation: the tokenizer's and the generation config's."""
         ids: set[int] = set()
         config = getattr(self.hf, "generation_config", None)
         for source in (self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
             if source is not None:
                 ids.update(source if isinstance(source, list) else [source])
-        return frozenset(ids)
+        return frozenset(token_id for token_id in ids if token_id < self.spec.vocab_size)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embed `[num_tokens]` ids as the model does (Gemma scales here), `[num_tokens, hidden_size]`."""
