@@ -23,6 +23,7 @@ from promptd.api.auth import KeyRing, Principal, Scope, authorize
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
 from promptd.errors import InvalidRequestError, ModelNotFoundError
+from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
 
 _TOKENIZE_INLINE_CHARS = 8192
@@ -40,10 +41,13 @@ class Limits:
 
 @dataclass
 class Services:
-    """The engine, its model, the prompts, the keys."""
+    """The engine, its model, the prompts, the training files and jobs, the keys."""
 
     engine: AsyncEngine
     catalog: PromptCatalog
+    files: TrainingFiles
+    jobs: JobQueue | None
+    """None where this server takes no training jobs."""
     keys: KeyRing
     limits: Limits
     observe: Callable[[RequestTimings, int], None]
