@@ -71,6 +71,7 @@ def create_app(
             HousekeepingMetrics(registry),
             interval_seconds=settings.housekeeping_seconds,
             min_age_seconds=settings.garbage_age_seconds,
+            keep_jobs_seconds=settings.job_history_days * 86400,
         )
         housekeeping = asyncio.create_task(housekeeper.run())
         served.start()

@@ -6,7 +6,9 @@ import asyncio
 
 import structlog
 from promptd_store import Store, collect_garbage, events_log, scan_tenants, trim_events
+from promptd_store.names import PUBLIC_TENANT
 
+from promptd.jobs.retention import forget_old_jobs, trim_signals
 from promptd.metrics import HousekeepingMetrics
 
 FIRST_RUN_SECONDS = 5.0
@@ -16,18 +18,25 @@ _log = structlog.get_logger("promptd.housekeeping")
 
 
 class Housekeeper:
-    """Deletes unreferenced blobs and old events of every tenant, again and again; a failure waits for the next round.
+    """Deletes unreferenced blobs, old events and old jobs of every tenant, again and again.
 
-    Several processes may do so over one store: each deletion stands by itself.
+    A failure waits for the next round. Several processes may do so over one store: each deletion stands by itself.
     """
 
     def __init__(
-        self, store: Store, metrics: HousekeepingMetrics, *, interval_seconds: float, min_age_seconds: float
+        self,
+        store: Store,
+        metrics: HousekeepingMetrics,
+        *,
+        interval_seconds: float,
+        min_age_seconds: float,
+        keep_jobs_seconds: float,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._interval_seconds = interval_seconds
         self._min_age_seconds = min_age_seconds
+        self._keep_jobs_seconds = keep_jobs_seconds
 
     async def run(self) -> None:
         """Clean up until cancelled."""
@@ -47,8 +56,11 @@ class Housekeeper:
                     return
                 deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
                 num_trimmed = await trim_events(self._store, events_log(tenant))
+                num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
+                if tenant == PUBLIC_TENANT:
+                    num_trimmed += await trim_signals(self._store)
             except Exception as error:  # noqa: BLE001 - serving never depends on a clean-up
                 _log.warning("housekeeping_failed", exc_info=error)
                 self._metrics.count_failure()
             else:
-                self._metrics.count(len(deleted), num_trimmed)
+                self._metrics.count(len(deleted), num_trimmed, num_jobs)

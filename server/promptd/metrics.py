@@ -61,12 +61,14 @@ class HousekeepingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._blobs = Counter("promptd_blobs_collected", "Unreferenced blobs deleted", registry=registry)
         self._events = Counter("promptd_events_trimmed", "Old events deleted", registry=registry)
+        self._jobs = Counter("promptd_jobs_forgotten", "Old training jobs deleted", registry=registry)
         self._failures = Counter("promptd_housekeeping_failures", "Clean-ups that failed", registry=registry)
 
-    def count(self, num_blobs: int, num_events: int) -> None:
+    def count(self, num_blobs: int, num_events: int, num_jobs: int) -> None:
         """Take in what was deleted for one tenant."""
         self._blobs.inc(num_blobs)
         self._events.inc(num_events)
+        self._jobs.inc(num_jobs)
 
     def count_failure(self) -> None:
         """Take in a clean-up that did not reach its end."""

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     garbage_age_seconds: float = Field(
         86400.0, ge=60, description="Files that no prompt names any more are deleted when they are this old"
     )
+    job_history_days: float = Field(30.0, gt=0, description="Training jobs are listed for so long after their end")
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest JSON body")
     max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded prompt")
     admin_key: SecretStr | None = Field(None, description="The first admin key")

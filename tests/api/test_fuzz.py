@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from schemathesis import Case
 from schemathesis.checks import CHECKS
 
-from promptd.api.routes import ROUTES
+from promptd.api.routes import ROUTES, Route
 from tests.api.conftest import MODEL, LiveServer
+from tests.api.training_server import KEYS, TrainingServer
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 MAX_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
@@ -44,10 +45,13 @@ def use_name(case: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_fuzz(server: LiveServer, schema: schemathesis.openapi.OpenApiSchema, route: object) -> None:
-    """Valid and invalid requests of one operation, from a fixed seed."""
-    path = route.path.replace(":path", "")  # type: ignore[attr-defined]
-    operation = schema[path][route.method]  # type: ignore[attr-defined]
+def test_fuzz(
+    server: LiveServer, trainer: TrainingServer, schema: schemathesis.openapi.OpenApiSchema, route: Route
+) -> None:
+    """Valid and invalid requests of one operation, from a fixed seed; training is asked of a server that trains."""
+    path = route.path.replace(":path", "")
+    operation = schema[path][route.method]
+    url = trainer.live.url if route.tag == "training" else server.url
     strategy = operation.as_strategy(schemathesis.GenerationMode.POSITIVE) | operation.as_strategy(
         schemathesis.GenerationMode.NEGATIVE
     )
@@ -65,7 +69,7 @@ def test_fuzz(server: LiveServer, schema: schemathesis.openapi.OpenApiSchema, ro
     def run(case: Case, name: str | None) -> None:
         if name is not None:
             use_name(case, name)
-        response = case.call()
+        response = case.call(base_url=url, headers={"Authorization": f"Bearer {KEYS['admin']}"})
         case.validate_response(response, checks=CHECKS.get_by_names(CONFORMANCE))
         if response.status_code >= 400 and "/readyz" not in path:
             body = response.json()

@@ -91,6 +91,10 @@ def serve(
         float | None,
         typer.Option(help="Age at which files of deleted prompts go (86400).", metavar="S", rich_help_panel=_LIMITS),
     ] = None,
+    job_history_days: Annotated[
+        float | None,
+        typer.Option(help="Days that ended training jobs are listed (30).", metavar="D", rich_help_panel=_LIMITS),
+    ] = None,
     enable_prefix_caching: Annotated[
         bool | None,
         typer.Option(

@@ -60,6 +60,10 @@ def active_key(base_fingerprint: str, order: str) -> str:
     return _queue_key("active", base_fingerprint, order)
 
 
+SIGNALS = f"{{{PUBLIC_TENANT}}}:job-signals:"
+"""What all signal logs begin with."""
+
+
 def signals_log(base_fingerprint: str) -> str:
     """Log of every change of state: there is a job to claim, or a running one shall stop."""
     return _queue_key("signals", base_fingerprint, "")
