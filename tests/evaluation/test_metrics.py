@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -9,7 +10,9 @@ import sacrebleu
 import sklearn.metrics
 from rouge_score.rouge_scorer import RougeScorer
 
+from promptd.errors import PromptdError
 from promptd.evaluation import metrics
+from promptd.evaluation.text_scores import score_texts
 
 LABELS = ["a", "b", "c", "d"]
 
@@ -107,3 +110,15 @@ def test_rouge_l_is_rouge_scores() -> None:
         for text, own in zip(TEXTS, REFERENCES, strict=True)
     ]
     assert metrics.rouge_l(TEXTS, REFERENCES) == pytest.approx(sum(expected) / 3)
+
+
+def test_a_process_of_its_own_gives_the_same_scores() -> None:
+    """What travels through JSON is scored as here, also odd characters; what fails there is a typed error here."""
+    texts = [*TEXTS[:2], "naïve \U0001f600 \u2028 “x”"]
+    references = [*REFERENCES[:2], ["naïve \U0001f600"]]
+    names = [name for name in metrics.TEXT_METRICS if name != "rouge_l"]  # its import takes its time
+    one, other = asyncio.run(score_texts(names, [texts, TEXTS], references))
+    assert one == pytest.approx(metrics.text_scores(names, texts, references))
+    assert other == pytest.approx(metrics.text_scores(names, TEXTS, references))
+    with pytest.raises(PromptdError, match=r"could not be computed: KeyError: 'absent'"):
+        asyncio.run(score_texts(["absent"], [TEXTS], REFERENCES))

@@ -21,6 +21,7 @@ from promptd.evaluation import (
     ClientBackend,
     EvaluationResult,
     LLMBackend,
+    Task,
     evaluate,
     metrics,
     task_of,
@@ -36,6 +37,7 @@ TEXTS = [
 ]  # fmt: skip
 LABELLED = [Example({"text": text}, None, list(WORDS)[at % 3], at + 1) for at, text in enumerate(TEXTS)]
 WRITTEN = [Example({"text": text}, f" {text} again\n", None, at + 1) for at, text in enumerate([*TEXTS[:4], TEXTS[0]])]
+WRITING = replace(task_of(WRITTEN), metrics=("chrf", "token_f1"))  # without ROUGE-L, whose import takes its time
 CLASSIFIERS = ("c0", "c1", "c2")
 
 
@@ -102,7 +104,7 @@ def test_texts_are_generated_greedily_and_scored(
     llm: LLM, artifacts: dict[str, PromptArtifact], prompt_files: dict[str, str]
 ) -> None:
     """The prompt's own template and limit, greedy whatever its default; references of equal inputs are put together."""
-    (bare, writer) = run(llm, WRITTEN, [None, prompt_files["writer"]])
+    (bare, writer) = run(llm, WRITTEN, [None, prompt_files["writer"]], task=WRITING)
     params = SamplingParams(temperature=0, max_tokens=5, stop=("zzz",))
     expected = llm.generate(TEXTS[:4], [artifacts["writer"]] * 4, params)
     assert labels(writer) == [completion.text.strip() for completion in expected]
@@ -141,14 +143,18 @@ def test_labels_can_be_generated(llm: LLM, prompt_files: dict[str, str]) -> None
 def test_both_backends_agree(llm: LLM, server: LiveServer, prompt_files: dict[str, str]) -> None:
     """A server gives the same predictions as the model in this process, for labels and for texts."""
 
-    async def over_http(examples: Sequence[Example], prompts: Sequence[str | None], **options: Any) -> Any:
+    async def over_http(task: Task, examples: Sequence[Example], prompts: Sequence[str | None], **options: Any) -> Any:
         async with AsyncClient(server.url) as client:
             backend = ClientBackend(client, batch_size=70)
-            return await evaluate(backend, task_of(examples), examples, prompts, keep_predictions=True, **options)
+            return await evaluate(backend, task, examples, prompts, keep_predictions=True, **options)
 
-    for examples, names in ((LABELLED, CLASSIFIERS), (LABELLED, ("plain",)), (WRITTEN, ("writer",))):
-        here = run(llm, examples, [None, *(prompt_files[name] for name in names)], ensemble=len(names) > 1)
-        there = asyncio.run(over_http(examples, [None, *names], ensemble=len(names) > 1))
+    labelling = task_of(LABELLED)
+    for task, examples, names in (
+        (labelling, LABELLED, CLASSIFIERS), (labelling, LABELLED, ("plain",)), (WRITING, WRITTEN, ("writer",)),
+    ):  # fmt: skip
+        files = [prompt_files[name] for name in names]
+        here = run(llm, examples, [None, *files], task=task, ensemble=len(names) > 1)
+        there = asyncio.run(over_http(task, examples, [None, *names], ensemble=len(names) > 1))
         for ours, theirs in zip(here, there, strict=True):
             assert labels(ours) == labels(theirs)
             assert ours.metrics == pytest.approx(theirs.metrics)
@@ -180,7 +186,7 @@ def test_inputs_longer_than_the_model_count_as_wrong(
         short = run(llm, LABELLED, [prompt_files["c0"]])[1]
         assert labels(c0)[:5] + labels(c0)[6:-1] == labels(short)
     written = [*WRITTEN, Example({"text": "a" * 400}, " b", None, 9)]
-    (writer,) = run(llm, written, [prompt_files["writer"]])
+    (writer,) = run(llm, written, [prompt_files["writer"]], task=WRITING)
     assert (writer.num_too_long, labels(writer)[-1]) == (1, None)
 
 

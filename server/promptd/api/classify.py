@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -24,9 +23,12 @@ from promptd.api.services import (
     to_tokens,
     tokenize,
 )
+from promptd.engine.ensemble import mean_probabilities, softmax
 from promptd.engine.request import ScoreOutput, ScoreRequest
 from promptd.errors import InvalidRequestError
 
+Candidates = tuple[tuple[int, ...], ...]
+"""The label words' tokens."""
 _FIELDS: dict[str | None, str] = {"candidates": "labels", "prompt": "input"}
 """The engine's words for what this route calls otherwise."""
 
@@ -46,14 +48,17 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
     words = [_label_words(body, prompts) for prompts in members]
     if any(list(one) != list(words[0]) for one in words):
         raise InvalidRequestError("the prompts of an ensemble must have the same labels", param="ensemble")
-    candidates = [await _candidates(services, own) for own in words]
+    candidates = [await label_candidates(services, own) for own in words]
     # One request fills the next batch, never the queue: others find room in it.
     config = services.engine.engine.config
     turns = asyncio.Semaphore(max(1, min(config.max_num_seqs, config.max_queue // 2)))
+
+    async def ask(prompts: NamedPrompts, own: Candidates, text: Any) -> tuple[list[float], ScoreOutput]:
+        async with turns:
+            return await label_probabilities(services, prompts, own, text)
+
     work = together(
-        _probabilities(services, prompts, own, text, turns)
-        for prompts, own in zip(members, candidates, strict=True)
-        for text in inputs
+        ask(prompts, own, text) for prompts, own in zip(members, candidates, strict=True) for text in inputs
     )
     results = await while_connected(request, work)
     labels = list(words[0])
@@ -63,8 +68,7 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
         num_virtual += output.num_virtual_tokens
         num_cached += output.num_cached_tokens
     for index in range(len(inputs)):
-        rows = [probs for probs, _ in results[index :: len(inputs)]]
-        probs = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        probs = mean_probabilities([probs for probs, _ in results[index :: len(inputs)]])
         best = max(range(len(labels)), key=probs.__getitem__)
         data.append(
             {"index": index, "label": labels[best], "probs": probs, "num_classes": len(labels), "labels": labels}
@@ -103,7 +107,7 @@ def _label_words(body: ClassifyBody, prompts: NamedPrompts) -> dict[str, str]:
     return dict(manifest.label_words)
 
 
-async def _candidates(services: Services, words: Mapping[str, str]) -> tuple[tuple[int, ...], ...]:
+async def label_candidates(services: Services, words: Mapping[str, str]) -> Candidates:
     """Tokenize the label words, once for all inputs."""
     candidates = []
     for label, word in words.items():
@@ -113,30 +117,18 @@ async def _candidates(services: Services, words: Mapping[str, str]) -> tuple[tup
     return tuple(candidates)
 
 
-async def _probabilities(
-    services: Services,
-    prompts: NamedPrompts,
-    candidates: tuple[tuple[int, ...], ...],
-    text: Any,
-    turns: asyncio.Semaphore,
+async def label_probabilities(
+    services: Services, prompts: NamedPrompts, candidates: Candidates, text: Any
 ) -> tuple[list[float], ScoreOutput]:
-    async with turns:
-        token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
-        request = ScoreRequest(
-            new_id("score"), token_ids, candidates, prompts.artifacts, prompts.salt, prompts.num_public,
-            services.limits.request_timeout_seconds,
-        )  # fmt: skip
-        try:
-            output = await services.engine.score(request)
-        except InvalidRequestError as error:
-            error.param = _FIELDS.get(error.param) or error.param
-            raise
+    """Score the labels of one input in one pass."""
+    token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
+    request = ScoreRequest(
+        new_id("score"), token_ids, candidates, prompts.artifacts, prompts.salt, prompts.num_public,
+        services.limits.request_timeout_seconds,
+    )  # fmt: skip
+    try:
+        output = await services.engine.score(request)
+    except InvalidRequestError as error:
+        error.param = _FIELDS.get(error.param) or error.param
+        raise
     return softmax(output.logprobs), output
-
-
-def softmax(values: Sequence[float]) -> list[float]:
-    """Normalise log-probabilities."""
-    top = max(values)
-    weights = [math.exp(value - top) for value in values]
-    total = sum(weights)
-    return [weight / total for weight in weights]

@@ -24,6 +24,7 @@ from promptd.api.services import (
     to_tokens,
 )
 from promptd.api.sse import event_stream
+from promptd.engine.ensemble import majority
 from promptd.errors import InvalidRequestError
 
 _DEFAULT_MAX_TOKENS = 16
@@ -160,8 +161,8 @@ async def _ensemble(body: CompletionBody, request: Request, services: Services, 
         await collect(request, choices)
     finally:
         abort(choices)
-    votes = Counter(choice.text.strip() for choice in choices)
-    winner = max(choices, key=lambda choice: votes[choice.text.strip()])  # max keeps the first of equals
+    votes = [choice.text.strip() for choice in choices]
+    winner = choices[majority(votes)]
     winner.index = 0
     return JSONResponse(
         {
@@ -170,7 +171,7 @@ async def _ensemble(body: CompletionBody, request: Request, services: Services, 
             "created": int(time.time()),
             "model": services.model.served_name,
             "prompt_versions": [version for choice in choices for version in choice.prompts.versions],
-            "choices": [{**_answer(services, body, winner), "votes": dict(votes)}],
+            "choices": [{**_answer(services, body, winner), "votes": dict(Counter(votes))}],
             "usage": usage(choices, 1),
         }
     )

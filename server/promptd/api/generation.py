@@ -138,7 +138,8 @@ def abort(choices: Sequence[Choice]) -> None:
         choice.stream.abort()
 
 
-async def _finish(choice: Choice) -> None:
+async def finish(choice: Choice) -> None:
+    """Take in all outputs."""
     async for output in choice.stream:
         choice.add(output)
 
@@ -146,7 +147,7 @@ async def _finish(choice: Choice) -> None:
 async def collect(request: Request, choices: Sequence[Choice]) -> None:
     """Run all choices to their end; abort them when one fails or the client goes away."""
     try:
-        await while_connected(request, together(_finish(choice) for choice in choices))
+        await while_connected(request, together(finish(choice) for choice in choices))
     finally:
         abort(choices)
 

@@ -14,6 +14,7 @@ from promptd.api import (
     chat,
     classify,
     completions,
+    evaluation,
     files,
     fine_tuning,
     health,
@@ -60,6 +61,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", _P + "/{name:path}/versions", Scope.PROMPTS_READ, prompts.list_versions, "prompts"),
     Route("GET", _P + "/{name:path}/content", Scope.PROMPTS_READ, prompts.get_content, "prompts", openapi.FILE),
     Route("GET", _P + "/{name:path}/neighbors", Scope.PROMPTS_READ, prompts.get_neighbors, "prompts"),
+    Route("POST", _P + "/{name:path}/evaluate", Scope.INFER, evaluation.evaluate_prompt, "prompts"),
     Route("POST", _P + "/{name:path}/rollback", Scope.PROMPTS_WRITE, prompts.roll_back, "prompts"),
     Route(
         "PUT",

@@ -13,6 +13,7 @@ MAX_PROMPTS = 16
 MAX_LABELS = 1024
 MAX_TEXT_CHARS = 1 << 20
 MAX_STOP_CHARS = 4096
+MAX_EVALUATION_ROWS = 2000
 
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -130,6 +131,19 @@ class ClassifyBody(PromptChoice):
 
     input: Text | Fields | Annotated[list[Text | Fields], Field(min_length=1, max_length=256)]
     labels: Annotated[dict[str, Text] | list[Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+
+
+class EvaluateBody(Strict):
+    """`POST /v1/prompts/{name}/evaluate`: rows as training takes them, all with `label` or all with `completion`."""
+
+    rows: (
+        Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_EVALUATION_ROWS, fail_fast=True)] | None
+    ) = None
+    file_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """A file of `/v1/files`, in place of rows."""
+    answer_by: Literal["score", "generate"] = "score"
+    """Labels are scored by their words, or generated and read."""
+    return_predictions: bool = False
 
 
 class TokenizeBody(Strict):

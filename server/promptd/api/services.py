@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fastapi import Request
 from promptd_store import (
@@ -65,6 +66,16 @@ class Services:
     def model(self) -> FrozenModel:
         """The frozen base model."""
         return self.engine.engine.model
+
+    @property
+    def max_evaluating(self) -> int:
+        """Requests that evaluations may have open: half of the rows that run at once are for everybody else."""
+        return max(1, self.engine.engine.config.max_num_seqs // 2)
+
+    @cached_property
+    def evaluation_turns(self) -> asyncio.Semaphore:
+        """What all evaluations share."""
+        return asyncio.Semaphore(self.max_evaluating)
 
 
 def services_of(request: Request) -> Services:

@@ -2,13 +2,17 @@
 
 A prediction of None is an illegal output (no label at all) and counts as wrong everywhere. Scores are fractions in
 0..1 (Matthews -1..1); only BLEU and chrF keep sacrebleu's 0..100, as they are published.
+
+Run as a program, it scores texts from stdin: seconds of plain Python are kept out of a process that serves.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import string
+import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
@@ -31,15 +35,14 @@ def accuracy(predictions: Predictions, truth: Sequence[str]) -> float:
 
 def macro_f1(predictions: Predictions, truth: Sequence[str], labels: Sequence[str]) -> float:
     """Mean of the labels' F1; one that is neither true nor predicted anywhere has F1 0, as in scikit-learn."""
-    return sum(f1(predictions, truth, label) for label in labels) / len(labels)
+    hits = Counter(label for prediction, label in zip(predictions, truth, strict=True) if prediction == label)
+    claims = Counter([*predictions, *truth])
+    return _mean(2 * hits[label] / claims[label] if claims[label] else 0.0 for label in labels)
 
 
 def f1(predictions: Predictions, truth: Sequence[str], positive: str) -> float:
     """F1 of one label: 2 TP / (2 TP + FP + FN); 0 where nothing is positive."""
-    pairs = list(zip(predictions, truth, strict=True))
-    hits = sum(prediction == positive == label for prediction, label in pairs)
-    claims = sum(prediction == positive for prediction, _ in pairs) + sum(label == positive for _, label in pairs)
-    return 2 * hits / claims if claims else 0.0
+    return macro_f1(predictions, truth, [positive])
 
 
 def matthews(predictions: Predictions, truth: Sequence[str]) -> float:
@@ -169,3 +172,14 @@ def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     """References as sacrebleu wants them, `[max_references][num_texts]`; None, which its types forget, fills gaps."""
     most = max(len(own) for own in references)
     return [[own[at] if at < len(own) else None for own in references] for at in range(most)]
+
+
+def main() -> None:
+    """Read `{"names", "references", "answers": [texts of one subject, …]}`; write the scores of each subject."""
+    asked = json.load(sys.stdin)
+    scores = [text_scores(asked["names"], texts, asked["references"]) for texts in asked["answers"]]
+    json.dump(scores, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

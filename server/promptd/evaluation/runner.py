@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
 
 from promptd.evaluation.backend import Backend
 from promptd.evaluation.entry import TOO_LONG, Answer, Entry, best_label, ensemble_of, enter, majority_of
-from promptd.evaluation.metrics import label_scores, text_scores
+from promptd.evaluation.metrics import label_scores
 from promptd.evaluation.result import AnswerBy, EvaluationResult, RowPrediction
 from promptd.evaluation.rows import Item, items_of
 from promptd.evaluation.task import Task
+from promptd.evaluation.text_scores import score_texts
 from promptd.training import Example
 
 
@@ -55,15 +55,16 @@ async def evaluate(
         entries.insert(0, majority_of(entries[0].form, items))
     seconds = time.monotonic() - started
 
-    def result(entry: Entry) -> EvaluationResult:
-        return EvaluationResult(
+    scores = await _scores(task, entries, items)
+    return [
+        EvaluationResult(
             subject=entry.name,
             task=task.name,
             convention=task.convention,
             template=entry.form.template,
             label_words=entry.form.label_words or None,
             answer_by=way,
-            metrics=_metrics(task, entry, items),
+            metrics=own,
             num_rows=len(examples),
             num_inputs=len(items),
             num_too_long=sum(answer.is_too_long for answer in entry.answers),
@@ -71,8 +72,8 @@ async def evaluate(
             seconds=seconds,
             predictions=_predictions(entry, items) if keep_predictions else None,
         )
-
-    return await asyncio.to_thread(lambda: [result(entry) for entry in entries])  # BLEU takes seconds
+        for entry, own in zip(entries, scores, strict=True)
+    ]
 
 
 def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -105,13 +106,17 @@ async def _generate(backend: Backend, task: Task, alike: Sequence[Entry], chunk:
                 entry.answers.append(Answer(text.strip()))
 
 
-def _metrics(task: Task, entry: Entry, items: Sequence[Item]) -> dict[str, float]:
-    predictions = [answer.prediction for answer in entry.answers]
+async def _scores(task: Task, entries: Sequence[Entry], items: Sequence[Item]) -> list[dict[str, float]]:
+    predictions = [[answer.prediction for answer in entry.answers] for entry in entries]
     if not task.has_labels:
-        return text_scores(task.metrics, [text or "" for text in predictions], [item.references for item in items])
+        texts = [[text or "" for text in own] for own in predictions]
+        return await score_texts(task.metrics, texts, [item.references for item in items])
     truth = [item.example.label or "" for item in items]
     groups = [tuple(item.example.fields[name] for name in task.group) for item in items]
-    return label_scores(task.metrics, predictions, truth, labels=entry.form.labels, groups=groups)
+    return [
+        label_scores(task.metrics, own, truth, labels=entry.form.labels, groups=groups)
+        for entry, own in zip(entries, predictions, strict=True)
+    ]
 
 
 def _predictions(entry: Entry, items: Sequence[Item]) -> tuple[RowPrediction, ...]:

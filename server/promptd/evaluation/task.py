@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptd.errors import InvalidRequestError
 from promptd.evaluation.metrics import TEXT_METRICS
-from promptd.training import Example
+from promptd.training import Example, TrainingDataError
 
 Source = Mapping[str, Any]
 """One row as the data set was published."""
@@ -79,15 +78,13 @@ class Task:
 def task_of(examples: Sequence[Example], name: str = "rows") -> Task:
     """Return the generic task of rows in our own format: `classification` or `generation`, the input as it is.
 
-    Label words that nobody gives are the labels themselves. Raises `InvalidRequestError` where rows are mixed.
+    Label words that nobody gives are the labels themselves. Raises `TrainingDataError` where rows are mixed.
     """
     labels = {example.label for example in examples if example.label is not None}
     if not labels:
         return Task(name, "generation", GENERATION_METRICS)
     first = next((example for example in examples if example.label is None), None)
     if first is not None:
-        raise InvalidRequestError(
-            f"line {first.line}: has a completion, but other rows have labels; evaluate them apart", param="rows"
-        )
+        raise TrainingDataError(first.line, "has a completion, but other rows have labels; evaluate them apart")
     words = {label: f" {label}" for label in sorted(labels)}
     return Task(name, "classification", CLASSIFICATION_METRICS, label_words=words, max_tokens=LABEL_TOKENS)
