@@ -24,10 +24,12 @@ from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.errors import InvalidRequestError
 from promptd.housekeeping import Housekeeper
+from promptd.jobs import JobQueue, TrainingFiles
 from promptd.logs import RequestLog
 from promptd.metrics import EngineCollector, HousekeepingMetrics, RequestMetrics
 from promptd.modeling import FrozenModel, load_model
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
+from promptd.training.job_spec import check_spec
 
 _log = structlog.get_logger("promptd")
 
@@ -40,7 +42,9 @@ def create_app(
     Raises `InvalidRequestError` where the settings would leave the server open to others without keys.
     """
     keys = make_key_ring(settings)
-    limits = Limits(settings.max_body_bytes, settings.max_upload_bytes, settings.request_timeout_seconds)
+    limits = Limits(
+        settings.max_body_bytes, settings.max_upload_bytes, settings.request_timeout_seconds, settings.drain_seconds
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,7 +57,14 @@ def create_app(
             collector(registry=registry)
         registry.register(EngineCollector(served))
         app.state.services = Services(
-            served, prompts, keys, limits, RequestMetrics(registry).observe, lambda: generate_latest(registry)
+            served,
+            prompts,
+            TrainingFiles(prompts.store, max_bytes=settings.max_upload_bytes),
+            make_queue(settings, prompts),
+            keys,
+            limits,
+            RequestMetrics(registry).observe,
+            lambda: generate_latest(registry),
         )
         housekeeper = Housekeeper(
             prompts.store,
@@ -67,8 +78,7 @@ def create_app(
         try:
             yield
         finally:
-            app.state.services.is_draining = True
-            await served.shutdown(settings.drain_seconds)
+            await app.state.services.drain()
             housekeeping.cancel()
             await asyncio.wait([housekeeping])
             if catalog is None:
@@ -128,6 +138,13 @@ def make_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
     """Open the store that the settings name."""
     store = EmbeddedStore(Path(settings.store))
     return PromptCatalog(store, model.spec, settings.artifact_cache_bytes, reserved_names={model.served_name})
+
+
+def make_queue(settings: Settings, catalog: PromptCatalog) -> JobQueue | None:
+    """Open the queue of training jobs for this base model, unless training is off."""
+    if settings.training == "off":
+        return None
+    return JobQueue(catalog.store, catalog.spec.fingerprint, check=check_spec)
 
 
 async def publish_demo(catalog: PromptCatalog) -> None:

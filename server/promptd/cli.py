@@ -10,6 +10,7 @@ from promptd.commands import prompts
 from promptd.commands.bench import bench
 from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
+from promptd.commands.evaluate import evaluate
 from promptd.commands.serve import serve
 
 app = typer.Typer(
@@ -23,7 +24,8 @@ app = typer.Typer(
         "promptd serve                          [dim]the embedded demo, on port 8000[/]\n\n"
         "promptd prompts push adapters/         [dim]every PEFT folder in there[/]\n\n"
         "promptd prompts ls                     [dim]what the server has[/]\n\n"
-        "promptd convert old/ -o new/           [dim]pickles to safetensors[/]"
+        "promptd convert old/ -o new/           [dim]pickles to safetensors[/]\n\n"
+        "promptd eval -p snips-intent           [dim]how good is a prompt?[/]"
     ),
 )
 
@@ -31,6 +33,7 @@ app.command(rich_help_panel="Serve")(serve)
 app.command(rich_help_panel="Serve")(doctor)
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)
+app.command("eval", rich_help_panel="Measure")(evaluate)
 app.command(
     rich_help_panel="Measure",
     add_help_option=False,

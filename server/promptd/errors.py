@@ -11,7 +11,8 @@ PromptdError                     500 internal_error
 │   └── RouteNotFoundError       404 route_not_found
 ├── MethodNotAllowedError        405 method_not_allowed
 ├── ConflictError                409 conflict
-│   └── PromptModelMismatchError 409 prompt_not_available_for_model
+│   ├── PromptModelMismatchError 409 prompt_not_available_for_model
+│   └── TrainingOffError         409 training_off            this server takes no training jobs
 ├── PreconditionFailedError      412 precondition_failed
 ├── PayloadTooLargeError         413 payload_too_large
 ├── InvalidArtifactError         422 invalid_artifact        an upload failed a check; `code` says which
@@ -128,6 +129,12 @@ class PromptModelMismatchError(ConflictError):
     """The prompt exists, but for another base model."""
 
     default_code = "prompt_not_available_for_model"
+
+
+class TrainingOffError(ConflictError):
+    """This server was started without training."""
+
+    default_code = "training_off"
 
 
 class PreconditionFailedError(PromptdError):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -19,6 +20,9 @@ from promptd.app import create_app
 from promptd.modeling import FrozenModel
 from promptd.settings import Settings
 from tests.engine.harness import frozen, library
+
+if TYPE_CHECKING:
+    from tests.api.training_server import TrainingServer
 
 MODEL = "tiny-llama"
 
@@ -76,3 +80,11 @@ def server(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 def prompts(server: LiveServer) -> tuple[PromptArtifact, ...]:
     """The artifacts behind p0..p5."""
     return library(server.folder)[:6]
+
+
+@pytest.fixture(scope="session")
+def trainer(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingServer]:
+    """A server that takes training jobs."""
+    from tests.api.training_server import serve_training  # which uses this module
+
+    yield from serve_training(tiny_models["llama"], tmp_path_factory.mktemp("training"))

@@ -89,6 +89,8 @@ BAD_BODIES: dict[str, tuple[bytes, int, str, str | None]] = {
         "model_not_found",
         "ensemble",
     ),
+    "unknown long field": (json.dumps({**GOOD, "a" * 100_000: 1}).encode(), 400, "unknown_field", None),
+    "long name of a field": (json.dumps({**GOOD, "prompt": {"b" * 100_000: "x"}}).encode(), 400, "invalid_value", None),
     "more than may wait": (json.dumps({**GOOD, "prompt": ["x"] * 9, "n": 3}).encode(), 400, "invalid_value", "n"),
     "not an object": (b"[1]", 400, "invalid_value", None),
     "deep nesting": (b"[" * 100_000, 400, "invalid_json", None),
@@ -108,6 +110,7 @@ def test_bad_bodies_get_a_typed_error(server: LiveServer, name: str) -> None:
         assert list(error["error"]) == ["message", "type", "param", "code"]
         assert error["error"]["code"] == code
         assert param is None or error["error"]["param"] == param
+        assert len(answer.content) < 2500
         assert answer.headers["x-request-id"]
         assert http.post("/v1/completions", json=GOOD).status_code == 200
 

@@ -15,7 +15,7 @@ from promptd.api.routes import ROUTES
 from tests.api.conftest import MODEL, LiveServer
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-MAX_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
+MAX_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 CONFORMANCE = (
     "not_a_server_error",
     "status_code_conformance",

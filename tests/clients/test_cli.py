@@ -27,6 +27,7 @@ COMMANDS = [
     ["serve"],
     ["doctor"],
     ["convert"],
+    ["eval"],
     ["prompts"],
     *(["prompts", name] for name in ("ls", "show", "push", "pull", "rm", "rollback", "verify")),
 ]

@@ -88,7 +88,7 @@ def greedy(max_tokens: int) -> SamplingParams:
 def make_engine(
     folder: Path, *, num_blocks: int = 64, prompt_tokens: int = 512, strict: bool = False, **limits: int | bool
 ) -> Engine:
-    """An engine whose caches are given in blocks and virtual tokens."""
+    """An engine whose caches are given in blocks and virtual tokens; a slot read before it was written is a NaN."""
     model = frozen(folder, strict=strict)
     spec = model.spec
     slot = kv_bytes_per_token(spec.num_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
@@ -99,7 +99,10 @@ def make_engine(
         strict=strict,
         **limits,  # type: ignore[arg-type]
     )
-    return Engine(model, config)
+    engine = Engine(model, config)
+    for stored in (engine.pool.keys, engine.pool.values):
+        stored.fill_(torch.nan)
+    return engine
 
 
 def run(engine: Engine, cases: Sequence[Case], *, max_steps: int = 2000) -> None:

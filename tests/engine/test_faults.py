@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from promptd_store import PromptArtifact, encode
 
 from promptd.engine.engine import Engine, Output
-from promptd.engine.request import GenerateRequest, ScoreRequest
+from promptd.engine.request import GenerateRequest, SamplingParams, ScoreRequest
 from promptd.errors import NumericalError, PromptdError
 from promptd.modeling import PackedBatch, PackedRow
 from tests.engine.harness import Case, assert_matches_oracle, frozen, greedy, library, make_engine, run
@@ -112,3 +114,12 @@ def test_texts_that_met_a_fault_are_not_found_again(
     assert sharing.outputs[-1].num_cached_tokens == 32  # control: good blocks are found
     for case in (again, sharing):
         assert_matches_oracle(folder, case)
+
+
+def test_an_end_token_outside_the_vocabulary_is_ignored(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """A generation config may name tokens that the model cannot make; forbidding them must not break the batch."""
+    folder = Path(shutil.copytree(tiny_models["gpt2"], tmp_path / "model"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 5000]}))
+    case = Case((), TEXT, SamplingParams(max_tokens=3, min_tokens=3, temperature=0))
+    run(make_engine(folder), [case])
+    assert len(case.tokens) == 3 and frozen(folder).eos_token_ids == {0}

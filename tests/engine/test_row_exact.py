@@ -132,6 +132,18 @@ def test_the_limits_bring_out_what_they_should(tiny_models: dict[str, Path], lim
         assert stats.steps > sum(24 for _ in cases) / 9
 
 
+def test_strict_chains_load_in_order(tiny_models: dict[str, Path]) -> None:
+    """A soft prompt in fixed chunks, a prefix (there at once) and a soft prompt behind both: the last is computed
+    when the first is whole, not when its neighbour is."""
+    folder = tiny_models["llama"]
+    prompts = library(folder)
+    case = Case((prompts[3], prompts[4], prompts[2]), tuple(range(5, 25)), greedy(8))
+    engine = make_engine(folder, strict=True, max_num_batched_tokens=16, max_num_seqs=4)
+    run(engine, [case])
+    assert len(case.tokens) == 8
+    assert_matches_oracle(folder, case)
+
+
 def test_strict_rows_have_the_same_bits_alone_and_mixed(tiny_models: dict[str, Path]) -> None:
     """`strict`: the log-probabilities of a row are bitwise equal whatever else is in the batch."""
     folder = tiny_models["gpt2"]

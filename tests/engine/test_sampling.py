@@ -18,7 +18,7 @@ from transformers.generation import (
 )
 
 from promptd.engine.request import SamplingParams
-from promptd.engine.sampler import SamplingRow, sample, top_logprobs, uniform
+from promptd.engine.sampler import SamplingRow, _cut_top_p, sample, top_logprobs, uniform
 from promptd.errors import InvalidRequestError
 from tests.engine.harness import Case, library, make_engine, run
 
@@ -60,6 +60,26 @@ def test_draws_follow_the_distribution_of_transformers(params: SamplingParams, w
     found = frequencies(params)
     assert found[expected == 0].sum() == 0
     assert (found - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
+@pytest.mark.parametrize("top_p", [0.001, 0.3, 0.9, 0.9999])
+def test_top_p_of_a_large_vocabulary(scale: float, top_p: float) -> None:
+    """From flat to peaked: the set of transformers' warper, but for the rounding of the last place."""
+    logits = torch.randn(30_000, generator=torch.Generator().manual_seed(4)) * scale
+    expected = torch.isfinite(TopPLogitsWarper(top_p)(torch.zeros(1, 1), logits[None].clone())[0])
+    probs = torch.softmax(logits, -1)
+    cut = probs.clone()
+    _cut_top_p(cut, top_p)
+    assert float(probs[(cut > 0) != expected].sum()) <= 1e-5
+    assert torch.equal(cut[cut > 0], probs[cut > 0])
+
+
+def test_top_p_of_equal_probabilities() -> None:
+    """Tokens that are equally likely stay or go together."""
+    probs = torch.full((5_000,), 1 / 5_000)
+    _cut_top_p(probs, 0.5)
+    assert int((probs > 0).sum()) == 5_000
 
 
 def test_greedy_is_the_largest_logit() -> None:

@@ -15,7 +15,17 @@ import pytest
 from promptd_store import EmbeddedStore, Lease, Store
 
 from promptd.errors import InvalidRequestError
-from promptd.jobs import JobClaims, JobLimits, JobQueue, JobRecord, JobResult, JobSpec, JobState, TrainingFiles
+from promptd.jobs import (
+    JobClaims,
+    JobLimits,
+    JobQueue,
+    JobRecord,
+    JobRequest,
+    JobResult,
+    JobSpec,
+    JobState,
+    TrainingFiles,
+)
 
 BASE = "sha256:" + "0123456789abcdef" * 4
 METHOD = {"type": "residual"}
@@ -157,7 +167,7 @@ async def spec_of(queue: JobQueue, tenant: str = "acme", **fields: Any) -> JobSp
 
 async def created(queue: JobQueue, tenant: str = "acme", **fields: Any) -> JobRecord:
     """A queued job."""
-    return await queue.create(tenant, await spec_of(queue, tenant, **fields))
+    return await queue.create(tenant, JobRequest(await spec_of(queue, tenant, **fields)))
 
 
 def result_of(job: JobRecord) -> JobResult:

@@ -167,7 +167,7 @@ async def test_newcomers_starve_nobody(store: Store, queue: JobQueue, clock: Clo
     served = []
     for number in range(6):
         clock.now += 1
-        await queue.create(f"new-{number}", spec)
+        await queue.create(f"new-{number}", JobRequest(spec))
         (claim,) = await worker.claim(1)
         served.append(claim.job.tenant)
     assert served == ["waiting", "new-0", "waiting", "new-1", "new-2", "new-3"]
@@ -367,7 +367,7 @@ async def test_published_is_succeeded(store: Store, queue: JobQueue, clock: Cloc
 async def test_data(store: Store, queue: JobQueue, files: TrainingFiles, clock: Clock) -> None:
     """A worker gets the rows of files and those that came with the job; a deleted file is a reason to fail."""
     train, valid = [await files.create("acme", name, ROWS + name.encode()) for name in ("train", "valid")]
-    await queue.create("acme", JobSpec(METHOD, training_file=train.id, validation_file=valid.id))
+    await queue.create("acme", JobRequest(JobSpec(METHOD, training_file=train.id, validation_file=valid.id)))
     clock.now += 1
     await created(queue)
     worker = make_worker(store, clock)

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.anyio
 async def test_create_and_get(queue: JobQueue, files: TrainingFiles, clock: Clock) -> None:
     """A created job is queued, named after itself, and found under its id."""
     file = await files.create("acme", "train.jsonl", ROWS)
-    job = await queue.create("acme", JobSpec(METHOD, training_file=file.id))
+    job = await queue.create("acme", JobRequest(JobSpec(METHOD, training_file=file.id)))
     assert (job.state, job.created_at, job.attempts) == (JobState.QUEUED, clock.now, 0)
     assert job.id.startswith("ftjob-") and job.prompt_name == f"ft-{job.id}"
     assert await queue.get("acme", job.id) == job
@@ -92,7 +92,7 @@ async def test_bad_jobs_are_refused(
 ) -> None:
     """A job that cannot run is refused with field and value, and leaves nothing behind."""
     with pytest.raises(Exception, match=told) as caught:
-        await queue.create("acme", JobSpec(**{"method": METHOD, **fields}))  # type: ignore[arg-type]
+        await queue.create("acme", JobRequest(JobSpec(**{"method": METHOD, **fields})))  # type: ignore[arg-type]
     assert getattr(caught.value, "param", None) == param and getattr(caught.value, "status", 0) < 500
     assert await store.scan("{") == []
 
@@ -110,14 +110,14 @@ async def test_many_at_once_each_with_its_own_result(store: Store, queue: JobQue
 async def test_idempotency(queue: JobQueue, open_store: StoreFactory, clock: Clock) -> None:
     """The same key and wishes give the same job, for ever and from anywhere; other wishes are a conflict."""
     spec = await spec_of(queue)
-    job = await queue.create("acme", spec, idempotency_key="k")
-    assert await queue.create("acme", spec, idempotency_key="k") == job
+    job = await queue.create("acme", JobRequest(spec, "k"))
+    assert await queue.create("acme", JobRequest(spec, "k")) == job
     other = make_queue(await open_store(), clock)
     await other.cancel("acme", job.id)  # its rows are let go: the wishes are still known
-    assert (await other.create("acme", spec, idempotency_key="k")).id == job.id
+    assert (await other.create("acme", JobRequest(spec, "k"))).id == job.id
     with pytest.raises(ConflictError, match="idempotency key 'k' has created another job"):
-        await queue.create("acme", await spec_of(queue, name="tone"), idempotency_key="k")
-    assert (await queue.create("eve", await spec_of(queue, "eve"), idempotency_key="k")).tenant == "eve"
+        await queue.create("acme", JobRequest(await spec_of(queue, name="tone"), "k"))
+    assert (await queue.create("eve", JobRequest(await spec_of(queue, "eve"), "k"))).tenant == "eve"
     assert len(await queue.list("acme")) == 1
 
 
@@ -141,14 +141,14 @@ async def test_cap_on_queued_jobs(store: Store, clock: Clock) -> None:
     results = await queue.create_many("acme", [JobRequest(one) for one in (spec, bad, spec)])
     assert [type(one).__name__ for one in results] == ["RateLimitError", "InvalidRequestError", "RateLimitError"]
     assert "4 jobs would wait, at most 3 may" in str(results[0])
-    job = await queue.create("acme", spec)
+    job = await queue.create("acme", JobRequest(spec))
     with pytest.raises(RateLimitError):
-        await queue.create("acme", spec)
+        await queue.create("acme", JobRequest(spec))
     await queue.pause("acme", job.id)  # a paused job does not wait
-    await queue.create("acme", spec)
+    await queue.create("acme", JobRequest(spec))
     with pytest.raises(RateLimitError):
         await queue.resume("acme", job.id)
-    assert (await queue.create("eve", await spec_of(queue, "eve"))).state is JobState.QUEUED
+    assert (await queue.create("eve", JobRequest(await spec_of(queue, "eve")))).state is JobState.QUEUED
     assert await check_index(store) == {JobState.QUEUED: 4, JobState.PAUSED: 1}
 
 

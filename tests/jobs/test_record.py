@@ -63,7 +63,7 @@ def test_bytes_round_trip() -> None:
         error=JobError("x", "y", "z"),
         result=result_of(JOB),
         idempotency_key="k",
-        spec_digest="d",
+        wish_digest="d",
     )
     again = JobRecord.from_bytes(job.to_bytes())
     assert again == job and list(again.spec.label_words or ()) == ["z", "a"]

@@ -92,13 +92,13 @@ async def test_server_dies_at_every_step(store: Store, queue: JobQueue, clock: C
     spec = await spec_of(queue)
     for dies_at in range(1, 20):
         fragile = make_queue(FragileStore(store, dies_at, after=after), clock)
-        job = None if what == "create" else await queue.create("acme", spec)
+        job = None if what == "create" else await queue.create("acme", JobRequest(spec))
         if job is not None and what == "resume":
             await queue.pause("acme", job.id)
 
         async def wish(queue: JobQueue, job_id: str = job.id if job else "", key: str = f"key-{dies_at}") -> JobState:
             if what == "create":
-                return (await queue.create("acme", spec, idempotency_key=key)).state
+                return (await queue.create("acme", JobRequest(spec, key))).state
             done = await getattr(queue, what)("acme", job_id)
             return JobState(done.state)
 

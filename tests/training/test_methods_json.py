@@ -67,7 +67,7 @@ def test_whole_numbers_are_numbers() -> None:
         ({"type": ["residual"]}, "method.type", ["['residual']"]),
         ({}, "method.type", ["None"]),
         ("residual", "method", ["an object", "'residual'"]),
-        ({"type": "residual", "ulpt": {}}, "method.ulpt", ["type, residual"]),
+        ({"type": "residual", "ulpt": {}}, "method.ulpt", ["{}", "type, residual"]),
         ({"type": "residual", "residual": 3}, "method.residual", ["an object", "3"]),
         (
             {"type": "residual", "residual": {"bottleneck_size": 3}},

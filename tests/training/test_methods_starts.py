@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from promptd.training.methods import (
     PTuningV2Config,
     SuperPosConfig,
 )
-from promptd.training.methods.inits import embedding_std
+from promptd.training.methods.inits import from_text
 
 EXACT_SOFT = (PromptTuningConfig, SuperPosConfig)
 """Methods that can start at any soft prompt exactly."""
@@ -88,7 +87,7 @@ def test_sampled_vocabulary_is_of_the_first_rows(llama: FrozenModel) -> None:
 def test_random_init_has_the_embeddings_scale(llama: FrozenModel) -> None:
     """Noise has the standard deviation of the embedding output, which is measured on the whole vocabulary."""
     std = llama.embed(torch.arange(llama.spec.vocab_size)).std(correction=0).item()
-    assert embedding_std(llama) == pytest.approx(std, rel=1e-5)
+    assert llama.embedding_std == pytest.approx(std, rel=1e-5)
     config = PromptTuningConfig(200, init="random_uniform")
     assert build_method(config, llama, seed=0).fold().std().item() == pytest.approx(std, rel=0.05)
 
@@ -157,9 +156,11 @@ def test_unusable_warm_starts_are_refused(llama: FrozenModel) -> None:
         assert caught.value.param == "warm_start"
 
 
-def test_a_text_without_tokens_is_refused(llama: FrozenModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some tokenizers make nothing of some texts."""
-    monkeypatch.setattr(type(llama), "encode", lambda *args, **kwargs: [])
-    with pytest.raises(InvalidRequestError, match="must have tokens") as caught:
-        build_method(dataclasses.replace(PromptTuningConfig(), init="text", init_text="?"), llama, seed=0)
-    assert caught.value.param == "init_text"
+def test_words_without_tokens_are_refused(llama: FrozenModel) -> None:
+    """The mean of no embeddings is not a number; no text repeats to a length."""
+    config = PromptTuningConfig(3, init="class_labels")
+    with pytest.raises(InvalidRequestError, match="must have tokens, got ''") as caught:
+        build_method(config, llama, seed=0, label_words={"a": " weather", "b": ""})
+    assert caught.value.param == "label_words"
+    with pytest.raises(InvalidRequestError, match="must have tokens, got ''"):
+        from_text(llama, "", 3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-TextInput = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]] | Mapping[str, str]
-"""A text, token ids (used as given), a list of either, or the named fields of the prompt's template."""
+TextInput = str | Mapping[str, str] | Sequence[int] | Sequence[str | Mapping[str, str]] | Sequence[Sequence[int]]
+"""A text, the named fields of the prompt's template, token ids (used as given), or a list of either."""
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "…"}`"""
 

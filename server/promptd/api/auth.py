@@ -19,10 +19,11 @@ class Scope(enum.StrEnum):
     INFER = "infer"
     PROMPTS_READ = "prompts:read"
     PROMPTS_WRITE = "prompts:write"
+    TRAIN = "train"
     ADMIN = "admin"
 
 
-TENANT_SCOPES = frozenset({Scope.INFER, Scope.PROMPTS_READ, Scope.PROMPTS_WRITE})
+TENANT_SCOPES = frozenset({Scope.INFER, Scope.PROMPTS_READ, Scope.PROMPTS_WRITE, Scope.TRAIN})
 
 
 @dataclass(frozen=True, slots=True)

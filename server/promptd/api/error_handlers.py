@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from promptd_store import StoreError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptd.errors import (
@@ -22,14 +23,20 @@ from promptd.errors import (
 )
 
 _MAX_SHOWN = 120
+_MAX_MESSAGE = 1000
 _TOO_LARGE = "the body is larger than this route takes"
 _log = structlog.get_logger(__name__)
 
 
 def envelope(error: PromptdError | StoreError) -> dict[str, dict[str, str | None]]:
-    """OpenAI's error body."""
+    """OpenAI's error body; what it quotes of the request may be a megabyte, what it says is not."""
     kind = getattr(error, "type", "server_error" if error.status >= 500 else "invalid_request_error")
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+    message, param = _cut(str(error), _MAX_MESSAGE), _cut(error.param, _MAX_SHOWN)
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+
+
+def _cut(text: str | None, max_chars: int) -> str | None:
+    return text if text is None or len(text) <= max_chars else text[:max_chars] + "…"
 
 
 def error_response(error: PromptdError | StoreError, extra_headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -54,9 +61,8 @@ def describe(error: RequestValidationError) -> InvalidRequestError:
     if isinstance(problem.get("input"), bytes):
         return InvalidRequestError("the body must be JSON, with Content-Type: application/json", code="invalid_body")
     param = where[0] if where else None
-    place = ".".join(where) or "body"
-    shown = repr(problem.get("input"))
-    shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
+    place = _cut(".".join(where), _MAX_SHOWN) or "body"
+    shown = _cut(repr(problem.get("input")), _MAX_SHOWN)
     code = "unknown_field" if problem["type"] == "extra_forbidden" else None
     return InvalidRequestError(f"{place}: {problem['msg']}, got {shown}", param=param, code=code)
 
@@ -95,10 +101,21 @@ def install(app: FastAPI) -> None:
             return error_response(PayloadTooLargeError(_TOO_LARGE))
         return error_response(InvalidRequestError(f"the body cannot be read: {error.detail}", code="invalid_body"))
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return error_response(ClientDisconnectedError("the client went away before its body was here"))
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         _log.exception("unexpected_error", path=request.url.path, error=type(error).__name__)
         return error_response(PromptdError("an internal error; the log has the request id"))
+
+
+class ClientDisconnectedError(PromptdError):
+    """Nobody reads the answer any more."""
+
+    status = 499
+    default_code = "client_disconnected"
 
 
 class OversizeEnvelope:

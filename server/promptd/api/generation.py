@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from promptd.api.error_handlers import ClientDisconnectedError
 from promptd.api.schemas import Sampling
 from promptd.api.services import NamedPrompts, Services, new_id
 from promptd.engine.async_engine import Stream
@@ -24,7 +25,6 @@ from promptd.errors import InvalidRequestError, PromptdError
 
 _T = TypeVar("_T")
 _DISCONNECT_POLL_SECONDS = 0.1
-_CLIENT_CLOSED = 499
 
 
 def sampling_params(
@@ -173,13 +173,6 @@ async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
                 raise ClientDisconnectedError("the client went away")
     finally:
         task.cancel()
-
-
-class ClientDisconnectedError(PromptdError):
-    """Nobody reads the answer any more."""
-
-    status = _CLIENT_CLOSED
-    default_code = "client_disconnected"
 
 
 async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, RequestOutput]]:

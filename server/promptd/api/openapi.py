@@ -41,10 +41,11 @@ JSON: Responses = {200: {"description": "Done.", "content": {"application/json":
 STREAM: Responses = {
     200: {
         "description": "The answer, at once or as server-sent events.",
-        "content": {"application/json": _OBJECT, "text/event-stream": _TEXT},
+        "content": {"application/json": _OBJECT, "text/event-stream": {}},
     }
 }
 PUBLISHED: Responses = {**JSON, 201: {"description": "The first version.", "content": {"application/json": _OBJECT}}}
+EACH: Responses = {207: {"description": "One result for each.", "content": {"application/json": _OBJECT}}}
 FILE: Responses = {
     200: {
         "description": "The file.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,18 +10,29 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from promptd.api import chat, classify, completions, health, models, openapi, prompts
+from promptd.api import (
+    chat,
+    classify,
+    completions,
+    files,
+    fine_tuning,
+    health,
+    models,
+    openapi,
+    prompts,
+    training_jobs,
+)
 from promptd.api.auth import Principal, Scope, authorize
 from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import Limits, services_of
-from promptd.errors import ShuttingDownError
+from promptd.errors import DeadlineExceededError, ShuttingDownError
 
 Handler = Callable[..., Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One row of the table. `takes_upload` routes read their own body under the upload limit."""
+    """One row of the table. Large bodies are those of files: they have the upload limit."""
 
     method: str
     path: str
@@ -28,10 +40,13 @@ class Route:
     handler: Handler
     tag: str
     responses: openapi.Responses = field(default_factory=lambda: openapi.JSON)
-    takes_upload: bool = False
+    is_large: bool = False
+    takes_file: bool = False
+    """The body is one file, which the handler reads itself."""
 
 
 _P = "/v1/prompts"
+_J = "/v1/fine_tuning/jobs"
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/completions", Scope.INFER, completions.create_completion, "inference", openapi.STREAM),
     Route("POST", "/v1/chat/completions", Scope.INFER, chat.create_chat_completion, "inference", openapi.STREAM),
@@ -53,10 +68,33 @@ ROUTES: tuple[Route, ...] = (
         prompts.put_prompt,
         "prompts",
         openapi.PUBLISHED,
-        takes_upload=True,
+        is_large=True,
+        takes_file=True,
     ),
     Route("GET", _P + "/{name:path}", Scope.PROMPTS_READ, prompts.get_prompt, "prompts"),
     Route("DELETE", _P + "/{name:path}", Scope.PROMPTS_WRITE, prompts.delete_prompt, "prompts"),
+    Route("POST", "/v1/files", Scope.TRAIN, files.create_file, "training", is_large=True),
+    Route("GET", "/v1/files", Scope.TRAIN, files.list_files, "training"),
+    Route("GET", "/v1/files/{file_id}", Scope.TRAIN, files.get_file, "training"),
+    Route("GET", "/v1/files/{file_id}/content", Scope.TRAIN, files.get_file_content, "training", openapi.FILE),
+    Route("DELETE", "/v1/files/{file_id}", Scope.TRAIN, files.delete_file, "training"),
+    Route("POST", _J, Scope.TRAIN, fine_tuning.create_job, "training", is_large=True),
+    Route("GET", _J, Scope.TRAIN, fine_tuning.list_jobs, "training"),
+    Route("GET", _J + "/{job_id}", Scope.TRAIN, fine_tuning.get_job, "training"),
+    Route("POST", _J + "/{job_id}/cancel", Scope.TRAIN, fine_tuning.cancel_job, "training"),
+    Route("POST", _J + "/{job_id}/pause", Scope.TRAIN, fine_tuning.pause_job, "training"),
+    Route("POST", _J + "/{job_id}/resume", Scope.TRAIN, fine_tuning.resume_job, "training"),
+    Route("GET", _J + "/{job_id}/events", Scope.TRAIN, fine_tuning.list_events, "training", openapi.STREAM),
+    Route("GET", _J + "/{job_id}/checkpoints", Scope.TRAIN, fine_tuning.list_checkpoints, "training"),
+    Route(
+        "POST",
+        "/admin/training/jobs",
+        Scope.ADMIN,
+        training_jobs.create_jobs,
+        "training",
+        openapi.EACH,
+        is_large=True,
+    ),
     Route("GET", "/admin/engine", Scope.ADMIN, health.engine_stats, "admin"),
     Route("GET", "/livez", Scope.OPEN, health.livez, "health", openapi.PROBE),
     Route("GET", "/readyz", Scope.OPEN, health.readyz, "health", openapi.PROBE),
@@ -76,7 +114,12 @@ def guarded(route: Route) -> type[APIRoute]:
 
             async def checked(request: Request) -> Response:
                 admit(route, request)
-                return await handle(StrictJsonRequest(request.scope, request.receive))
+                limit_seconds = services_of(request).limits.request_timeout_seconds
+                try:
+                    async with asyncio.timeout(limit_seconds):  # also for a body that trickles in
+                        return await handle(StrictJsonRequest(request.scope, request.receive))
+                except TimeoutError:
+                    raise DeadlineExceededError(f"the request took longer than {limit_seconds:g} seconds") from None
 
             return checked
 
@@ -106,9 +149,9 @@ def build_router(limits: Limits) -> APIRouter:
             response_model=None,
             response_class=Response,
             responses={**route.responses, **openapi.ERRORS},
-            openapi_extra=openapi.UPLOAD if route.takes_upload else None,
+            openapi_extra=openapi.UPLOAD if route.takes_file else None,
             tags=[route.tag],
-            max_body_size=limits.max_upload_bytes if route.takes_upload else limits.max_body_bytes,
+            max_body_size=limits.max_upload_bytes if route.is_large else limits.max_body_bytes,
             route_class_override=guarded(route),
         )
     return router

@@ -23,6 +23,7 @@ from promptd.api.auth import KeyRing, Principal, Scope, authorize
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
 from promptd.errors import InvalidRequestError, ModelNotFoundError
+from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
 
 _TOKENIZE_INLINE_CHARS = 8192
@@ -35,14 +36,18 @@ class Limits:
     max_body_bytes: int
     max_upload_bytes: int
     request_timeout_seconds: float
+    drain_seconds: float
 
 
 @dataclass
 class Services:
-    """The engine, its model, the prompts, the keys."""
+    """The engine, its model, the prompts, the training files and jobs, the keys."""
 
     engine: AsyncEngine
     catalog: PromptCatalog
+    files: TrainingFiles
+    jobs: JobQueue | None
+    """None where this server takes no training jobs."""
     keys: KeyRing
     limits: Limits
     observe: Callable[[RequestTimings, int], None]
@@ -50,6 +55,11 @@ class Services:
     render_metrics: Callable[[], bytes]
     is_draining: bool = False
     started_at: float = field(default_factory=time.time)
+
+    async def drain(self) -> None:
+        """Take no new work, let what runs finish for a while, end the rest with a typed error."""
+        self.is_draining = True
+        await self.engine.shutdown(self.limits.drain_seconds)
 
     @property
     def model(self) -> FrozenModel:

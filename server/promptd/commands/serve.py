@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, so that it is they who close them."""
+FLUSH_SECONDS = 5
+"""After the time to drain: for the last answers to reach their clients."""
 
 _MODEL, _ENGINE, _LIMITS, _SWITCHES = "Model", "Engine", "Limits", "Switches"
 
@@ -188,6 +190,13 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> Non
             await super().startup(sockets)
             _announce(app, settings, listener)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # The engine ends what it cannot finish while the connections are still open to say so.
+            draining = asyncio.create_task(app.state.services.drain())
+            await super().shutdown(sockets)
+            if not self.force_exit:
+                await draining
+
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -195,7 +204,7 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> Non
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + FLUSH_SECONDS,
     )
     async with app.router.lifespan_context(app):
         await Server(config).serve(sockets=[listener])

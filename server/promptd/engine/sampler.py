@@ -14,7 +14,7 @@ import torch
 
 from promptd.engine.request import SamplingParams, TokenLogprob
 
-_TOP_P_CANDIDATES = 1024
+_SORTED_AT_ONCE = 1024
 
 
 @dataclass(slots=True)
@@ -104,15 +104,22 @@ def _draw(logits: torch.Tensor, rows: Rows[SamplingRow]) -> list[int]:
 
 
 def _cut_top_p(probs: torch.Tensor, top_p: float) -> None:
-    """Zero everything outside the smallest set of most likely tokens whose share reaches `top_p`; `[vocab_size]`."""
-    limit = top_p * probs.sum()
-    values, indices = probs.topk(min(_TOP_P_CANDIDATES, probs.shape[0]))
-    if values.sum() < limit:
-        values, indices = probs.sort(descending=True)
-    keep = indices[values.cumsum(0) - values < limit]
-    kept = probs[keep]
-    probs.zero_()
-    probs[keep] = kept
+    """Zero everything outside the smallest set of most likely tokens whose share reaches `top_p`; `[vocab_size]`.
+
+    The least likely member is found by splitting at the mean: sorting a vocabulary takes as long as the model.
+    """
+    limit = top_p * float(probs.sum())
+    pool, above = probs, 0.0  # where the least likely member is, and the mass of what is likelier than all of it
+    while len(pool) > _SORTED_AT_ONCE:
+        is_high = pool > pool.mean()
+        high = pool[is_high]
+        if len(high) in (0, len(pool)):  # all equal
+            break
+        mass = above + float(high.sum())
+        pool, above = (high, above) if mass >= limit else (pool[~is_high], mass)
+    values = pool.sort(descending=True).values
+    num_kept = int((above + values.cumsum(0) - values < limit).sum())
+    probs[probs < values[max(num_kept, 1) - 1]] = 0
 
 
 def top_logprobs(logprobs: torch.Tensor, tokens: Rows[int], num_top: int) -> list[TokenLogprob]:

@@ -48,6 +48,15 @@ class Schedule:
     loads: list[ScheduledLoad] = field(default_factory=list)
     rows: list[ScheduledRow] = field(default_factory=list)
 
+    def completes(self, entry: Any) -> bool:
+        """Whether an element of a chain and all before it have their K/V once the loads of this step ran."""
+        ends = {id(load.entry): load.start + load.num_tokens for load in self.loads}
+        while entry is not None:
+            if not entry.is_ready and ends.get(id(entry)) != entry.num_tokens:
+                return False
+            entry = entry.parent
+        return True
+
     def __bool__(self) -> bool:
         return bool(self.loads or self.rows)
 
@@ -94,17 +103,13 @@ class Scheduler:
 
     def _schedule_loads(self, step: Schedule, budget: int) -> int:
         """Add the loads that are not in the step yet; return what is left of the budget."""
-        ends = {id(load.entry): load.start + load.num_tokens for load in step.loads}
+        scheduled = {id(load.entry) for load in step.loads}
         for entry in self.prompts.loading:
-            parent = entry.parent
-            if id(entry) in ends or not (
-                parent is None or parent.is_ready or ends.get(id(parent)) == parent.num_tokens
-            ):
+            if id(entry) in scheduled or not step.completes(entry.parent):
                 continue
             num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget)
             if num_tokens:
                 step.loads.append(ScheduledLoad(entry, entry.num_computed, num_tokens))
-                ends[id(entry)] = entry.num_computed + num_tokens
                 budget -= num_tokens
         return budget
 
@@ -132,8 +137,7 @@ class Scheduler:
 
     def _schedule_prefill(self, step: Schedule, seq: Sequence, budget: int) -> int:
         """Add a chunk of the row's text once its prompts are there; return the tokens it takes of the budget."""
-        ends = {id(load.entry): load.start + load.num_tokens for load in step.loads}
-        if not all(entry.is_ready or ends.get(id(entry)) == entry.num_tokens for entry in seq.chain):
+        if seq.chain and not step.completes(seq.chain[-1]):
             return 0
         size = self.config.block_size
         num_tokens = self._chunk(seq.num_uncomputed, budget)

@@ -30,6 +30,14 @@ class JobRequest:
 
     spec: JobSpec
     idempotency_key: str | None = None
+    wish: bytes | None = None
+    """What the caller asked for, before anything was looked up; None: the spec says it all."""
+
+    @property
+    def digest(self) -> str:
+        """Tells a repeated request from another one under the same key."""
+        wish = json.dumps(asdict(self.spec)).encode() if self.wish is None else self.wish
+        return hashlib.sha256(wish).hexdigest()
 
 
 class JobQueue:
@@ -59,9 +67,9 @@ class JobQueue:
         check_lines(rows, "rows")
         return await self._store.put_blob(tenant, rows)
 
-    async def create(self, tenant: str, spec: JobSpec, *, idempotency_key: str | None = None) -> JobRecord:
+    async def create(self, tenant: str, request: JobRequest) -> JobRecord:
         """Create one job, durable on return; raises what `create_many` returns."""
-        (created,) = await self.create_many(tenant, [JobRequest(spec, idempotency_key)])
+        (created,) = await self.create_many(tenant, [request])
         if isinstance(created, Exception):
             raise created
         return created
@@ -85,6 +93,16 @@ class JobQueue:
                 ids = {job.id for job in fresh}
                 return [error if isinstance(one, JobRecord) and one.id in ids else one for one in results]
         raise StoreUnavailableError(f"too many writers at once create jobs for tenant {tenant!r}")
+
+    async def created_before(self, tenant: str, idempotency_key: str, wish: bytes | None = None) -> JobRecord | None:
+        """Return the job that a key has created; raises `ConflictError` where that was for another wish."""
+        stored = await self._store.get(once_key(tenant, idempotency_key))
+        if stored is None:
+            return None
+        job = await self.get(tenant, stored.value.decode())
+        if wish is not None and job.wish_digest != hashlib.sha256(wish).hexdigest():
+            raise _reused(idempotency_key)
+        return job
 
     async def get(self, tenant: str, job_id: str) -> JobRecord:
         """Return one job; raises `NotFoundError`."""
@@ -197,26 +215,21 @@ class JobQueue:
         fresh: dict[str, JobRecord] = {}
         for number, (request, fault) in enumerate(zip(requests, faults, strict=True)):
             key = request.idempotency_key
-            spec_digest = hashlib.sha256(json.dumps(asdict(request.spec)).encode()).hexdigest()
-            known = None if key is None else fresh.get(key) or await self._known(tenant, key)
-            if known is not None and known.spec_digest != spec_digest:
-                results.append(
-                    ConflictError(f"idempotency key {key!r} has created another job", code="idempotency_key_reused")
-                )
-            elif known is not None:
-                results.append(known)
+            known = None if key is None else fresh.get(key) or await self.created_before(tenant, key)
+            if known is not None:
+                results.append(known if known.wish_digest == request.digest else _reused(key))
             elif fault is not None:
                 results.append(fault)
             else:
                 created_at = now + number * 1e-6  # keeps the order of one call
                 job = JobRecord(
                     new_id("ftjob", created_at), tenant, self._base_fingerprint, request.spec, created_at,
-                    idempotency_key=key, spec_digest=spec_digest,
+                    idempotency_key=key, wish_digest=request.digest,
                 )  # fmt: skip
                 fresh[key or job.id] = job
                 results.append(job)
         return results, list(fresh.values())
 
-    async def _known(self, tenant: str, idempotency_key: str) -> JobRecord | None:
-        stored = await self._store.get(once_key(tenant, idempotency_key))
-        return None if stored is None else await self.get(tenant, stored.value.decode())
+
+def _reused(idempotency_key: str | None) -> ConflictError:
+    return ConflictError(f"idempotency key {idempotency_key!r} has created another job", code="idempotency_key_reused")

@@ -139,8 +139,8 @@ class JobRecord:
     error: JobError | None = None
     result: JobResult | None = None
     idempotency_key: str | None = None
-    spec_digest: str | None = None
-    """Of what was asked for, as it was asked: tells a repeated request from another one under the same key."""
+    wish_digest: str | None = None
+    """Of what was asked for, to know it again under the same key."""
 
     @property
     def prompt_name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from promptd.modeling.attention import Attends, PooledAttention
 from promptd.modeling.fingerprint import fingerprint_tensors
 from promptd.modeling.packed_batch import PackedBatch
+
+EMBEDDING_CHUNK = 4096
+"""Tokens embedded at a time where the whole vocabulary is looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +46,13 @@ class FrozenModel:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every token that ends a generation: the tokenizer's and the generation config's."""
+        """Every token of the vocabulary that ends a generation: the tokenizer's and the generation config's."""
         ids: set[int] = set()
         config = getattr(self.hf, "generation_config", None)
         for source in (self.tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
             if source is not None:
                 ids.update(source if isinstance(source, list) else [source])
-        return frozenset(ids)
+        return frozenset(token_id for token_id in ids if token_id < self.spec.vocab_size)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embed `[num_tokens]` ids as the model does (Gemma scales here), `[num_tokens, hidden_size]`."""
@@ -89,6 +93,17 @@ class FrozenModel:
             list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+    @cached_property
+    @torch.no_grad()
+    def embedding_std(self) -> float:
+        """Standard deviation of the embedding output over the whole vocabulary: the unit of a prompt's learning."""
+        total = squares = torch.zeros((), dtype=torch.float64)
+        for ids in torch.arange(self.spec.vocab_size, device=self.device).split(EMBEDDING_CHUNK):
+            rows = self.embed(ids).double()
+            total, squares = total + rows.sum().cpu(), squares + rows.square().sum().cpu()
+        count = self.spec.vocab_size * self.spec.hidden_size
+        return float((squares / count - (total / count) ** 2) ** 0.5)
 
     def digest(self) -> str:
         """Digest of the weights as they are in memory now: equal before and after any training."""

@@ -71,6 +71,9 @@ def parse_objects(lines: Iterable[str | bytes]) -> Iterator[tuple[int, dict[str,
 def _object(line: int, text: str | bytes) -> dict[str, Any]:
     try:
         row = json.loads(text)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise TrainingDataError(line, "has half a character (a lone surrogate)") from None
     except UnicodeDecodeError as error:
         raise TrainingDataError(line, f"not UTF-8 ({error.reason} at byte {error.start})") from None
     except (json.JSONDecodeError, RecursionError) as error:

@@ -12,7 +12,6 @@ from torch import nn
 
 from promptd.modeling import FrozenModel
 from promptd.training.methods.config import MethodConfig
-from promptd.training.methods.inits import embedding_std
 
 
 class PromptMethod(nn.Module, ABC):
@@ -45,7 +44,7 @@ class PromptMethod(nn.Module, ABC):
     @classmethod
     def build(cls, config: MethodConfig, model: FrozenModel, start: torch.Tensor, generator: torch.Generator) -> Self:
         """Return the method on the CPU, beginning with `start`: a soft prompt, or for prefixes a prefix as well."""
-        return cls(config, start, embedding_std(model), generator)
+        return cls(config, start, model.embedding_std, generator)
 
     @abstractmethod
     def materialize(self) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from promptd_store.strict_json import shown
+
 from promptd.errors import InvalidRequestError
 from promptd.training.checks import Count, Positive, Rule, check_fields
 
@@ -37,5 +39,5 @@ class MethodConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if bool(self.init_text) != (self.init == "text"):
-            message = f"init_text must be a text for init 'text' and absent otherwise, got {self.init_text!r}"
+            message = f"init_text must be a text for init 'text' and absent otherwise, got {shown(self.init_text)}"
             raise InvalidRequestError(f"{message} for init {self.init!r}", param="init_text")

@@ -9,18 +9,6 @@ import torch
 from promptd.errors import InvalidRequestError
 from promptd.modeling import FrozenModel
 
-_CHUNK = 4096
-
-
-@torch.no_grad()
-def embedding_std(model: FrozenModel) -> float:
-    """Return the standard deviation of the embedding output over the whole vocabulary."""
-    total, squares, count = 0.0, 0.0, 0
-    for ids in torch.arange(model.spec.vocab_size, device=model.device).split(_CHUNK):
-        rows = model.embed(ids).double()
-        total, squares, count = total + rows.sum().item(), squares + rows.square().sum().item(), count + rows.numel()
-    return float((squares / count - (total / count) ** 2) ** 0.5)
-
 
 @torch.no_grad()
 def sampled_vocabulary(
@@ -39,7 +27,7 @@ def sampled_vocabulary(
 def random_uniform(model: FrozenModel, num_virtual_tokens: int, generator: torch.Generator) -> torch.Tensor:
     """Return uniform noise with the standard deviation of the embeddings, `[num_virtual_tokens, hidden_size]`."""
     noise = torch.rand(num_virtual_tokens, model.spec.hidden_size, generator=generator) * 2 - 1
-    return noise.to(model.device) * (3**0.5 * embedding_std(model))
+    return noise.to(model.device) * (3**0.5 * model.embedding_std)
 
 
 @torch.no_grad()
@@ -47,19 +35,15 @@ def class_labels(model: FrozenModel, words: Sequence[str], rest: torch.Tensor) -
     """Return the mean embedding of each label word's tokens in turn, then what `rest` holds in the slots behind."""
     prompt = rest.clone()
     for slot, word in enumerate(words[: len(rest)]):
-        ids = torch.tensor(model.encode(word, add_special_tokens=False), device=model.device)
-        prompt[slot] = model.embed(ids).float().mean(0)
+        prompt[slot] = _embedded(model, word, "label_words").mean(0)
     return prompt
 
 
 @torch.no_grad()
 def from_text(model: FrozenModel, text: str, num_virtual_tokens: int) -> torch.Tensor:
     """Return the embeddings of a text's tokens, repeated or cut to `num_virtual_tokens`."""
-    ids = model.encode(text, add_special_tokens=False)
-    if not ids:
-        raise InvalidRequestError(f"init_text must have tokens, got {text!r}", param="init_text")
-    repeated = (ids * -(-num_virtual_tokens // len(ids)))[:num_virtual_tokens]
-    return model.embed(torch.tensor(repeated, device=model.device)).float()
+    words = _embedded(model, text, "init_text")
+    return words.repeat(-(-num_virtual_tokens // len(words)), 1)[:num_virtual_tokens]
 
 
 def fitted(prompt: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
@@ -69,3 +53,11 @@ def fitted(prompt: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
     """
     kept = prompt[..., : fresh.shape[-2], :]
     return torch.cat([kept, fresh[..., kept.shape[-2] :, :]], dim=-2)
+
+
+def _embedded(model: FrozenModel, text: str, param: str) -> torch.Tensor:
+    """Return a text's embeddings, at least one row, float32."""
+    ids = model.encode(text, add_special_tokens=False)
+    if not ids:
+        raise InvalidRequestError(f"{param} must have tokens, got {text!r}", param=param)
+    return model.embed(torch.tensor(ids, device=model.device)).float()

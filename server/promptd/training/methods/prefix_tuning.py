@@ -28,7 +28,7 @@ class PrefixTuningConfig(PrefixConfig):
     name: ClassVar[str] = "prefix_tuning"
 
     learning_rate: Positive = 0.1
-    network_learning_rate: Positive = 3e-3
+    network_learning_rate: Positive = 1e-3
     """For the linear layers."""
     network_size: Size = 512
     """Width of the embeddings and inside the network."""

@@ -78,8 +78,8 @@ def _object(value: object, path: str) -> dict[str, Any]:
 
 def _only(value: dict[str, Any], path: str, *known: str) -> dict[str, Any]:
     """Return the object if it has no other fields."""
-    for field in value:
+    for field, given in value.items():
         if field not in known:
-            message = f"{path}.{field} is not known; known: {', '.join(known)}"
+            message = f"{path}.{field} is not known (got {shown(given)}); known: {', '.join(known)}"
             raise InvalidRequestError(message, param=f"{path}.{field}")
     return value

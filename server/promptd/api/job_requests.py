@@ -1,0 +1,112 @@
+"""From a body that asks for training to a job that can run: rows, prompts and settings are looked at here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+from fastapi import Request
+from promptd_store.publication import check_publication
+
+from promptd.api.auth import Principal, Scope
+from promptd.api.job_schemas import JobBody, JobFields
+from promptd.api.services import Services, prompt_names, resolve_name
+from promptd.errors import InvalidRequestError, NotFoundError, TrainingOffError
+from promptd.jobs import JobQueue, JobRecord, JobRequest, JobSpec
+from promptd.training.data import Example, TrainingDataError
+from promptd.training.job_spec import check_spec, read_rows, with_label_words
+from promptd.training.methods import METHODS
+
+MAX_KEY_CHARS = 255
+
+
+def queue_of(services: Services) -> JobQueue:
+    """Return the queue; raises `TrainingOffError` where this server has none."""
+    if services.jobs is None:
+        raise TrainingOffError("this server does not train: it was started with --training off")
+    return services.jobs
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Return the header `Idempotency-Key`: the same one never makes a second job."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= MAX_KEY_CHARS:
+        raise InvalidRequestError(
+            f"Idempotency-Key must have 1 to {MAX_KEY_CHARS} characters, got {len(key)}", param="idempotency-key"
+        )
+    return key
+
+
+async def known_or_wanted(
+    services: Services, principal: Principal, body: JobFields, *, name: str | None, key: str | None
+) -> JobRecord | JobRequest:
+    """Return the job that this key has created before, else what to create now.
+
+    A new job is checked against its rows, its prompts and the trainer, and rows that came with it are stored. Every
+    fault is a typed error that names the field; faults of rows name the line.
+    """
+    wish = body.model_dump_json().encode()
+    known = None if key is None else await queue_of(services).created_before(principal.tenant, key, wish)
+    return known or JobRequest(await _spec(services, principal, body, name), key, wish)
+
+
+async def _spec(services: Services, principal: Principal, body: JobFields, name: str | None) -> JobSpec:
+    if name is not None:
+        check_publication(principal.tenant, name, {services.model.served_name}, "private", None)
+    if (body.training_file is None) == (body.rows is None):
+        raise InvalidRequestError("give either training_file or rows", param="training_file")
+    settings = {name: getattr(body, name) for name in ("seed", "publish_worse", "metadata")}
+    spec = JobSpec(
+        method=body.method if body.method is not None else {"type": next(iter(METHODS))},
+        name=name,
+        settings={name: value for name, value in settings.items() if value is not None},
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        base_prompt=await _base_prompt(services, principal, body),
+        template=body.template,
+        label_words=body.label_words,
+        priority=body.priority or 0,
+    )
+    check_spec(spec)
+    if body.rows is None:
+        rows = await _content(services, principal, "training_file", spec.training_file)
+    else:
+        rows = b"".join(json.dumps(row).encode() + b"\n" for row in body.rows)
+        spec = replace(spec, rows_digest=await queue_of(services).put_rows(principal.tenant, rows))
+    examples = await _examples(rows, spec, "rows" if spec.training_file is None else "training_file")
+    spec = with_label_words(spec, examples)
+    if spec.validation_file is not None:
+        held_out = await _content(services, principal, "validation_file", spec.validation_file)
+        await _examples(held_out, spec, "validation_file")
+    return spec
+
+
+async def _base_prompt(services: Services, principal: Principal, body: JobFields) -> str | None:
+    """Return the exact version that the job starts from: `base_prompt`, or a prompt given as `model`."""
+    named = prompt_names(services, body.model, None, None) if isinstance(body, JobBody) else []
+    if named and body.base_prompt is not None:
+        raise InvalidRequestError(
+            f"the prompt to start from is named twice: model {named[0]!r}, base_prompt {body.base_prompt!r}",
+            param="base_prompt",
+        )
+    name = named[0] if named else body.base_prompt
+    if name is None:
+        return None
+    record = await resolve_name(services, principal, name, Scope.INFER, "model" if named else "base_prompt")
+    return f"{record.tenant}/{record.name}@{record.version}"
+
+
+async def _content(services: Services, principal: Principal, param: str, file_id: str | None) -> bytes:
+    try:
+        return await services.files.content(principal.tenant, file_id or "")
+    except NotFoundError as error:
+        raise InvalidRequestError(f"{param}: {error}", param=param, code=error.code) from None
+
+
+async def _examples(content: bytes, spec: JobSpec, param: str) -> list[Example]:
+    try:
+        return await asyncio.to_thread(read_rows, content, spec)
+    except TrainingDataError as error:
+        error.param = param
+        raise

@@ -1,0 +1,59 @@
+"""Bodies of the routes that start training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from promptd.api.schemas import PromptName, Strict, Text
+from promptd.jobs.record import MAX_PRIORITY
+
+MAX_BULK_JOBS = 1000
+MAX_ROWS = 50_000
+MAX_LABELS = 1024
+
+FileId = Annotated[str, Field(min_length=1, max_length=64)]
+Rows = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_ROWS, fail_fast=True)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+
+
+class JobFields(Strict):
+    """What all ways of starting a job share."""
+
+    training_file: FileId | None = None
+    rows: Rows | None = None
+    """The training file's rows, in its place."""
+    validation_file: FileId | None = None
+    method: dict[str, Any] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    base_prompt: PromptName | None = None
+    template: Text | None = None
+    label_words: Annotated[dict[str, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
+    publish_worse: bool | None = None
+    """Publish the prompt even where it scores below the one that it replaces, or below the bare model."""
+    metadata: Metadata | None = None
+
+
+class JobBody(JobFields):
+    """`POST /v1/fine_tuning/jobs`; `model` is the base model, or a prompt to start from."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    suffix: PromptName | None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class BulkJob(JobFields):
+    """One job of many."""
+
+    name: PromptName | None = None
+
+
+class BulkBody(Strict):
+    """`POST /admin/training/jobs`: a job's own field counts before the default."""
+
+    defaults: JobFields = JobFields()
+    jobs: Annotated[list[BulkJob], Field(min_length=1, max_length=MAX_BULK_JOBS)]

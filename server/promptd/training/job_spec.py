@@ -1,0 +1,94 @@
+"""What a job asks for, as the trainer's settings and rows: every check that needs no model."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from promptd_store import template_fields
+from promptd_store.strict_json import shown
+
+from promptd.errors import InvalidRequestError
+from promptd.jobs import JobSpec
+from promptd.training.checks import from_json
+from promptd.training.config import TrainingConfig
+from promptd.training.data import Example, TrainingDataError, parse_examples, render
+from promptd.training.encoding import TaskFormat
+from promptd.training.methods import METHODS, method_values
+
+MAX_LABELS = 1024
+
+_GENERAL = [field.name for field in fields(TrainingConfig) if field.name not in ("method", "seed")]
+
+
+def training_config(spec: JobSpec) -> TrainingConfig:
+    """Return the checked settings; `method.<name>.hyperparameters` has the method's own and the general ones.
+
+    Raises `InvalidRequestError` whose `param` is the field's whole path.
+    """
+    name, values = method_values(spec.method)
+    config_class = METHODS[name].config_class
+    path = f"method.{name}.hyperparameters"
+    own = [field.name for field in fields(config_class)]
+    for field, value in values.items():
+        if field not in own and field not in _GENERAL:
+            known = ", ".join([*own, *_GENERAL])
+            raise InvalidRequestError(
+                f"{path}.{field} is not known (got {shown(value)}); known: {known}", param=f"{path}.{field}"
+            )
+    method = from_json(config_class, {field: values[field] for field in own if field in values}, path)
+    general = {field: values[field] for field in _GENERAL if field in values}
+    if "seed" in spec.settings:
+        general["seed"] = spec.settings["seed"]
+    return from_json(TrainingConfig, {**general, "method": method}, path)
+
+
+def task_format(spec: JobSpec) -> TaskFormat:
+    """Return how rows become text."""
+    return TaskFormat(spec.template, spec.label_words)
+
+
+def check_spec(spec: JobSpec) -> None:
+    """Raise `InvalidRequestError` or `TemplateError` for settings that no training would take."""
+    training_config(spec)
+    template_fields(spec.template)
+    if spec.label_words is not None and len(spec.label_words) < 2:
+        raise InvalidRequestError(
+            f"label_words must name at least two labels, got {shown(dict(spec.label_words))}", param="label_words"
+        )
+
+
+def read_rows(content: bytes, spec: JobSpec) -> list[Example]:
+    """Return the rows, each of which fits the template and the label words.
+
+    Raises `TrainingDataError`, which names the line.
+    """
+    examples = parse_examples(content.split(b"\n"))
+    for example in examples:
+        render(spec.template, example)
+        if spec.label_words is not None and example.label not in (None, *spec.label_words):
+            known = list(spec.label_words)
+            raise TrainingDataError(example.line, f"label {shown(example.label)} has no label word; known: {known!r}")
+        if (example.label is None) != (examples[0].label is None):
+            kinds = ("a completion", "a label") if example.label is None else ("a label", "a completion")
+            raise TrainingDataError(
+                example.line, f"has {kinds[0]}, but line {examples[0].line} has {kinds[1]}: use one kind"
+            )
+    return examples
+
+
+def with_label_words(spec: JobSpec, examples: list[Example]) -> JobSpec:
+    """Return the job with the labels as their own words, where the rows have labels and the job names no words.
+
+    Raises `InvalidRequestError` where there is nothing to tell apart, or too much.
+    """
+    labels = sorted({example.label for example in examples if example.label is not None})
+    if not labels or spec.label_words is not None:
+        return spec
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise InvalidRequestError(
+            f"the rows have {len(labels)} different labels, 2 to {MAX_LABELS} can be told apart; "
+            f"the first one is {shown(labels[0])}",
+            param="rows" if spec.training_file is None else "training_file",
+            code="invalid_training_data",
+        )
+    return replace(spec, label_words={label: f" {label}" for label in labels})

@@ -1,0 +1,84 @@
+"""How requests end when the server does, or when their client does."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from promptd.settings import Settings
+from tests.api.conftest import LiveServer, serve
+from tests.clients.conftest import start_server
+
+LONG = {"prompt": ["x"] * 15, "n": 8, "max_tokens": 200, "ignore_eos": True}
+
+
+def test_sigterm_gives_every_request_its_end(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """After the time to drain, a stream's last event and a plain answer are the typed error; the exit code is 0."""
+    live = start_server(tmp_path, tiny_models["llama"])
+    try:
+        with (
+            httpx.Client(base_url=live.url, timeout=60) as http,
+            concurrent.futures.ThreadPoolExecutor(1) as pool,
+            http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed,
+        ):
+            plain = pool.submit(http.post, "/v1/completions", json=LONG)
+            lines = streamed.iter_lines()
+            assert next(lines).startswith("data: ")
+            until = time.monotonic() + 10
+            while "promptd_requests_waiting 2" not in http.get("/metrics").text and time.monotonic() < until:
+                time.sleep(0.02)  # both are in: more than 200 generations wait
+            live.process.terminate()
+            events = [line.removeprefix("data: ") for line in lines if line]
+            assert json.loads(events[-1])["error"]["code"] == "shutting_down"
+            assert sum("error" in json.loads(event) for event in events) == 1
+            answer = plain.result(timeout=30)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+        assert live.process.wait(timeout=30) == 0
+    finally:
+        live.process.kill()
+
+
+@pytest.fixture(scope="module")
+def hasty(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server whose requests may take half a second."""
+    settings = Settings(
+        model=str(tiny_models["llama"]),
+        store=str(tmp_path_factory.mktemp("hasty")),
+        request_timeout_seconds=0.5,
+        drain_seconds=0,
+    )
+    yield from serve(settings, tiny_models["llama"])
+
+
+@pytest.mark.parametrize("start", ["PUT /v1/prompts/slow", "POST /v1/completions"])
+def test_a_body_that_trickles_in_ends(hasty: LiveServer, start: str) -> None:
+    """A client that opens a request and never ends its body is answered when its time is up."""
+    url = httpx.URL(hasty.url)
+    head = f"{start} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(head.encode() + b"{")
+        answer = b""
+        while b"}}" not in answer and (part := connection.recv(4096)):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b'"deadline_exceeded"' in answer
+
+
+def test_an_upload_that_breaks_off_stores_nothing(hasty: LiveServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is the client's doing: no prompt, and no alarm in the log."""
+    url = httpx.URL(hasty.url)
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(b"PUT /v1/prompts/broken HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+    time.sleep(0.3)
+    with hasty.http() as http:
+        assert http.get("/v1/prompts/broken").status_code == 404
+    logged = "".join(capfd.readouterr())
+    assert "unexpected_error" not in logged
+    assert "status=499" in logged or '"status": 499' in logged
