@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from promptd_store import EmbeddedStore, PromptCatalog
+from promptd_store import EmbeddedStore, PromptArtifact, PromptCatalog
 
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.engine.request import GenerateRequest, SamplingParams
-from promptd.jobs import JobClaims, JobQueue, JobRecord, JobSpec, JobState
+from promptd.jobs import JobClaims, JobQueue, JobRecord, JobRequest, JobSpec, JobState
 from promptd.modeling import FrozenModel
-from promptd.training import METHODS, TrainingLoop, TrainingWorker, plan_of
+from promptd.training import METHODS, TrainingLoop, TrainingWorker
+from promptd.training.job_spec import check_spec
 
 LABELS = ("weather", "music")
 ROWS = [
@@ -27,7 +28,7 @@ ROWS = [
     for n in range(10)
     for verb, thing in (("is there", "rain"), ("play a", "song"))
 ]
-FAST = {"num_steps": 6, "batch_size": 4, "num_evaluations": 2, "publish_worse": True}
+FAST = {"num_steps": 6, "batch_size": 4, "num_evaluations": 2}
 
 
 @dataclass
@@ -44,20 +45,16 @@ class House:
         """Create a job of rows given inline."""
         digest = await self.queue.put_rows(tenant, b"\n".join(json.dumps(row).encode() for row in rows))
         settings = FAST | spec.pop("settings", {})
-        method = spec.pop("method", {"type": "residual"})
-        return await self.queue.create(tenant, JobSpec(method, settings=settings, rows_digest=digest, **spec))
+        gate = {"publish_worse": settings.pop("publish_worse", True)}
+        name, own = spec.pop("method", ("residual", {}))
+        method = {"type": name, name: {"hyperparameters": settings | own}}
+        return await self.queue.create(tenant, JobRequest(JobSpec(method, settings=gate, rows_digest=digest, **spec)))
 
     async def ended(self, job: JobRecord, seconds: float = 20) -> JobRecord:
         """Wait for a job's end."""
-        try:
-          async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds):
             async for _ in self.queue.follow(job.tenant, job.id):
                 pass
-        except TimeoutError:
-            print(self.errors, await self.queue.get(job.tenant, job.id), asyncio.all_tasks())
-            for t in asyncio.all_tasks(): t.print_stack()
-            import faulthandler; faulthandler.dump_traceback()
-            raise
         return await self.queue.get(job.tenant, job.id)
 
     async def until(self, job: JobRecord, holds: Callable[[JobRecord], bool]) -> JobRecord:
@@ -69,7 +66,7 @@ class House:
 
     async def say(self, name: str | None, text: str = "is there rain", num_tokens: int = 8) -> list[int]:
         """Generate greedily under a prompt."""
-        artifacts = ()
+        artifacts: tuple[PromptArtifact, ...] = ()
         if name is not None:
             artifacts = (await self.catalog.load(await self.catalog.resolve("acme", name)),)
         ids = tuple(self.engine.engine.model.encode(text))
@@ -86,7 +83,7 @@ async def house(model: FrozenModel, folder: Path) -> AsyncIterator[House]:
     engine = AsyncEngine(Engine(model, EngineConfig(kv_cache_bytes=1 << 22, prompt_cache_bytes=1 << 22)), loop)
     engine.start()
     catalog = PromptCatalog(store, model.spec)
-    queue = JobQueue(store, model.spec.fingerprint, check=plan_of)
+    queue = JobQueue(store, model.spec.fingerprint, check=check_spec)
     claims = JobClaims(store, model.spec.fingerprint, "worker-1")
     errors: list[BaseException] = []
     worker = asyncio.create_task(TrainingWorker(claims, catalog, loop, on_error=errors.append).run())
@@ -126,7 +123,7 @@ def test_jobs_of_all_methods_run_at_once_beside_requests(llama: FrozenModel, tmp
     async def story() -> None:
         async with house(llama, tmp_path) as home:
             expected = await home.say(None, num_tokens=24)
-            jobs = [await home.create(name=f"of-{name}", method={"type": name}) for name in METHODS]
+            jobs = [await home.create(name=f"of-{name}", method=(name, {})) for name in METHODS]
             await home.until(jobs[-1], lambda job: job.progress is not None)
             for _ in range(5):
                 assert await home.say(None, num_tokens=24) == expected
@@ -206,16 +203,18 @@ def test_a_worker_that_stops_hands_its_job_to_the_next(llama: FrozenModel, tmp_p
 @pytest.mark.parametrize(
     ("changes", "code", "told"),
     [
-        ({"rows": [{"text": "a", "label": "x"}]}, "invalid_value", "too few"),
-        ({"rows": [{"text": f"a {n}", "label": "x"} for n in range(20)]}, "invalid_value", "at least two labels"),
+        ({"rows": [{"text": "a", "label": "x"}]}, "invalid_training_data", "different labels"),
+        ({"rows": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]}, "invalid_value", "too few"),
+        ({"rows": [{"text": f"a {n}", "label": "x"} for n in range(20)]}, "invalid_training_data", "different labels"),
         ({"rows": [*ROWS, {"text": "a"}]}, "invalid_training_data", "line 21"),
         ({"label_words": {"weather": " w", "rain": " r"}}, "invalid_training_data", "'music' has no label word"),
-        ({"rows": [{"text": "word " * 900, "label": str(n)} for n in range(20)]}, "invalid_training_data", "exceed"),
+        ({"rows": [{"text": f"word {n} " * 400, "label": LABELS[n % 2]} for n in range(20)]}, "invalid_training_data",
+         "exceed"),
         ({"base_prompt": "nobody"}, "invalid_value", "no prompt 'nobody'"),
-        ({"method": {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"learning_rate": 1e37}}},
+        ({"method": ("prompt_tuning", {"learning_rate": 1e37}),
           "settings": {"num_steps": 50, "warmup_ratio": 0.0}}, "numerical_error", "smaller learning_rate"),
     ],
-    ids=["one row", "one class", "no target", "unknown label", "too long", "no base prompt", "diverges"],
+    ids=["one row", "two rows", "one class", "no target", "unknown label", "too long", "no base prompt", "diverges"],
 )  # fmt: skip
 def test_a_bad_job_fails_with_a_reason(
     llama: FrozenModel, tmp_path: Path, changes: dict[str, Any], code: str, told: str
@@ -236,7 +235,7 @@ def test_a_bad_job_fails_with_a_reason(
 def test_a_worse_prompt_is_not_published(llama: FrozenModel, tmp_path: Path) -> None:
     """The gate: what serves now stays, the job says why; told otherwise it publishes."""
     steps = {"num_steps": 40, "num_evaluations": 4, "batch_size": 8}
-    still = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"learning_rate": 1e-30}}}
+    still = ("prompt_tuning", {"learning_rate": 1e-30})
 
     async def story() -> None:
         async with house(llama, tmp_path) as home:

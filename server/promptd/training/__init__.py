@@ -36,7 +36,6 @@ from promptd.training.methods import (
     parse_method,
 )
 from promptd.training.objectives import CompletionObjective, LabelObjective, Objective, objective_for
-from promptd.training.plan import JobPlan, plan_of
 from promptd.training.scores import Scores, majority_share
 from promptd.training.sidecar import method_from_sidecar, sidecar_bytes
 from promptd.training.trainer import Outcome, Trainer, train
@@ -47,7 +46,6 @@ __all__ = [
     "CompletionObjective",
     "Encoded",
     "Example",
-    "JobPlan",
     "LabelObjective",
     "LowRankConfig",
     "MethodConfig",
@@ -90,7 +88,6 @@ __all__ = [
     "parse_examples",
     "parse_method",
     "parse_objects",
-    "plan_of",
     "prompt_key_values",
     "provenance",
     "read_examples",

@@ -124,9 +124,7 @@ class JobRun:
             events.call_soon_threadsafe(self._messages.put_nowait, message)
 
         def make() -> None:
-            training, self._task, self._publication = make_job(
-                self._loop.model, spec, data, warm_start=warm_start, in_service=in_service
-            )
+            training, self._task = make_job(self._loop.model, spec, data, warm_start=warm_start, in_service=in_service)
             if checkpoint is not None:
                 training.restore(checkpoint)
             self._watcher = Watcher(put, put)
@@ -182,7 +180,8 @@ class JobRun:
 
     async def _publish(self, result: TrainingResult, replaced: PromptRecord | None) -> None:
         """Move the name to the new prompt, unless that is worse; the job's lease fences it."""
-        if not self._publication.publish_worse and result.report.rank < max(result.before.rank, result.bare.rank):
+        must_be_better = not self.claim.job.spec.settings.get("publish_worse", False)
+        if must_be_better and result.report.rank < max(result.before.rank, result.bare.rank):
             raise InvalidRequestError(_worse(result, replaced), param="publish_worse", code="prompt_not_better")
         job = self.claim.job
         artifact = await asyncio.to_thread(make_artifact, self._loop.model, self._task, result)
