@@ -185,7 +185,8 @@ class _LogSubscription:
             self._pending.extend(events)
             if not events:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), self._store._poll_seconds)
+                    async with asyncio.timeout(self._store._poll_seconds):  # wait_for can swallow a cancellation
+                        await self._woken.wait()
         raise StopAsyncIteration
 
     def wake(self) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling import load_model
-from promptd.modeling.fingerprint import fingerprint_files
+from promptd.modeling.fingerprint import computing_settings, fingerprint_files
 from tests.tiny_models import make_tiny_model, make_tokenizer
 
 
@@ -49,7 +49,7 @@ def test_shards_are_the_same_model(tiny_models: dict[str, Path], tmp_path: Path)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 2
     name = type(AutoModelForCausalLM.from_pretrained(folder)).__name__
-    assert fingerprint_files(name, shards) == fingerprint_files(name, shards[::-1])
+    assert fingerprint_files(name, {}, shards) == fingerprint_files(name, {}, shards[::-1])
     assert fingerprint(tmp_path) == fingerprint(folder)
     shutil.copy(folder / "model.safetensors", tmp_path / "consolidated.safetensors")  # the same weights once more
     assert fingerprint(tmp_path) == fingerprint(folder)
@@ -61,9 +61,9 @@ def test_the_order_inside_a_file_does_not_count(tiny_models: dict[str, Path], tm
     save_file(tensors, tmp_path / "a.safetensors")
     write_backwards(tensors, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "b.safetensors").read_bytes()
-    digests = {fingerprint_files("x", [tmp_path / f"{name}.safetensors"]) for name in "ab"}
+    digests = {fingerprint_files("x", {}, [tmp_path / f"{name}.safetensors"]) for name in "ab"}
     assert len(digests) == 1
-    assert fingerprint_files("y", [tmp_path / "a.safetensors"]) not in digests  # the architecture counts
+    assert fingerprint_files("y", {}, [tmp_path / "a.safetensors"]) not in digests  # the architecture counts
 
 
 def test_one_number_of_one_weight_changes_it(tiny_models: dict[str, Path], tmp_path: Path) -> None:
@@ -89,6 +89,20 @@ def test_other_sizes_are_another_model(tmp_path: Path) -> None:
         make_tokenizer().save_pretrained(folder)
         found.add(fingerprint(folder))
     assert len(found) == 5
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_attention_heads", 8), ("rope_theta", 500.0), ("rms_norm_eps", 0.1)])
+def test_settings_without_a_tensor_count(tiny_models: dict[str, Path], tmp_path: Path, name: str, value: float) -> None:
+    """The same weights cut into other heads, turned by another angle or normalized otherwise are another model."""
+    before = computing_settings(AutoConfig.from_pretrained(tiny_models["llama"]))
+    folder = copy(tiny_models["llama"], tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (settings["rope_parameters"] if name == "rope_theta" else settings)[name] = value
+    (folder / "config.json").write_text(json.dumps(settings | {"transformers_version": "0", "use_cache": False}))
+    after = computing_settings(AutoConfig.from_pretrained(folder))
+    file = [folder / "model.safetensors"]
+    assert fingerprint_files("x", after, file) != fingerprint_files("x", before, file)
+    assert sum(before[key] != after[key] for key in before) == 1
 
 
 def test_the_serving_dtype_is_not_part_of_it(tiny_models: dict[str, Path]) -> None:

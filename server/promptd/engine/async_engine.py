@@ -11,6 +11,7 @@ from collections.abc import Callable
 from promptd.engine.engine import Engine, Output
 from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
 from promptd.engine.sequence import Sequence
+from promptd.engine.spare_time import SpareTime, Turns
 from promptd.engine.stats import EngineStats
 from promptd.errors import EngineDeadError, InvalidRequestError, PromptdError, ShuttingDownError
 
@@ -75,16 +76,22 @@ class Stream:
 class AsyncEngine:
     """Runs an `Engine` in its own thread. All methods are called on the event loop's thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, spare_time: SpareTime | None = None, *, spare_seconds_per_step: float = 0.005
+    ) -> None:
         self.engine = engine
         self._wake = threading.Event()
+        self._spare_time = spare_time
+        self._turns = Turns(spare_seconds_per_step)
+        if spare_time is not None:
+            spare_time.wake = self._wake.set
         self._inbox: deque[Sequence | str] = deque()  # a str is the id of a request to abort
         self._streams: dict[str, Stream] = {}
         self._stats = engine.stats()
         self._progress = time.monotonic()
         self._is_stopping = False
         self._is_draining = False
-        self._death: BaseException | None = None
+        self._death: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="promptd-engine", daemon=True)
 
     def start(self) -> None:
@@ -156,12 +163,13 @@ class AsyncEngine:
             while not self._is_stopping:
                 self._wake.clear()  # before the inbox is read: what comes after sets it again
                 self._take_in()
-                if self.engine.has_work:
-                    outputs = self.engine.step()
-                    self._progress = time.monotonic()
-                    self._stats = self.engine.stats()
-                    if outputs:
-                        self._loop.call_soon_threadsafe(self._deliver, outputs)
+                if self._spare_time is not None and self._spare_time.has_work:
+                    self._turns.begin_slice()
+                    self._spare_time.run(self._serve)
+                    if self._death is not None:
+                        raise self._death
+                elif self.engine.has_work:
+                    self._step()
                 else:
                     self._stats = self.engine.stats()
                     self._wake.wait(_IDLE_WAIT_SECONDS)
@@ -169,6 +177,29 @@ class AsyncEngine:
             self._death = error
             self._loop.call_soon_threadsafe(self._fail_all, EngineDeadError(f"the engine ended: {error!r}"))
             raise
+
+    def _serve(self) -> None:
+        """Between two slices of spare time: step until nobody waits or the next slice is due. Never raises."""
+        self._turns.end_slice()
+        try:
+            is_due = False
+            while not (is_due or self._is_stopping or self._death):
+                self._take_in()
+                if not self.engine.has_work:
+                    self._turns.idle()
+                    break
+                self._step()
+                is_due = self._turns.stepped()
+        except Exception as error:  # noqa: BLE001 - the engine's death, not the fault of what runs around this
+            self._death = error
+        self._turns.begin_slice()
+
+    def _step(self) -> None:
+        outputs = self.engine.step()
+        self._progress = time.monotonic()
+        self._stats = self.engine.stats()
+        if outputs:
+            self._loop.call_soon_threadsafe(self._deliver, outputs)
 
     def _take_in(self) -> None:
         while self._inbox:

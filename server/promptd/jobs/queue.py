@@ -51,7 +51,7 @@ class JobQueue:
         store: Store,
         base_fingerprint: str,
         *,
-        check: Callable[[JobSpec], None],
+        check: Callable[[JobSpec], object],
         limits: JobLimits | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

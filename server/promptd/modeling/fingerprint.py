@@ -7,10 +7,25 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 _CHUNK_BYTES = 1 << 22
+COMPUTING_SETTINGS = (
+    "num_attention_heads", "num_key_value_heads", "head_dim", "rope_parameters", "sliding_window", "layer_types",
+    "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
+    "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
+    "query_pre_attn_scalar", "use_parallel_residual", "scale_attn_by_inverse_layer_idx",
+)  # fmt: skip
+"""Settings that change what a model computes and leave no trace in the names and shapes of its tensors."""
+
+
+def computing_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return those of `COMPUTING_SETTINGS` that a model's config has."""
+    found = {name: getattr(config, name, None) for name in COMPUTING_SETTINGS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _stored_digests(file: Path) -> Iterator[tuple[str, str, list[int], str]]:
@@ -31,21 +46,21 @@ def _stored_digests(file: Path) -> Iterator[tuple[str, str, list[int], str]]:
             yield name, entry["dtype"], entry["shape"], digest.hexdigest()
 
 
-def fingerprint_files(architecture: str, files: list[Path]) -> str:
-    """Return `sha256:…` over architecture and all stored tensors; the same for one file or many shards."""
+def fingerprint_files(architecture: str, settings: Mapping[str, Any], files: list[Path]) -> str:
+    """Return `sha256:…` over architecture, settings and all stored tensors; the same for one file or many shards."""
     tensors = sorted(row for file in files for row in _stored_digests(file))
-    return _digest(architecture, tensors)
+    return _digest({"architecture": architecture, "settings": settings, "tensors": tensors})
 
 
-def fingerprint_tensors(architecture: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """The same for a model in memory: used where there are no files, and to show that training changed nothing."""
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return `sha256:…` over the tensors of a model in memory: shows that training changed nothing."""
     rows = []
     for name, tensor in sorted(tensors.items()):
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         rows.append((name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(raw).hexdigest()))
-    return _digest(architecture, rows)
+    return _digest({"tensors": rows})
 
 
-def _digest(architecture: str, rows: list[tuple[str, str, list[int], str]]) -> str:
-    text = json.dumps({"architecture": architecture, "tensors": rows}, separators=(",", ":"))
+def _digest(facts: Mapping[str, Any]) -> str:
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

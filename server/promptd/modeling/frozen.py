@@ -12,7 +12,7 @@ from promptd_store import BaseModelSpec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptd.modeling.attention import Attends, PooledAttention
-from promptd.modeling.fingerprint import fingerprint_tensors
+from promptd.modeling.fingerprint import digest_of_tensors
 from promptd.modeling.packed_batch import PackedBatch
 
 EMBEDDING_CHUNK = 4096
@@ -107,7 +107,7 @@ class FrozenModel:
 
     def digest(self) -> str:
         """Digest of the weights as they are in memory now: equal before and after any training."""
-        return fingerprint_tensors(self.spec.architecture, dict(self.hf.named_parameters()))
+        return digest_of_tensors(dict(self.hf.named_parameters()))
 
 
 def attention_for(batch: PackedBatch) -> Attends:

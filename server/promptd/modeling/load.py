@@ -17,7 +17,7 @@ from promptd.errors import ModelRefusedError
 from promptd.modeling.activations import fuse_activations
 from promptd.modeling.attention import ATTENTION_NAME
 from promptd.modeling.families.decoder import DecoderSizes, check_config
-from promptd.modeling.fingerprint import fingerprint_files
+from promptd.modeling.fingerprint import computing_settings, fingerprint_files
 from promptd.modeling.frozen import FrozenModel
 from promptd.modeling.packed_linear import can_pack, pack_linears
 from promptd.modeling.probe import check_layers, expected_rows, run_probe
@@ -50,7 +50,7 @@ def load_model(
     hf = _frozen(folder, target, _dtype(dtype, target))
     spec = BaseModelSpec(
         architecture=type(hf).__name__,
-        fingerprint=fingerprint_files(type(hf).__name__, files),
+        fingerprint=fingerprint_files(type(hf).__name__, computing_settings(hf.config), files),
         vocab_size=config.vocab_size,
         hidden_size=sizes.hidden_size,
         num_layers=sizes.num_layers,

@@ -18,6 +18,7 @@ from promptd.training.encoding import Encoded, TaskFormat, encode_examples, labe
 from promptd.training.evaluation import evaluate
 from promptd.training.forward import PromptedTexts, forward_groups, forward_texts, prompt_key_values
 from promptd.training.job import Progress, TrainingJob, TrainingResult, Watcher
+from promptd.training.loop import TrainingLoop
 from promptd.training.methods import (
     METHODS,
     LowRankConfig,
@@ -38,6 +39,7 @@ from promptd.training.objectives import CompletionObjective, LabelObjective, Obj
 from promptd.training.scores import Scores, majority_share
 from promptd.training.sidecar import method_from_sidecar, sidecar_bytes
 from promptd.training.trainer import Outcome, Trainer, train
+from promptd.training.worker import TrainingWorker
 
 __all__ = [
     "METHODS",
@@ -63,7 +65,9 @@ __all__ = [
     "TrainingConfig",
     "TrainingDataError",
     "TrainingJob",
+    "TrainingLoop",
     "TrainingResult",
+    "TrainingWorker",
     "UlptConfig",
     "Watcher",
     "build_method",

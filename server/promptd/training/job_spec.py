@@ -16,6 +16,8 @@ from promptd.training.encoding import TaskFormat
 from promptd.training.methods import METHODS, method_values
 
 MAX_LABELS = 1024
+LABEL_TEMPLATE = "{text}\nLabel:"
+"""How rows with labels read where the job has no template."""
 
 _GENERAL = [field.name for field in fields(TrainingConfig) if field.name not in ("method", "seed")]
 
@@ -40,6 +42,11 @@ def training_config(spec: JobSpec) -> TrainingConfig:
     if "seed" in spec.settings:
         general["seed"] = spec.settings["seed"]
     return from_json(TrainingConfig, {**general, "method": method}, path)
+
+
+def sets_num_steps(spec: JobSpec) -> bool:
+    """Whether the job says how long to train."""
+    return "num_steps" in method_values(spec.method)[1]
 
 
 def task_format(spec: JobSpec) -> TaskFormat:
@@ -77,12 +84,15 @@ def read_rows(content: bytes, spec: JobSpec) -> list[Example]:
 
 
 def with_label_words(spec: JobSpec, examples: list[Example]) -> JobSpec:
-    """Return the job with the labels as their own words, where the rows have labels and the job names no words.
+    """Return the job with a template, and the labels as their own words, where its rows have labels and it names none.
 
     Raises `InvalidRequestError` where there is nothing to tell apart, or too much.
     """
     labels = sorted({example.label for example in examples if example.label is not None})
-    if not labels or spec.label_words is not None:
+    if not labels:
+        return spec
+    spec = replace(spec, template=spec.template or LABEL_TEMPLATE)
+    if spec.label_words is not None:
         return spec
     if not 2 <= len(labels) <= MAX_LABELS:
         raise InvalidRequestError(

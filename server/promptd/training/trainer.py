@@ -47,7 +47,7 @@ class Trainer:
         self._running = deque(running for running in self._running if running.job_id != job_id)
 
     def run_pass(self, between_layers: BetweenLayers | None = None) -> dict[str, Outcome]:
-        """Run one pass of as many jobs as fit; return the outcomes of those that have ended.
+        """Run one pass of as many jobs as fit, none where there is none; return the outcomes of those that have ended.
 
         A job whose share cannot run, or that stops itself with an error, ends with that error; the others go on.
         """
@@ -58,6 +58,8 @@ class Trainer:
                 self._finished[running.job_id] = failed[index]
             else:
                 self._go_on(running.job_id, running.shares)
+            if between_layers is not None:  # an optimizer step, too, takes as long as a layer
+                between_layers()
         finished, self._finished = self._finished, {}
         return finished
 

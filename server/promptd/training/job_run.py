@@ -1,0 +1,251 @@
+"""One job on one worker, from its claim to its end: rows and checkpoint in, progress out, a published prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+import torch
+from promptd_store import (
+    CheckFailedError,
+    LeaseLostError,
+    PromptArtifact,
+    PromptCatalog,
+    PromptNotFoundError,
+    PromptRecord,
+    StoreError,
+)
+
+from promptd.errors import ConflictError, InvalidRequestError, PromptdError
+from promptd.jobs import HEARTBEAT_SECONDS, Claim, JobClaims, JobError, JobEvent, JobProgress, JobResult, JobState
+from promptd.training.artifact import make_artifact, provenance
+from promptd.training.job import Progress, TrainingResult, Watcher
+from promptd.training.loop import TrainingLoop
+from promptd.training.passes import is_out_of_memory
+from promptd.training.plan import make_job
+from promptd.training.scores import Scores
+
+REPORT_SECONDS = 1.0
+"""Progress is written down this often; evaluations always are."""
+MAX_PUBLISH_TRIES = 20
+GIVEN_UP = (LeaseLostError, ConflictError)
+"""The job was taken by another worker, or has been ended or paused by its owner."""
+
+Message = Progress | bytes | TrainingResult | Exception
+
+
+class JobRun:
+    """Owns the claim on one job. `look` asks it to look at the job's state at once."""
+
+    def __init__(self, claims: JobClaims, catalog: PromptCatalog, loop: TrainingLoop, claim: Claim) -> None:
+        self.claim = claim
+        self.look = asyncio.Event()
+        self._claims = claims
+        self._catalog = catalog
+        self._loop = loop
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._watcher = Watcher()
+        self._saved = asyncio.Event()
+        self._newest: Progress | None = None
+        self._num_tokens, self._first_step = 0, 0
+        self._began = self._reported = time.monotonic()
+
+    async def run(self) -> None:
+        """Run the job to its end, whatever that is; cancelled, let go of it for another worker."""
+        keeper = asyncio.create_task(self._keep())
+        trainer = asyncio.create_task(self._train())
+        try:
+            await asyncio.wait({keeper, trainer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not trainer.done():
+                await self._let_go(trainer)
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        if not trainer.cancelled():
+            await trainer
+
+    async def _keep(self) -> None:
+        """Renew the lease from first to last; return when the job is no longer to be run."""
+        while self.claim.job.state is JobState.RUNNING:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self.look.wait()
+            self.look.clear()
+            try:
+                self.claim = await self._claims.heartbeat(self.claim)
+            except LeaseLostError:
+                return
+            except StoreError:  # the lease outlasts two missed heartbeats
+                continue
+
+    async def _let_go(self, trainer: asyncio.Task[None]) -> None:
+        """Stop training at its next step, save where it may go on later, give the job back."""
+        if self._newest is not None and self.claim.job.state is not JobState.CANCELLING:
+            self._saved.clear()
+            self._watcher.checkpoint_seconds = -1.0
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._saved.wait()
+        self._loop.remove(self.claim.job.id)
+        trainer.cancel()
+        await asyncio.gather(trainer, return_exceptions=True)
+        with suppress(*GIVEN_UP):
+            await self._claims.release(self.claim)
+
+    async def _train(self) -> None:
+        try:
+            replaced = await self._enter()
+            await self._publish(await self._follow(), replaced)
+        except GIVEN_UP:
+            self._loop.remove(self.claim.job.id)
+            with suppress(*GIVEN_UP):
+                await self._claims.release(self.claim)
+        except Exception as error:  # noqa: BLE001 - whatever a job ends with is its reason, for its owner to read
+            self._loop.remove(self.claim.job.id)
+            with suppress(*GIVEN_UP):
+                await self._claims.fail(self.claim, _reason(error))
+        finally:
+            self._saved.set()
+
+    async def _enter(self) -> PromptRecord | None:
+        """Read rows, prompts and checkpoint, put the job into the loop; return the prompt that it would replace."""
+        job, spec = self.claim.job, self.claim.job.spec
+        data = await self._claims.data(self.claim)
+        warm_start = None
+        if spec.base_prompt is not None:
+            warm_start = _folded(await self._load(spec.base_prompt, "base_prompt"))
+        replaced = await self._own(job.tenant, job.prompt_name)
+        in_service = None if replaced is None else await self._catalog.load(replaced)
+        checkpoint = await self._claims.load_checkpoint(self.claim)
+        events = asyncio.get_running_loop()
+
+        def put(message: Message) -> None:
+            events.call_soon_threadsafe(self._messages.put_nowait, message)
+
+        def make() -> None:
+            training, self._task = make_job(self._loop.model, spec, data, warm_start=warm_start, in_service=in_service)
+            if checkpoint is not None:
+                training.restore(checkpoint)
+            self._watcher = Watcher(put, put)
+            self._loop.add(job.id, training, self._watcher, put)
+
+        await asyncio.to_thread(make)
+        return replaced
+
+    async def _own(self, tenant: str, name: str) -> PromptRecord | None:
+        with suppress(PromptNotFoundError):
+            record = await self._catalog.resolve(tenant, f"{tenant}/{name}")
+            return record if record.tenant == tenant else None
+        return None
+
+    async def _load(self, name: str, param: str) -> PromptArtifact:
+        try:
+            return await self._catalog.load(await self._catalog.resolve(self.claim.job.tenant, name))
+        except PromptNotFoundError:
+            raise InvalidRequestError(f"no prompt {name!r}", param=param) from None
+
+    async def _follow(self) -> TrainingResult:
+        """Write down what the training thread tells, until it tells the end."""
+        while True:
+            message = await self._messages.get()
+            if isinstance(message, TrainingResult):
+                return message
+            if isinstance(message, Exception):
+                raise message
+            if isinstance(message, bytes):
+                step = 0 if self._newest is None else self._newest.step
+                self.claim = await self._claims.save_checkpoint(self.claim, message, step)
+                self._saved.set()
+            else:
+                await self._progressed(message)
+
+    async def _progressed(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if self._newest is None:
+            self._began, self._first_step = now, progress.step
+        else:
+            self._num_tokens += progress.num_tokens
+        self._newest = progress
+        if progress.scores is None and now - self._reported < REPORT_SECONDS:
+            return
+        self._reported = now
+        rate = self._num_tokens / (now - self._began) if self._num_tokens else None
+        done = progress.step - self._first_step
+        left = (now - self._began) / done * (progress.num_steps - progress.step) if done else None
+        loss = None if progress.scores is None else progress.scores.loss
+        told = JobProgress(progress.step, progress.num_steps, self._num_tokens, progress.loss, loss, rate, left)
+        events = [] if progress.scores is None else [_evaluated(progress.step, progress.scores)]
+        self.claim = await self._claims.report(self.claim, told, events)
+
+    async def _publish(self, result: TrainingResult, replaced: PromptRecord | None) -> None:
+        """Move the name to the new prompt, unless that is worse; the job's lease fences it."""
+        must_be_better = not self.claim.job.spec.settings.get("publish_worse", False)
+        if must_be_better and result.report.rank < max(result.before.rank, result.bare.rank):
+            raise InvalidRequestError(_worse(result, replaced), param="publish_worse", code="prompt_not_better")
+        job = self.claim.job
+        artifact = await asyncio.to_thread(make_artifact, self._loop.model, self._task, result)
+        facts = {**provenance(result), "job": job.id}
+        for _ in range(MAX_PUBLISH_TRIES):
+            checks = await self._claims.publication_checks(self.claim)
+            with suppress(CheckFailedError):  # the job was written to in between, by its owner or a heartbeat
+                record = await self._catalog.publish(
+                    job.tenant,
+                    job.prompt_name,
+                    artifact.content,
+                    provenance=facts,
+                    sidecar=result.sidecar,
+                    checks=checks,
+                )
+                break
+        else:
+            raise ConflictError(f"job {job.id!r} is written to all the time", code="job_state_conflict")
+        await self._claims.finish(
+            self.claim,
+            JobResult(
+                prompt=record.name,
+                version=record.version,
+                number=record.number,
+                best_step=result.best_step,
+                seed=result.config.seed,
+                data_digest=result.data_digest,
+                scores_before=_numbers(result.before),
+                scores_after=_numbers(result.report),
+            ),
+        )
+
+
+def _folded(artifact: PromptArtifact) -> torch.Tensor:
+    return next(iter(artifact.tensors.values()))
+
+
+def _evaluated(step: int, scores: Scores) -> JobEvent:
+    accuracy = "" if scores.accuracy is None else f", accuracy {scores.accuracy:.3f}"
+    return JobEvent(f"Step {step}: validation loss {scores.loss:.4f}{accuracy}", data=_numbers(scores))
+
+
+def _numbers(scores: Scores) -> dict[str, float]:
+    return {name: value for name, value in scores.to_json().items() if value is not None}
+
+
+def _worse(result: TrainingResult, replaced: PromptRecord | None) -> str:
+    is_bare = replaced is None or result.bare.rank > result.before.rank
+    rival = "the bare model" if is_bare or replaced is None else f"{replaced.name}@{replaced.number}"
+    return (
+        f"not published: {_told(result.report)} on {result.report.num_rows} held-out rows, {rival} has "
+        f"{_told(result.bare if is_bare else result.before)}; publish_worse publishes it all the same"
+    )
+
+
+def _told(scores: Scores) -> str:
+    accuracy = "" if scores.accuracy is None else f"accuracy {scores.accuracy:.3f}, "
+    return f"{accuracy}loss {scores.loss:.4f}"
+
+
+def _reason(error: Exception) -> JobError:
+    """Return why a job failed, for a person to read."""
+    if isinstance(error, (PromptdError, StoreError)):
+        return JobError(error.code, error.message, error.param)
+    if is_out_of_memory(error):
+        return JobError("out_of_memory", "one row does not fit into the memory that is left for training")
+    return JobError("internal_error", f"{type(error).__name__}: {error}")

@@ -1,0 +1,71 @@
+"""The trainer behind an inbox: any thread adds and removes jobs, one thread runs passes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from promptd.modeling import FrozenModel
+from promptd.training.job import TrainingJob, Watcher
+from promptd.training.passes import BetweenLayers
+from promptd.training.trainer import Outcome, Trainer
+
+_IDLE_WAIT_SECONDS = 1.0
+
+
+class TrainingLoop:
+    """Runs as an engine's spare time, or in a thread of its own by `run_until`."""
+
+    def __init__(self, model: FrozenModel) -> None:
+        self.model = model
+        self.wake: Callable[[], None] = lambda: None
+        """Called when there is work: set by whoever runs the loop."""
+        self._trainer = Trainer(model)
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._on_outcome: dict[str, Callable[[Outcome], None]] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `run` has anything to do."""
+        return bool(self._inbox) or self._trainer.has_work
+
+    def add(self, job_id: str, job: TrainingJob, watcher: Watcher, on_outcome: Callable[[Outcome], None]) -> None:
+        """Start a job; from any thread. The outcome, and what the watcher gets, come from the running thread."""
+
+        def enter() -> None:
+            self._on_outcome[job_id] = on_outcome
+            self._trainer.add(job_id, job, watcher)
+
+        self._put(enter)
+
+    def remove(self, job_id: str) -> None:
+        """Drop a job before the next pass; from any thread. It has no outcome then, unless it has one already."""
+
+        def leave() -> None:
+            self._on_outcome.pop(job_id, None)
+            self._trainer.remove(job_id)
+
+        self._put(leave)
+
+    def run(self, between_layers: BetweenLayers | None = None) -> None:
+        """Take in what has come and run one pass."""
+        while self._inbox:
+            self._inbox.popleft()()
+        for job_id, outcome in self._trainer.run_pass(between_layers).items():
+            self._on_outcome.pop(job_id)(outcome)
+
+    def run_until(self, stop: threading.Event) -> None:
+        """Run passes until told to stop; the body of a thread that does nothing else."""
+        arrived = threading.Event()
+        self.wake = arrived.set
+        while not stop.is_set():
+            arrived.clear()
+            if self.has_work:
+                self.run()
+            else:
+                arrived.wait(_IDLE_WAIT_SECONDS)
+
+    def _put(self, command: Callable[[], None]) -> None:
+        self._inbox.append(command)
+        self.wake()

@@ -1,0 +1,81 @@
+"""Takes jobs from the queue and runs as many at once as share the model well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from promptd_store import PromptCatalog, StoreError
+
+from promptd.jobs import Claim, JobClaims
+from promptd.training.job_run import JobRun
+from promptd.training.loop import TrainingLoop
+
+MAX_JOBS = 16
+POLL_SECONDS = 2.0
+"""How often the queue is looked at where no signal comes."""
+
+
+class TrainingWorker:
+    """Runs up to `max_jobs` jobs of one base model. `run` is the whole of it; cancelled, it lets go of all jobs."""
+
+    def __init__(
+        self,
+        claims: JobClaims,
+        catalog: PromptCatalog,
+        loop: TrainingLoop,
+        *,
+        max_jobs: int = MAX_JOBS,
+        on_error: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self._claims = claims
+        self._catalog = catalog
+        self._loop = loop
+        self._max_jobs = max_jobs
+        self._on_error = on_error
+        self._runs: dict[asyncio.Task[None], JobRun] = {}
+        self._signal = asyncio.Event()
+
+    async def run(self) -> None:
+        """Claim and run jobs until cancelled."""
+        listener = asyncio.create_task(self._listen())
+        try:
+            while True:
+                self._signal.clear()
+                try:
+                    for claim in await self._claims.claim(self._max_jobs - len(self._runs)):
+                        self._start(claim)
+                except StoreError as error:
+                    self._on_error(error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._signal.wait()
+        finally:
+            tasks = [listener, *self._runs]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        """Look at the queue, and at every running job, as soon as the state of any job changes."""
+        subscription = await self._catalog.store.subscribe(self._claims.signals_log)
+        try:
+            async for _ in subscription:
+                self._signal.set()
+                for run in self._runs.values():
+                    run.look.set()
+        finally:
+            await subscription.aclose()
+
+    def _start(self, claim: Claim) -> None:
+        run = JobRun(self._claims, self._catalog, self._loop, claim)
+        task = asyncio.create_task(run.run(), name=claim.job.id)
+        self._runs[task] = run
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._runs[task]
+        self._signal.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_error(error)
