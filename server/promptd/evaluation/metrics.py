@@ -1,4 +1,4 @@
-"""What a set of answers scores: plain functions, no torch. BLEU, chrF and ROUGE-L come from the published libraries.
+"""What a set of answers scores: plain functions, no torch. BLEU and chrF come from sacrebleu.
 
 A prediction of None is an illegal output (no label at all) and counts as wrong everywhere. Scores are fractions in
 0..1 (Matthews -1..1); only BLEU and chrF keep sacrebleu's 0..100, as they are published.
@@ -22,6 +22,7 @@ PERCENT_METRICS = frozenset({"bleu", "chrf"})
 """Metrics whose scale is 0..100."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ROUGE_WORD = re.compile(r"[a-z0-9]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -109,12 +110,9 @@ def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """ROUGE-L F1 by rouge-score without stemming, against the best reference, averaged over texts."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"])
+    """ROUGE-L F1 (Lin 2004) as rouge-score defines it, without stemming: against the best reference, averaged."""
     pairs = zip(texts, references, strict=True)
-    return _mean(scorer.score_multi(list(own), text)["rougeL"].fmeasure for text, own in pairs)
+    return _mean(max(_rouge_l_f1(text, each) for each in own) for text, own in pairs)
 
 
 # ----------------------------------------------------------------------------------------------- by name
@@ -166,6 +164,22 @@ def _word_f1(text: str, reference: str) -> float:
         return float(words == wanted)
     common = sum((Counter(words) & Counter(wanted)).values())
     return 2 * common / (len(words) + len(wanted))
+
+
+def _rouge_l_f1(text: str, reference: str) -> float:
+    words, wanted = (_ROUGE_WORD.findall(each.lower()) for each in (text, reference))
+    return 2 * _common_subsequence(words, wanted) / (len(words) + len(wanted)) if words and wanted else 0.0
+
+
+def _common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence, one row of the table at a time."""
+    lengths = [0] * (len(other) + 1)
+    for word in one:
+        diagonal = 0
+        for at, each in enumerate(other, start=1):
+            best = diagonal + 1 if word == each else max(lengths[at], lengths[at - 1])
+            diagonal, lengths[at] = lengths[at], best
+    return lengths[-1]
 
 
 def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
