@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,7 +115,7 @@ def evaluate(
         _write_predictions(predictions, results)
     if as_json:
         for result in results:
-            print_json(result.to_dict() | {"predictions": None})
+            print_json(replace(result, predictions=None).to_dict())
     else:
         _print_table(results)
 
@@ -213,10 +214,11 @@ def _print_table(results: Sequence[EvaluationResult]) -> None:
     first = results[0]
     rows = f"{first.num_rows} rows" + (f", {first.num_inputs} inputs" if first.num_inputs != first.num_rows else "")
     answered = "labels scored" if first.answer_by == "score" else "generated greedily"
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
-        title=f"[bold]{escape(first.task)}[/]  [dim]{rows}, {answered}, {first.seconds:.1f} s, scores in percent[/]",
-    )  # fmt: skip
+    out().print(
+        f"\n[bold]{escape(first.task)}[/]  [dim]{rows}, {answered}, {first.seconds:.1f} s, scores in percent[/]",
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for metric in first.metrics:
         table.add_column(metric, justify="right")
