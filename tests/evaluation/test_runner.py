@@ -197,6 +197,8 @@ def test_what_does_not_fit_is_refused_before_anything_runs(llm: LLM, prompt_file
         run(llm, strange, [prompt_files["c0"]])
     with pytest.raises(TrainingDataError, match=r"line 5: template field 'text' was not given"):
         run(llm, [Example({"question": "x"}, None, "fox", 5)], [prompt_files["c0"]])
+    with pytest.raises(InvalidRequestError, match="every row has the label 'fox' and 'bare model' knows no other"):
+        run(llm, LABELLED[:1], [None])
     with pytest.raises(InvalidRequestError, match="at least two prompts, got 1"):
         run(llm, LABELLED, [prompt_files["c0"]], ensemble=True)
     with pytest.raises(InvalidRequestError, match="must have the same labels"):

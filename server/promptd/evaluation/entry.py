@@ -109,6 +109,11 @@ async def enter(backend: Backend, task: Task, prompts: Sequence[str | None], ite
         for subject in subjects
     ]
     for entry in entries:
+        if len(entry.form.labels) == 1:
+            raise InvalidRequestError(
+                f"every row has the label {entry.form.labels[0]!r} and {entry.name!r} knows no other",
+                param="rows",
+            )
         for item in items:
             entry.check(item)
     return entries
