@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import secrets
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,11 +27,12 @@ from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.errors import InvalidRequestError
 from promptd.housekeeping import Housekeeper
-from promptd.jobs import JobQueue, TrainingFiles
+from promptd.jobs import JobClaims, JobQueue, TrainingFiles
 from promptd.logs import RequestLog
 from promptd.metrics import EngineCollector, HousekeepingMetrics, RequestMetrics
 from promptd.modeling import FrozenModel, load_model
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
+from promptd.training import TrainingLoop, TrainingWorker
 from promptd.training.job_spec import check_spec
 
 _log = structlog.get_logger("promptd")
@@ -48,7 +52,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        served = engine or AsyncEngine(await asyncio.to_thread(_make_engine, settings))
+        served = engine if engine is not None else await asyncio.to_thread(make_engine, settings)
         prompts = catalog or make_catalog(settings, served.engine.model)
         if settings.model is None and catalog is None:
             await publish_demo(prompts)
@@ -73,15 +77,18 @@ def create_app(
             min_age_seconds=settings.garbage_age_seconds,
             keep_jobs_seconds=settings.job_history_days * 86400,
         )
-        housekeeping = asyncio.create_task(housekeeper.run())
+        background = [asyncio.create_task(housekeeper.run())]
+        if isinstance(served.spare_time, TrainingLoop):
+            background.append(asyncio.create_task(make_worker(settings, prompts, served.spare_time).run()))
         served.start()
         _log.info("ready", model=served.engine.model.served_name, keys_needed=not keys.is_open)
         try:
             yield
         finally:
+            for task in background:  # training first: a job's last checkpoint needs the engine's thread
+                task.cancel()
+            await asyncio.wait(background)
             await app.state.services.drain()
-            housekeeping.cancel()
-            await asyncio.wait([housekeeping])
             if catalog is None:
                 await prompts.store.close()
 
@@ -113,7 +120,8 @@ def make_key_ring(settings: Settings) -> KeyRing:
     return keys
 
 
-def _make_engine(settings: Settings) -> Engine:
+def make_engine(settings: Settings) -> AsyncEngine:
+    """Load the model and make the engine around it; inline training gets the engine's spare time."""
     model = load_model(
         settings.model or DEMO_MODEL_PATH,
         device=settings.device,
@@ -132,7 +140,19 @@ def _make_engine(settings: Settings) -> Engine:
         enable_prefix_caching=settings.enable_prefix_caching,
         strict=settings.strict,
     )
-    return Engine(model, config)
+    spare_time = TrainingLoop(model) if settings.training == "inline" else None
+    return AsyncEngine(Engine(model, config), spare_time, spare_seconds_per_step=settings.training_seconds_per_step)
+
+
+def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) -> TrainingWorker:
+    """Make what runs the jobs of this base model's queue."""
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    claims = JobClaims(catalog.store, catalog.spec.fingerprint, owner)
+
+    def on_error(error: BaseException) -> None:
+        _log.error("training", error=str(error), exc_info=error)
+
+    return TrainingWorker(claims, catalog, loop, max_jobs=settings.max_training_jobs, on_error=on_error)
 
 
 def make_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:

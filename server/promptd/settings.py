@@ -35,7 +35,13 @@ class Settings(BaseSettings):
     max_queue: int = Field(256, ge=1, description="Requests that may wait")
     enable_prefix_caching: bool = Field(True, description="Reuse K/V of equal text prefixes")
     strict: bool = Field(False, description="A row's bits do not depend on its neighbours; slower")
-    training: Literal["off"] = Field("off", description="Background training")
+    training: Literal["inline", "worker", "off"] = Field(
+        "inline", description="Jobs run here beside requests, in `promptd worker` processes, or not at all"
+    )
+    training_seconds_per_step: float = Field(
+        0.005, ge=0, description="What training may add, on average, to a step while requests run"
+    )
+    max_training_jobs: int = Field(16, ge=1, description="Jobs that train at once; they share passes")
     request_timeout_seconds: float = Field(600.0, gt=0, description="A request that takes longer ends with an error")
     drain_seconds: float = Field(30.0, ge=0, description="Time for open requests when the server stops")
     artifact_cache_bytes: int = Field(256 << 20, ge=0, description="Prompts kept in host memory")

@@ -68,7 +68,9 @@ def serve(settings: Settings, folder: Path) -> Iterator[LiveServer]:
 def server(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """An open server on loopback with six prompts: p0..p3 soft, p4 and p5 prefixes."""
     folder = tiny_models["llama"]
-    settings = Settings(model=str(folder), store=str(tmp_path_factory.mktemp("store")), max_queue=24, drain_seconds=1)
+    settings = Settings(
+        model=str(folder), store=str(tmp_path_factory.mktemp("store")), max_queue=24, drain_seconds=1, training="off"
+    )
     for live in serve(settings, folder):
         with live.http() as http:
             for number, artifact in enumerate(library(folder)[:6]):

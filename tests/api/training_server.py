@@ -12,9 +12,8 @@ import httpx
 import openai
 from promptd_store import EmbeddedStore
 
-from promptd.jobs import JobClaims, JobQueue, JobResult
+from promptd.jobs import JobClaims, JobResult
 from promptd.settings import Settings
-from promptd.training.job_spec import check_spec
 from tests.api.conftest import LiveServer, serve
 from tests.engine.harness import library
 
@@ -59,14 +58,13 @@ def serve_training(folder: Path, store: Path) -> Iterator[TrainingServer]:
             "model": str(folder),
             "store": str(store),
             "drain_seconds": 0,
+            "training": "worker",
             "max_upload_bytes": MAX_UPLOAD_BYTES,
             "api_keys": f"acme:{KEYS['acme']},eve:{KEYS['eve']}",
             "admin_key": KEYS["admin"],
         }
     )
     for live in serve(settings, folder):
-        services = live.app.state.services
-        services.jobs = JobQueue(services.catalog.store, live.model.spec.fingerprint, check=check_spec)
         server = TrainingServer(live, store)
         with server.http() as http:
             assert http.put("/v1/prompts/p0", content=library(folder)[0].content).status_code == 201

@@ -25,7 +25,7 @@ KEEP_ALIVE_SECONDS = 75
 FLUSH_SECONDS = 5
 """After the time to drain: for the last answers to reach their clients."""
 
-_MODEL, _ENGINE, _LIMITS, _SWITCHES = "Model", "Engine", "Limits", "Switches"
+_MODEL, _ENGINE, _TRAINING, _LIMITS, _SWITCHES = "Model", "Engine", "Training", "Limits", "Switches"
 
 
 def serve(
@@ -41,7 +41,23 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1). Others need keys.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (8000).", metavar="N")] = None,
     store: Annotated[str | None, typer.Option(help="Folder of the store (./promptd-data).", metavar="DIR")] = None,
-    training: Annotated[str | None, typer.Option(help="Background training (off).", metavar="off")] = None,
+    training: Annotated[
+        str | None,
+        typer.Option(
+            help="Where jobs run: inline, worker (other processes) or off (inline).", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    training_seconds_per_step: Annotated[
+        float | None,
+        typer.Option(
+            help="What training adds, on average, to a step while requests run (0.005).",
+            metavar="S",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    max_training_jobs: Annotated[
+        int | None, typer.Option(help="Jobs that train at once (16).", metavar="N", rich_help_panel=_TRAINING)
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N (auto).", rich_help_panel=_MODEL)
     ] = None,

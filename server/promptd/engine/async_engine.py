@@ -81,7 +81,7 @@ class AsyncEngine:
     ) -> None:
         self.engine = engine
         self._wake = threading.Event()
-        self._spare_time = spare_time
+        self.spare_time = spare_time
         self._turns = Turns(spare_seconds_per_step)
         if spare_time is not None:
             spare_time.wake = self._wake.set
@@ -163,9 +163,9 @@ class AsyncEngine:
             while not self._is_stopping:
                 self._wake.clear()  # before the inbox is read: what comes after sets it again
                 self._take_in()
-                if self._spare_time is not None and self._spare_time.has_work:
+                if self.spare_time is not None and self.spare_time.has_work:
                     self._turns.begin_slice()
-                    self._spare_time.run(self._serve)
+                    self.spare_time.run(self._serve)
                     if self._death is not None:
                         raise self._death
                 elif self.engine.has_work:
