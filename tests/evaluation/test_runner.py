@@ -18,6 +18,7 @@ from promptd.evaluation import (
     BARE_MODEL,
     ENSEMBLE,
     MAJORITY_CLASS,
+    TASKS,
     ClientBackend,
     EvaluationResult,
     LLMBackend,
@@ -204,6 +205,19 @@ def test_what_does_not_fit_is_refused_before_anything_runs(llm: LLM, prompt_file
     with pytest.raises(InvalidRequestError, match="must have the same labels"):
         run(llm, LABELLED, [prompt_files["c0"], prompt_files["plain"]], ensemble=True)
     assert llm.engine.stats() == before
+
+
+def test_the_constant_that_scores_best(llm: LLM) -> None:
+    """Accuracy: the most frequent label. F1a: all `true`, although `false` is more frequent, as SuperGLUE has it."""
+    truth = ["false", "false", "true", "false", "true"]
+    rows = [
+        Example({"paragraph": "the fox", "question": "q", "answer": str(at)}, None, label, at)
+        for at, label in enumerate(truth)
+    ]
+    constant = run(llm, rows, [None], task=TASKS["multirc"])[0]
+    assert labels(constant) == ["true"] * 5
+    assert constant.metrics == {"f1a": pytest.approx(2 * 2 / (5 + 2)), "grouped_em": 0}
+    assert labels(run(llm, rows, [None], task=replace(TASKS["multirc"], metrics=("accuracy",)))[0]) == ["false"] * 5
 
 
 def test_progress_counts_inputs(llm: LLM, prompt_files: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from promptd.training.data import render
 BARE_MODEL = "bare model"
 MAJORITY_CLASS = "majority class"
 ENSEMBLE = "ensemble"
+NUM_CONSTANTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,10 @@ def ensemble_of(members: Sequence[Entry]) -> Entry:
     return Entry(ENSEMBLE, versions, None, first.form, [_vote(first.form, each) for each in votes])
 
 
-def majority_of(form: Form, items: Sequence[Item]) -> Entry:
-    """Answer every item with the most frequent label; ties go to the label that is seen first."""
-    ((label, _),) = Counter(item.example.label for item in items).most_common(1)
-    return Entry(MAJORITY_CLASS, (), None, form, [Answer(label)] * len(items))
+def constants_of(form: Form, items: Sequence[Item]) -> list[Entry]:
+    """Answer every item with one and the same label: one entry each for the most frequent labels, the first ahead."""
+    frequent = Counter(item.example.label for item in items).most_common(NUM_CONSTANTS)
+    return [Entry(MAJORITY_CLASS, (), None, form, [Answer(label)] * len(items)) for label, _ in frequent]
 
 
 def best_label(form: Form, probabilities: Sequence[float]) -> Answer:

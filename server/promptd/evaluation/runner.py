@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from promptd.evaluation.backend import Backend
-from promptd.evaluation.entry import TOO_LONG, Answer, Entry, best_label, ensemble_of, enter, majority_of
+from promptd.evaluation.entry import TOO_LONG, Answer, Entry, best_label, constants_of, ensemble_of, enter
 from promptd.evaluation.metrics import label_scores
 from promptd.evaluation.result import AnswerBy, EvaluationResult, RowPrediction
 from promptd.evaluation.rows import Item, items_of
@@ -52,7 +52,7 @@ async def evaluate(
     if ensemble:
         entries.append(ensemble_of(members))
     if task.has_labels:
-        entries.insert(0, majority_of(entries[0].form, items))
+        entries.insert(0, _best_constant(task, constants_of(entries[0].form, items), items))
     seconds = time.monotonic() - started
 
     scores = await _scores(task, entries, items)
@@ -106,17 +106,23 @@ async def _generate(backend: Backend, task: Task, alike: Sequence[Entry], chunk:
                 entry.answers.append(Answer(text.strip()))
 
 
+def _best_constant(task: Task, constants: Sequence[Entry], items: Sequence[Item]) -> Entry:
+    """Return the majority class; where F1 of one label is measured, that label may be the better constant."""
+    return max(constants, key=lambda entry: _label_scores(task, entry, items)[task.metrics[0]])
+
+
 async def _scores(task: Task, entries: Sequence[Entry], items: Sequence[Item]) -> list[dict[str, float]]:
-    predictions = [[answer.prediction for answer in entry.answers] for entry in entries]
-    if not task.has_labels:
-        texts = [[text or "" for text in own] for own in predictions]
-        return await score_texts(task.metrics, texts, [item.references for item in items])
+    if task.has_labels:
+        return [_label_scores(task, entry, items) for entry in entries]
+    texts = [[answer.prediction or "" for answer in entry.answers] for entry in entries]
+    return await score_texts(task.metrics, texts, [item.references for item in items])
+
+
+def _label_scores(task: Task, entry: Entry, items: Sequence[Item]) -> dict[str, float]:
+    predictions = [answer.prediction for answer in entry.answers]
     truth = [item.example.label or "" for item in items]
     groups = [tuple(item.example.fields[name] for name in task.group) for item in items]
-    return [
-        label_scores(task.metrics, own, truth, labels=entry.form.labels, groups=groups)
-        for entry, own in zip(entries, predictions, strict=True)
-    ]
+    return label_scores(task.metrics, predictions, truth, labels=entry.form.labels, groups=groups)
 
 
 def _predictions(entry: Entry, items: Sequence[Item]) -> tuple[RowPrediction, ...]:
