@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from promptd.modeling import FrozenModel, TrainingRow, forward_training, load_model
+from promptd.modeling import FrozenModel, load_model
+from promptd.training import forward_texts
 from promptd.modeling.packed_linear import PackedLinear, can_pack
 
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch has no packed products")
@@ -38,7 +39,7 @@ def test_a_prompts_gradient_passes_packed_layers(tiny_models: dict[str, Path]) -
     for packed in (True, False):
         model: FrozenModel = load_model(tiny_models["gpt2"], packed_linears=packed)
         embeds = model.embed(torch.arange(5, 12)).clone().requires_grad_()
-        logits = forward_training(model, [TrainingRow(embeds)])
+        logits = forward_texts(model, embeds, [(12,)], torch.tensor([0]))
         torch.log_softmax(logits, -1)[-1, 7].backward()
         gradients.append(embeds.grad)
         assert all(parameter.grad is None for parameter in model.hf.parameters())

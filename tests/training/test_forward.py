@@ -1,95 +1,108 @@
-"""One shared prompt in front of many texts equals the prompt in front of each text."""
+"""The differentiable pass: logits and gradients of many prompts' texts are transformers' own, row by row."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
-from promptd.modeling import FrozenModel, TrainingRow, forward_training, load_model
-from promptd.training import forward_texts, prompt_key_values
+from promptd.modeling import FrozenModel, load_model
+from promptd.training import PromptedTexts, forward_groups, forward_texts, prompt_key_values
 from tests.tiny_models import FAMILIES
 
 TEXTS = [(5, 6, 7), (100,), tuple(range(30, 42)), (9, 9, 9, 9)]
-INDEX = torch.tensor([0, 2, 3, 4, 15, 19])
-"""Packed tokens: inside the first text, its last, the lone token, first and last of the third, last of the fourth."""
+COUNTS = {"soft": 6, "longer": 11, "one": 1, "prefix": 4, "bare": 0}
+SHARED = {"soft": TEXTS, "longer": TEXTS[2:], "one": TEXTS[:1], "prefix": TEXTS[1:3], "bare": TEXTS[3:]}
+"""Group -> its texts: one prompt stands in front of several, and prompts of all kinds and lengths share the pass."""
 
 
-def soft_prompt(model: FrozenModel, count: int = 6) -> torch.Tensor:
-    """A soft prompt at the model's scale that is no row of the vocabulary."""
+def prompt_of(model: FrozenModel, name: str) -> torch.Tensor | None:
+    """A prompt at the model's scale that is no row of the vocabulary."""
+    count = COUNTS[name]
     generator = torch.Generator().manual_seed(count)
-    scale = model.embed(torch.arange(model.spec.vocab_size)).std()
-    return (torch.randn(count, model.spec.hidden_size, generator=generator) * scale).requires_grad_()
+    embeds = torch.randn(count, model.spec.hidden_size, generator=generator) * model.embedding_std
+    if name == "bare":
+        return None
+    return (prompt_key_values(model, embeds).detach() if name == "prefix" else embeds).requires_grad_()
 
 
-def one_by_one(model: FrozenModel, prompt: torch.Tensor | None) -> torch.Tensor:
-    """The same logits from the engine's training rows, with the prompt repeated in front of every text."""
-    rows, keep, start = [], [], 0
-    for text in TEXTS:
-        embeds, num_soft = model.embed(torch.tensor(text)), 0
-        prefix = prompt if prompt is not None and prompt.dim() == 5 else None
-        if prompt is not None and prefix is None:
-            embeds, num_soft = torch.cat([prompt, embeds]), len(prompt)
-        rows.append(TrainingRow(embeds, prefix, 0 if prefix is None else prefix.shape[3]))
-        keep += range(start + num_soft, start + num_soft + len(text))
-        start += num_soft + len(text)
-    return forward_training(model, rows, torch.tensor(keep)[INDEX])
+def group_of(model: FrozenModel, name: str) -> PromptedTexts:
+    """A group that wants the logits of all of its tokens."""
+    texts = SHARED[name]
+    return PromptedTexts(prompt_of(model, name), texts, torch.arange(sum(map(len, texts))))
+
+
+def theirs(hf: Any, prompt: torch.Tensor | None, text: tuple[int, ...]) -> torch.Tensor:
+    """One row through transformers' own forward and cache, with autograd; `[num_tokens, vocab_size]`."""
+    embeds = hf.get_input_embeddings()(torch.tensor(text))
+    if prompt is None or prompt.dim() == 2:
+        whole = embeds if prompt is None else torch.cat([prompt, embeds])
+        logits: torch.Tensor = hf(inputs_embeds=whole[None]).logits[0, -len(text) :]
+        return logits
+    cache = DynamicCache(config=hf.config)
+    for layer, (key, value) in enumerate(prompt):
+        cache.update(key[None], value[None], layer)
+    positions = torch.arange(prompt.shape[3], prompt.shape[3] + len(text))[None]
+    logits = hf(inputs_embeds=embeds[None], position_ids=positions, past_key_values=cache).logits[0]
+    return logits
+
+
+def loss_of(logits: torch.Tensor) -> torch.Tensor:
+    """A loss that weighs every logit differently."""
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(len(logits)))
+    return (torch.log_softmax(logits, -1) * weights).sum()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["bare", "soft", "prefix"])
-def test_shared_prompt_equals_a_prompt_per_row(frozen_models: dict[str, FrozenModel], family: str, kind: str) -> None:
-    """Logits and the prompt's gradient are those of rows that each carry the prompt."""
-    model = frozen_models[family]
-    prompt = None if kind == "bare" else soft_prompt(model)
-    if kind == "prefix" and prompt is not None:
-        prompt = prompt_key_values(model, prompt).detach().requires_grad_()
-    ours, theirs = forward_texts(model, prompt, TEXTS, INDEX), one_by_one(model, prompt)
-    tolerance = 1e-5 * theirs.abs().max().item()
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
-    if prompt is not None:
-        weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
-        own, other = (torch.autograd.grad((logits * weights).sum(), prompt)[0] for logits in (ours, theirs))
-        torch.testing.assert_close(own, other, rtol=0, atol=1e-4 * other.abs().max().item())
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+def test_logits_and_gradients_equal_transformers(tiny_models: dict[str, Path], family: str, packed: bool) -> None:
+    """Five prompts and ten texts in one pass, through packed linears or plain ones; no weight gets a gradient."""
+    model = load_model(tiny_models[family], packed_linears=packed)
+    hf = AutoModelForCausalLM.from_pretrained(tiny_models[family], attn_implementation="eager").eval()
+    before = model.digest()
+    groups = {name: group_of(model, name) for name in COUNTS}
+    logits = dict(zip(groups, forward_groups(model, list(groups.values())), strict=True))
+    torch.autograd.backward([loss_of(own) for own in logits.values()])
+    for name, group in groups.items():
+        twin = None if group.prompt is None else group.prompt.detach().clone().requires_grad_()
+        expected = torch.cat([theirs(hf, twin, text) for text in SHARED[name]])
+        torch.testing.assert_close(logits[name], expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+        if twin is None or group.prompt is None:
+            continue
+        loss_of(expected).backward()
+        assert group.prompt.grad is not None and twin.grad is not None
+        assert twin.grad.abs().max() > 1e-3
+        torch.testing.assert_close(group.prompt.grad, twin.grad, rtol=0, atol=1e-3 * twin.grad.abs().max().item())
+    assert model.digest() == before
+    assert all(parameter.grad is None for parameter in model.hf.parameters())
 
 
 def test_swapped_prompts_are_noticed(llama: FrozenModel) -> None:
     """The comparison above can fail: another prompt gives other logits."""
-    first, second = forward_texts(llama, soft_prompt(llama, 6), TEXTS, INDEX), one_by_one(llama, soft_prompt(llama, 7))
+    index = torch.arange(3)
+    first, second = (forward_texts(llama, prompt_of(llama, name), TEXTS[:1], index) for name in ("soft", "longer"))
     assert (first - second).abs().max() > 1e-2 * second.abs().max()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_equals_transformers_own_forward(
-    frozen_models: dict[str, FrozenModel], tiny_models: dict[str, Path], family: str
-) -> None:
-    """Soft prompt and text through transformers, one row, no code of ours: the same logits."""
-    model = frozen_models[family]
-    hf = AutoModelForCausalLM.from_pretrained(tiny_models[family]).eval()
-    prompt = soft_prompt(model).detach()
-    embeds = torch.cat([prompt, hf.get_input_embeddings()(torch.tensor(TEXTS[2]))])
-    expected = hf(inputs_embeds=embeds.unsqueeze(0)).logits[0, -1]
-    ours = forward_texts(model, prompt, TEXTS, torch.tensor([15]))[0]
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+def test_groups_do_not_leak_gradients(llama: FrozenModel) -> None:
+    """The loss of one group moves its own prompt and, to the last bit, no other. Control: both texts behind one."""
+    groups = {name: group_of(llama, name) for name in COUNTS}
+    logits = dict(zip(groups, forward_groups(llama, list(groups.values())), strict=True))
+    loss_of(logits["longer"]).backward()
+    for name, group in groups.items():
+        if group.prompt is not None:
+            gradient = group.prompt.grad
+            assert (gradient is not None and bool(gradient.any())) == (name == "longer")
+    prompt = prompt_of(llama, "soft")
+    loss_of(forward_texts(llama, prompt, TEXTS[:2], torch.tensor([3]))).backward()  # a token of the second text
+    assert prompt is not None and prompt.grad is not None and prompt.grad.any()
 
 
-def test_gradient_through_packed_linears_is_the_unpacked_one(tiny_models: dict[str, Path]) -> None:
-    """A prompt learns the same whether the model's linear layers are packed for serving or not."""
-    grads = []
-    for packed in (True, False):
-        model = load_model(tiny_models["llama"], packed_linears=packed)
-        prompt = soft_prompt(model)
-        forward_texts(model, prompt, TEXTS, INDEX).square().sum().backward()
-        grads.append(prompt.grad)
-    assert grads[0] is not None and grads[1] is not None
-    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-4 * grads[1].abs().max().item())
-
-
-def test_no_weight_gets_a_gradient(llama: FrozenModel) -> None:
-    """Only the prompt is learned."""
-    prompt = soft_prompt(llama)
-    forward_texts(llama, prompt, TEXTS, INDEX).sum().backward()
-    assert prompt.grad is not None and prompt.grad.abs().max() > 0
-    assert all(parameter.grad is None for parameter in llama.hf.parameters())
+def test_wanted_logits_are_those_asked_for(llama: FrozenModel) -> None:
+    """Only the asked tokens' logits come out, in the order in which they were asked for."""
+    whole = forward_texts(llama, prompt_of(llama, "soft"), TEXTS, torch.arange(20))
+    index = torch.tensor([19, 0, 4])
+    torch.testing.assert_close(forward_texts(llama, prompt_of(llama, "soft"), TEXTS, index), whole[index])

@@ -4,7 +4,6 @@ from promptd.modeling.frozen import FrozenModel
 from promptd.modeling.kv_pool import KVPool, Span, kv_bytes_per_token
 from promptd.modeling.load import load_model
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
-from promptd.modeling.training import TrainingRow, forward_training
 
 __all__ = [
     "FrozenModel",
@@ -12,8 +11,6 @@ __all__ = [
     "PackedBatch",
     "PackedRow",
     "Span",
-    "TrainingRow",
-    "forward_training",
     "kv_bytes_per_token",
     "load_model",
 ]
