@@ -60,6 +60,9 @@ def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return caller
 
 
+SCORES = {"subject": "alice", "metrics": {"accuracy": 1.0}, "num_rows": 1, "num_inputs": 1}
+EVALUATION = {"id": "eval-1", "created": 1, "prompt": SCORES, "bare_model": SCORES, "majority_class": None}
+
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any, tuple[str, str], dict[str, Any] | None]] = [
     (
         "complete",
@@ -76,6 +79,14 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any, tuple[str, str], di
     ("prompts.get", ("alice@3",), {}, PROMPT, ("GET", "/v1/prompts/alice@3"), None),
     ("prompts.versions", ("alice",), {}, {"data": [PROMPT]}, ("GET", "/v1/prompts/alice/versions"), None),
     ("prompts.rollback", ("alice", 2), {}, PROMPT, ("POST", "/v1/prompts/alice/rollback"), {"to": 2}),
+    (
+        "prompts.evaluate",
+        ("alice", [{"text": "x", "label": "a"}]),
+        {"return_predictions": True},
+        EVALUATION,
+        ("POST", "/v1/prompts/alice/evaluate"),
+        {"rows": [{"text": "x", "label": "a"}], "answer_by": "score", "return_predictions": True},
+    ),
     ("prompts.delete", ("alice",), {}, {}, ("DELETE", "/v1/prompts/alice"), None),
     ("version", (), {}, {"version": "0.1.0"}, ("GET", "/version"), None),
 ]

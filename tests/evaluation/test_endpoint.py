@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from promptd_client import Client
 
 from promptd import LLM
 from promptd.engine.request import ScoreOutput, ScoreRequest
@@ -60,6 +61,11 @@ def test_a_file_is_as_good_as_rows(server: LiveServer) -> None:
         good, bad, many = upload(ROWS), upload([*ROWS, {"text": "x"}]), upload(ROWS * 167)
     expected = ask(server, "c0", rows=ROWS).json()["prompt"]["metrics"]
     assert ask(server, "c0", file_id=good).json()["prompt"]["metrics"] == pytest.approx(expected)
+    with Client(server.url) as client:
+        for rows in (good, ROWS):
+            measured = client.prompts.evaluate("c0", rows)
+            assert measured.prompt.metrics == pytest.approx(expected)
+            assert measured.majority_class is not None and measured.bare_model.num_rows == len(ROWS)
     for file_id, part in ((bad, "line 13: needs exactly one"), (many, "2004 rows, an evaluation takes 2000")):
         error = ask(server, "c0", file_id=file_id).json()["error"]
         assert part in error["message"] and error["param"] == "file_id"

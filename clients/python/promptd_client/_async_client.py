@@ -25,6 +25,7 @@ from promptd_client.models import (
     ChatCompletionChunk,
     Classification,
     Completion,
+    Evaluation,
     Model,
     Prompt,
     Tokenization,
@@ -246,6 +247,19 @@ class AsyncPrompts:
                 for name, folder in folders.items():
                     uploads.start_soon(one, name, Path(folder))
         return [results[name] for name in folders]
+
+    async def evaluate(
+        self,
+        ref: str,
+        rows: _requests.Rows,
+        *,
+        answer_by: _requests.AnswerBy = "score",
+        return_predictions: bool = False,
+    ) -> Evaluation:
+        """Measure a prompt on rows (or an uploaded file's id), beside the bare model and the majority class."""
+        return await self._run(
+            _requests.evaluate_prompt(ref, rows, answer_by=answer_by, return_predictions=return_predictions)
+        )
 
     async def rollback(self, name: str, to: int | str) -> Prompt:
         """Point a name to an earlier version: its number, or `sha256:…`."""

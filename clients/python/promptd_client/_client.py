@@ -24,6 +24,7 @@ from promptd_client.models import (
     ChatCompletionChunk,
     Classification,
     Completion,
+    Evaluation,
     Model,
     Prompt,
     Tokenization,
@@ -235,6 +236,19 @@ class Prompts:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [upload.result() for upload in uploads]
+
+    def evaluate(
+        self,
+        ref: str,
+        rows: _requests.Rows,
+        *,
+        answer_by: _requests.AnswerBy = "score",
+        return_predictions: bool = False,
+    ) -> Evaluation:
+        """Measure a prompt on rows (or an uploaded file's id), beside the bare model and the majority class."""
+        return self._run(
+            _requests.evaluate_prompt(ref, rows, answer_by=answer_by, return_predictions=return_predictions)
+        )
 
     def rollback(self, name: str, to: int | str) -> Prompt:
         """Point a name to an earlier version: its number, or `sha256:…`."""

@@ -17,6 +17,7 @@ from promptd_client.models import (
     ChatCompletionChunk,
     Classification,
     Completion,
+    Evaluation,
     Model,
     Prompt,
     PromptPage,
@@ -26,6 +27,9 @@ from promptd_client.options import ChatOptions, ClassifyOptions, CompletionOptio
 
 T = TypeVar("T")
 ContentFormat = Literal["native", "peft"]
+AnswerBy = Literal["score", "generate"]
+Rows = str | Sequence[Mapping[str, Any]]
+"""The id of an uploaded file, or rows with `label` or `completion`."""
 CONNECT_SECONDS = 5.0
 STREAM_HEADERS: Mapping[str, str] = {"Accept": "text/event-stream"}
 
@@ -182,6 +186,13 @@ def put_peft(name: str, folder: PeftFolder, *, if_match: str | None, if_none_mat
 def rollback_prompt(name: str, to: int | str) -> Call[Prompt]:
     """Point a name to an earlier version."""
     return _post(_prompt_path(name, "rollback"), {"to": to}, read_prompt, is_idempotent=True)
+
+
+def evaluate_prompt(ref: str, rows: Rows, *, answer_by: AnswerBy, return_predictions: bool) -> Call[Evaluation]:
+    """Score rows, or the rows of an uploaded file; changes nothing, but is too much work to be repeated unasked."""
+    given = {"file_id": rows} if isinstance(rows, str) else {"rows": list(rows)}
+    body = {**given, "answer_by": answer_by, "return_predictions": return_predictions}
+    return _post(_prompt_path(ref, "evaluate"), body, reader(Evaluation))
 
 
 def delete_prompt(name: str) -> Call[None]:

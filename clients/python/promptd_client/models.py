@@ -206,6 +206,33 @@ class PromptPage(Reply):
     has_more: bool = False
 
 
+class EvaluationResult(Reply):
+    """What one subject scored: a prompt, the bare model, or the majority class."""
+
+    subject: str
+    metrics: dict[str, float]
+    """Fractions, but BLEU and chrF in 0..100."""
+    num_rows: int
+    num_inputs: int
+    num_too_long: int = 0
+    """Inputs that exceeded the model's length; they count as wrong."""
+    template: str | None = None
+    label_words: dict[str, str] | None = None
+    prompt_versions: list[str] = []
+    predictions: list[dict[str, Any]] | None = None
+
+
+class Evaluation(Reply):
+    """A prompt on rows with known answers, beside what needs no prompt."""
+
+    id: str
+    created: int
+    prompt: EvaluationResult
+    bare_model: EvaluationResult
+    majority_class: EvaluationResult | None = None
+    """None where the answers are texts."""
+
+
 class Tokenization(Reply):
     """The tokens of a text."""
 
