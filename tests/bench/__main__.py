@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import latency, memory, server, throughput
+from tests.bench import latency, memory, server, throughput, training
 from tests.bench.book import Book, Row, markdown
 from tests.bench.scale import FULL, SMOKE, Scale
 
@@ -29,6 +29,9 @@ CHECKS: dict[str, Check] = {
     "bytes": memory.check_resident_bytes,
     "growth": memory.check_growth,
     "ready": server.check_ready,
+    "train-step": training.check_step,
+    "many-jobs": training.check_many,
+    "inline": training.check_inline,
 }
 DEFAULT_FOLDER = Path("build/bench")  # ignored by git
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from promptd.modeling import FrozenModel
+from promptd.training import Encoded, Example, TaskFormat, encode_examples
 from tests.bench.rows import Tokens
 
 
@@ -121,3 +124,41 @@ class ContinuousBatching:
             )
         seconds = time.perf_counter() - began
         return seconds, [list(one.generated_tokens) for one in made.values()]
+
+
+class PeftTraining:
+    """PEFT prompt tuning with AdamW over padded batches of the same rows, loss on the targets alone."""
+
+    def __init__(
+        self, model: PreTrainedModel, frozen: FrozenModel, examples: Sequence[Example], batch_size: int, count: int
+    ) -> None:
+        with quiet():
+            self._model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count))
+        self._model.eval()
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        rows = encode_examples(frozen, TaskFormat(append_eos=False), examples, count)
+        self._batches = itertools.cycle(
+            [self._padded(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+        )
+
+    @staticmethod
+    def _padded(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        whole = [row.text_ids + row.target_ids for row in rows]
+        longest = max(map(len, whole))
+        shape = (len(rows), longest)
+        batch = {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+        batch["labels"] = torch.full(shape, -100)
+        for at, (row, ids) in enumerate(zip(rows, whole, strict=True)):
+            batch["input_ids"][at, : len(ids)] = torch.tensor(ids)
+            batch["attention_mask"][at, : len(ids)] = 1
+            batch["labels"][at, len(row.text_ids) : len(ids)] = torch.tensor(row.target_ids)
+        return batch
+
+    def run(self, num_steps: int) -> None:
+        """Take so many optimizer steps."""
+        for _ in range(num_steps):
+            loss = self._model(**next(self._batches)).loss
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._optimizer.step()

@@ -28,6 +28,12 @@ class Scale:
     num_growth_prompts: int = 500
     num_growth_budget: int = 100
     num_starts: int = 3
+    train_batch: int = 32
+    train_longest: int = 40
+    train_steps: int = 3
+    num_jobs: int = 16
+    job_steps: int = 5
+    inline_seconds: float = 20.0
 
 
 FULL = Scale()
@@ -48,4 +54,10 @@ SMOKE = Scale(
     num_growth_prompts=12,
     num_growth_budget=5,
     num_starts=1,
+    train_batch=3,
+    train_longest=12,
+    train_steps=1,
+    num_jobs=3,
+    job_steps=1,
+    inline_seconds=0.5,
 )
