@@ -27,7 +27,7 @@ from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.errors import InvalidRequestError
 from promptd.housekeeping import Housekeeper
-from promptd.jobs import JobClaims, JobQueue, TrainingFiles
+from promptd.jobs import JobClaims, JobQueue, JobRecord, TrainingFiles
 from promptd.logs import RequestLog
 from promptd.metrics import EngineCollector, HousekeepingMetrics, RequestMetrics
 from promptd.modeling import FrozenModel, load_model
@@ -120,9 +120,9 @@ def make_key_ring(settings: Settings) -> KeyRing:
     return keys
 
 
-def make_engine(settings: Settings) -> AsyncEngine:
-    """Load the model and make the engine around it; inline training gets the engine's spare time."""
-    model = load_model(
+def load_base_model(settings: Settings) -> FrozenModel:
+    """Load the model that the settings name, the demo's where they name none."""
+    return load_model(
         settings.model or DEMO_MODEL_PATH,
         device=settings.device,
         dtype=settings.dtype,
@@ -130,6 +130,11 @@ def make_engine(settings: Settings) -> AsyncEngine:
         strict=settings.strict,
         served_name=settings.served_model_name or (DEMO_MODEL_NAME if settings.model is None else None),
     )
+
+
+def make_engine(settings: Settings) -> AsyncEngine:
+    """Load the model and make the engine around it; inline training gets the engine's spare time."""
+    model = load_base_model(settings)
     config = EngineConfig(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
@@ -149,10 +154,23 @@ def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) 
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     claims = JobClaims(catalog.store, catalog.spec.fingerprint, owner)
 
+    def on_job(job: JobRecord) -> None:
+        step = 0 if job.progress is None else job.progress.step
+        reason = {} if job.error is None else {"code": job.error.code}
+        _log.info("job", job=job.id, tenant=job.tenant, state=job.state.value, step=step, **reason)
+
     def on_error(error: BaseException) -> None:
         _log.error("training", error=str(error), exc_info=error)
 
-    return TrainingWorker(claims, catalog, loop, max_jobs=settings.max_training_jobs, on_error=on_error)
+    return TrainingWorker(
+        claims,
+        catalog,
+        loop,
+        max_jobs=settings.max_training_jobs,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        on_job=on_job,
+        on_error=on_error,
+    )
 
 
 def make_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:

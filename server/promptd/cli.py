@@ -12,6 +12,7 @@ from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
 from promptd.commands.evaluate import evaluate
 from promptd.commands.serve import serve
+from promptd.commands.worker import worker
 
 app = typer.Typer(
     name="promptd",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.command(rich_help_panel="Serve")(serve)
+app.command(rich_help_panel="Serve")(worker)
 app.command(rich_help_panel="Serve")(doctor)
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)

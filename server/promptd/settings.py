@@ -42,6 +42,9 @@ class Settings(BaseSettings):
         0.005, ge=0, description="What training may add, on average, to a step while requests run"
     )
     max_training_jobs: int = Field(16, ge=1, description="Jobs that train at once; they share passes")
+    checkpoint_seconds: float = Field(
+        10.0, ge=0, description="Training that a killed worker may lose; 0 keeps every step"
+    )
     request_timeout_seconds: float = Field(600.0, gt=0, description="A request that takes longer ends with an error")
     drain_seconds: float = Field(30.0, ge=0, description="Time for open requests when the server stops")
     artifact_cache_bytes: int = Field(256 << 20, ge=0, description="Prompts kept in host memory")

@@ -234,6 +234,33 @@ async def test_poison(store: Store, queue: JobQueue, clock: Clock) -> None:
     await check_index(store)
 
 
+async def test_poison_takes_nobody_along(store: Store, queue: JobQueue, clock: Clock) -> None:
+    """Jobs that share their worker with one that takes it down before anything is saved all end well, but that one.
+
+    The control: the same workers without quarantine lose all of them.
+    """
+
+    async def lives(claims_of: Callable[[JobClaims, list[Claim]], Awaitable[list[Claim]]], tenant: str) -> list[str]:
+        poison, *healthy = [await created(queue, tenant) for _ in range(4)]
+        for life in range(40):
+            worker, running = make_worker(store, clock, f"{tenant}-{life}"), list[Claim]()
+            while claims := await claims_of(worker, running):
+                if poison.id in {claim.job.id for claim in claims}:
+                    break  # it dies before it saves anything
+                running += [await worker.save_checkpoint(one, b"%d" % life, life + 1) for one in claims]
+            else:
+                for claim in running:
+                    await worker.finish(claim, result_of(claim.job))
+            clock.now += LEASE_SECONDS + 1
+        assert (await queue.get(tenant, poison.id)).state is JobState.FAILED
+        return [(await queue.get(tenant, job.id)).state.value for job in healthy]
+
+    assert await lives(lambda worker, running: worker.claim(9, running), "a") == ["succeeded"] * 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("promptd.jobs.claims.MAX_SHARED_ATTEMPTS", MAX_ATTEMPTS)
+        assert await lives(lambda worker, running: worker.claim(9, running), "c") == ["failed"] * 3
+
+
 async def test_getting_on_is_no_poison(store: Store, queue: JobQueue, clock: Clock) -> None:
     """A job may be interrupted any number of times as long as each time it got further; standing still counts."""
     await created(queue)

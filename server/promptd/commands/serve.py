@@ -8,12 +8,12 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from promptd.commands.console import err, fail, quiet_loading
+from promptd.commands.launch import read_settings, shown_store
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -57,6 +57,10 @@ def serve(
     ] = None,
     max_training_jobs: Annotated[
         int | None, typer.Option(help="Jobs that train at once (16).", metavar="N", rich_help_panel=_TRAINING)
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(help="Training that a killed server may lose (10).", metavar="S", rich_help_panel=_TRAINING),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N (auto).", rich_help_panel=_MODEL)
@@ -135,7 +139,7 @@ def serve(
     [dim]promptd serve --model ./Qwen2-0.5B --max-num-seqs 32[/]
     [dim]PROMPTD_API_KEYS=acme:s3cret-key promptd serve --host 0.0.0.0[/]
     """
-    settings = _settings({name: value for name, value in locals().items() if value is not None})
+    settings = read_settings(locals())
     with _listen(settings) as listener:
         err().print(f"[bold]promptd[/] loading {settings.model or 'the embedded demo model'} …")
         _start(settings, listener)
@@ -155,18 +159,6 @@ def _start(settings: Settings, listener: socket.socket) -> None:
         asyncio.run(_run(app, settings, listener))
     except (PromptdError, StoreError) as error:
         fail(str(error))
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    from pydantic import ValidationError
-
-    from promptd.settings import Settings
-
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        lines = [f"--{'.'.join(map(str, one['loc'])).replace('_', '-')}: {one['msg']}" for one in error.errors()]
-        fail("; ".join(lines), hint="Options come from the command line or from PROMPTD_… in the environment.")
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -236,12 +228,8 @@ def _announce(app: FastAPI, settings: Settings, listener: socket.socket) -> None
     name = app.state.services.model.served_name
     key = "" if app.state.services.keys.is_open else " -H 'Authorization: Bearer KEY'"
     console = err()
-    console.print(f"[bold green]ready[/] {name} at [bold]{address}[/], prompts in {_shown_store(settings)}")
+    console.print(f"[bold green]ready[/] {name} at [bold]{address}[/], prompts in {shown_store(settings)}")
     console.print(
         f"[dim]curl {address}/v1/completions{key} -H 'Content-Type: application/json' "
         f"""-d '{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 16}}'[/]"""
     )
-
-
-def _shown_store(settings: Settings) -> str:
-    return settings.store if "://" in settings.store else str(Path(settings.store).resolve())

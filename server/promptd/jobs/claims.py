@@ -23,6 +23,8 @@ LEASE_SECONDS = 15.0
 HEARTBEAT_SECONDS = 5.0
 """How often `heartbeat` must be called, also while training blocks everything else."""
 MAX_ATTEMPTS = 5
+MAX_SHARED_ATTEMPTS = 2
+"""After so many in a row without a checkpoint a job is suspected of taking its workers down: see `Claim.is_suspect`."""
 MAX_LOOKED_AT = 64
 """Queued jobs of one tenant that a claim looks at: those in front may still be held by the worker they left."""
 
@@ -33,6 +35,16 @@ class Claim:
 
     lease: Lease
     job: JobRecord
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether the job has got further since it was claimed, so that the death of its worker costs no attempt."""
+        return self.job.attempts == 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the job may be what takes workers down: it runs where all others have saved, until it has, too."""
+        return self.job.attempts > MAX_SHARED_ATTEMPTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +74,20 @@ class JobClaims:
         self._ledger = JobLedger(store, limits or JobLimits(), clock)
         self._files = TrainingFiles(store, clock=clock)
 
-    async def claim(self, max_jobs: int) -> list[Claim]:
+    async def claim(self, max_jobs: int, beside: Sequence[Claim] = ()) -> list[Claim]:
         """Take up to so many jobs: first those whose worker is gone, then queued ones, tenant by tenant.
 
-        The tenant is next whose turn was longest ago; within a tenant priority and then age decide.
+        The tenant is next whose turn was longest ago; within a tenant priority and then age decide. `beside` is what
+        this worker has already: a job that may take it down comes only where the others lose nothing by that, alone.
         """
+        if any(claim.is_suspect for claim in beside):
+            return []
         claims: list[Claim] = []
         for ref in await self._ledger.active(self._base_fingerprint):
-            if len(claims) < max_jobs and (claim := await self._take(ref)):
+            is_safe = not claims and all(claim.has_saved for claim in beside)
+            if len(claims) < max_jobs and (claim := await self._take(ref, also_suspects=is_safe)):
+                if claim.is_suspect:
+                    return [claim]
                 claims.append(claim)
         while len(claims) < max_jobs:
             taken = 0
@@ -186,7 +204,7 @@ class JobClaims:
                 return claim
         return None
 
-    async def _take(self, ref: JobRef) -> Claim | None:
+    async def _take(self, ref: JobRef, *, also_suspects: bool = True) -> Claim | None:
         """Claim one job, or end one that nobody may run any more; None where there is nothing to run."""
         lease = await self._store.acquire_lease(job_key(ref.tenant, ref.id), self.owner, LEASE_SECONDS)
         if lease is None:
@@ -199,7 +217,7 @@ class JobClaims:
             elif job.state in (JobState.QUEUED, JobState.RUNNING):
                 if job.attempts >= MAX_ATTEMPTS:
                     await self._poisoned(stored, lease)
-                else:
+                elif also_suspects or job.attempts < MAX_SHARED_ATTEMPTS:
                     running = job.moved(JobState.RUNNING, self._clock(), attempts=job.attempts + 1)
                     return await self._ledger.move(stored, running, [_started(running)], lease=lease)
             return None

@@ -35,6 +35,9 @@ Shares = Generator[Share, None, Result]
 MAX_SHARE_TOKENS = 512
 """Tokens of one share. Part of a job's arithmetic: the same alone and beside others, so that its result is the same."""
 
+CHECKPOINT_SECONDS = 10.0
+"""Training that may be lost where its process dies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -81,7 +84,7 @@ class Watcher:
 
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_checkpoint: Callable[[bytes], None] | None = None
-    checkpoint_seconds: float = 10.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 class TrainingJob:

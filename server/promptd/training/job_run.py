@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from promptd_store import (
@@ -18,9 +19,19 @@ from promptd_store import (
 )
 
 from promptd.errors import ConflictError, InvalidRequestError, PromptdError
-from promptd.jobs import HEARTBEAT_SECONDS, Claim, JobClaims, JobError, JobEvent, JobProgress, JobResult, JobState
+from promptd.jobs import (
+    HEARTBEAT_SECONDS,
+    Claim,
+    JobClaims,
+    JobError,
+    JobEvent,
+    JobProgress,
+    JobRecord,
+    JobResult,
+    JobState,
+)
 from promptd.training.artifact import make_artifact, provenance
-from promptd.training.job import Progress, TrainingResult, Watcher
+from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, TrainingResult, Watcher
 from promptd.training.loop import TrainingLoop
 from promptd.training.passes import is_out_of_memory
 from promptd.training.plan import make_job
@@ -28,6 +39,8 @@ from promptd.training.scores import Scores
 
 REPORT_SECONDS = 1.0
 """Progress is written down this often; evaluations always are."""
+SUSPECT_CHECKPOINT_SECONDS = 1.0
+"""A suspected job shows soon that it is none: while it is one, the worker takes no other."""
 MAX_PUBLISH_TRIES = 20
 GIVEN_UP = (LeaseLostError, ConflictError)
 """The job was taken by another worker, or has been ended or paused by its owner."""
@@ -38,14 +51,25 @@ Message = Progress | bytes | TrainingResult | Exception
 class JobRun:
     """Owns the claim on one job. `look` asks it to look at the job's state at once."""
 
-    def __init__(self, claims: JobClaims, catalog: PromptCatalog, loop: TrainingLoop, claim: Claim) -> None:
+    def __init__(
+        self,
+        claims: JobClaims,
+        catalog: PromptCatalog,
+        loop: TrainingLoop,
+        claim: Claim,
+        *,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
         self.claim = claim
         self.look = asyncio.Event()
         self._claims = claims
         self._catalog = catalog
         self._loop = loop
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
-        self._watcher = Watcher()
+        if claim.is_suspect:
+            checkpoint_seconds = min(checkpoint_seconds, SUSPECT_CHECKPOINT_SECONDS)
+        self._watcher = Watcher(self._put, self._put, checkpoint_seconds)
+        self._events = asyncio.get_running_loop()
         self._saved = asyncio.Event()
         self._newest: Progress | None = None
         self._num_tokens, self._first_step = 0, 0
@@ -90,8 +114,14 @@ class JobRun:
         self._loop.remove(self.claim.job.id)
         trainer.cancel()
         await asyncio.gather(trainer, return_exceptions=True)
+        await self._release()
+
+    async def _release(self) -> None:
         with suppress(*GIVEN_UP):
-            await self._claims.release(self.claim)
+            self._ended_as(await self._claims.release(self.claim))
+
+    def _ended_as(self, job: JobRecord) -> None:
+        self.claim = replace(self.claim, job=job)
 
     async def _train(self) -> None:
         try:
@@ -99,12 +129,11 @@ class JobRun:
             await self._publish(await self._follow(), replaced)
         except GIVEN_UP:
             self._loop.remove(self.claim.job.id)
-            with suppress(*GIVEN_UP):
-                await self._claims.release(self.claim)
+            await self._release()
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is its reason, for its owner to read
             self._loop.remove(self.claim.job.id)
             with suppress(*GIVEN_UP):
-                await self._claims.fail(self.claim, _reason(error))
+                self._ended_as(await self._claims.fail(self.claim, _reason(error)))
         finally:
             self._saved.set()
 
@@ -118,20 +147,20 @@ class JobRun:
         replaced = await self._own(job.tenant, job.prompt_name)
         in_service = None if replaced is None else await self._catalog.load(replaced)
         checkpoint = await self._claims.load_checkpoint(self.claim)
-        events = asyncio.get_running_loop()
 
-        def put(message: Message) -> None:
-            events.call_soon_threadsafe(self._messages.put_nowait, message)
-
-        def make() -> None:
+        def make() -> TrainingJob:
             training, self._task = make_job(self._loop.model, spec, data, warm_start=warm_start, in_service=in_service)
             if checkpoint is not None:
                 training.restore(checkpoint)
-            self._watcher = Watcher(put, put)
-            self._loop.add(job.id, training, self._watcher, put)
+            return training
 
-        await asyncio.to_thread(make)
+        # Put in from here and not by the thread: that one goes on when this task is cancelled.
+        self._loop.add(job.id, await asyncio.to_thread(make), self._watcher, self._put)
         return replaced
+
+    def _put(self, message: Message) -> None:
+        """Take a message of the training thread."""
+        self._events.call_soon_threadsafe(self._messages.put_nowait, message)
 
     async def _own(self, tenant: str, name: str) -> PromptRecord | None:
         with suppress(PromptNotFoundError):
@@ -200,19 +229,17 @@ class JobRun:
                 break
         else:
             raise ConflictError(f"job {job.id!r} is written to all the time", code="job_state_conflict")
-        await self._claims.finish(
-            self.claim,
-            JobResult(
-                prompt=record.name,
-                version=record.version,
-                number=record.number,
-                best_step=result.best_step,
-                seed=result.config.seed,
-                data_digest=result.data_digest,
-                scores_before=_numbers(result.before),
-                scores_after=_numbers(result.report),
-            ),
+        published = JobResult(
+            prompt=record.name,
+            version=record.version,
+            number=record.number,
+            best_step=result.best_step,
+            seed=result.config.seed,
+            data_digest=result.data_digest,
+            scores_before=_numbers(result.before),
+            scores_after=_numbers(result.report),
         )
+        self._ended_as(await self._claims.finish(self.claim, published))
 
 
 def _folded(artifact: PromptArtifact) -> torch.Tensor:

@@ -45,6 +45,7 @@ class Trainer:
     def remove(self, job_id: str) -> None:
         """Drop a job without an outcome; unknown ids are fine."""
         self._running = deque(running for running in self._running if running.job_id != job_id)
+        self._finished.pop(job_id, None)
 
     def run_pass(self, between_layers: BetweenLayers | None = None) -> dict[str, Outcome]:
         """Run one pass of as many jobs as fit, none where there is none; return the outcomes of those that have ended.

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 from promptd_store import PromptCatalog, StoreError
 
-from promptd.jobs import Claim, JobClaims
+from promptd.jobs import Claim, JobClaims, JobRecord
+from promptd.training.job import CHECKPOINT_SECONDS
 from promptd.training.job_run import JobRun
 from promptd.training.loop import TrainingLoop
 
@@ -18,7 +19,10 @@ POLL_SECONDS = 2.0
 
 
 class TrainingWorker:
-    """Runs up to `max_jobs` jobs of one base model. `run` is the whole of it; cancelled, it lets go of all jobs."""
+    """Runs up to `max_jobs` jobs of one base model. `run` is the whole of it; cancelled, it lets go of all jobs.
+
+    `on_job` is told of every job when it begins and when this worker is done with it.
+    """
 
     def __init__(
         self,
@@ -27,12 +31,16 @@ class TrainingWorker:
         loop: TrainingLoop,
         *,
         max_jobs: int = MAX_JOBS,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        on_job: Callable[[JobRecord], None] = lambda job: None,
         on_error: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._claims = claims
         self._catalog = catalog
         self._loop = loop
         self._max_jobs = max_jobs
+        self._checkpoint_seconds = checkpoint_seconds
+        self._on_job = on_job
         self._on_error = on_error
         self._runs: dict[asyncio.Task[None], JobRun] = {}
         self._signal = asyncio.Event()
@@ -44,7 +52,8 @@ class TrainingWorker:
             while True:
                 self._signal.clear()
                 try:
-                    for claim in await self._claims.claim(self._max_jobs - len(self._runs)):
+                    beside = [run.claim for run in self._runs.values()]
+                    for claim in await self._claims.claim(self._max_jobs - len(beside), beside):
                         self._start(claim)
                 except StoreError as error:
                     self._on_error(error)
@@ -69,13 +78,14 @@ class TrainingWorker:
             await subscription.aclose()
 
     def _start(self, claim: Claim) -> None:
-        run = JobRun(self._claims, self._catalog, self._loop, claim)
+        self._on_job(claim.job)
+        run = JobRun(self._claims, self._catalog, self._loop, claim, checkpoint_seconds=self._checkpoint_seconds)
         task = asyncio.create_task(run.run(), name=claim.job.id)
         self._runs[task] = run
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._runs[task]
+        self._on_job(self._runs.pop(task).claim.job)
         self._signal.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_error(error)

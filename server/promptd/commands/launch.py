@@ -1,0 +1,46 @@
+"""What `promptd serve` and `promptd worker` start with: the settings, and who ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptd.commands.console import fail
+
+if TYPE_CHECKING:
+    from promptd.settings import Settings
+
+
+def read_settings(given: dict[str, Any]) -> Settings:
+    """Read the settings, the command line's first; a bad one ends the command with its name."""
+    from pydantic import ValidationError
+
+    from promptd.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = [f"--{'.'.join(map(str, one['loc'])).replace('_', '-')}: {one['msg']}" for one in error.errors()]
+        fail("; ".join(lines), hint="Options come from the command line or from PROMPTD_… in the environment.")
+
+
+def shown_store(settings: Settings) -> str:
+    """Return where the store lies, for people."""
+    return settings.store if "://" in settings.store else str(Path(settings.store).resolve())
+
+
+def stop_signal() -> asyncio.Event:
+    """Return what SIGTERM or SIGINT sets; a second signal ends the process at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        stop.set()
+        for one in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(one)
+            signal.signal(one, signal.SIG_DFL)
+
+    for one in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(one, on_signal)
+    return stop
