@@ -67,7 +67,7 @@ _ABOUT = "{text} This is about the"
 """Asks for a word the way running text does: a small model knows this better than "Topic:"."""
 
 _LINE = TaskFormat("{text}\n", append_eos=False)
-"""One line in, one line out: as the model has seen such pairs, so that ending a line need not be learned."""
+"""One line in, one line out: the model has seen lines end, so that ending one need not be learned."""
 
 _SNIPS = {
     "AddToPlaylist": " playlist",
@@ -108,8 +108,6 @@ _BANKING_RULES = (
 )
 """Topic -> parts of the names of the 77 intents that belong to it; the first match counts."""
 
-_POLITENESS = {"polite": " warm", "impolite": " cold"}
-
 _BIBLE = "Carlson, Riddell & Rockmore 2018, StyleTransferBibleData; public-domain translations of the Bible"
 
 RECIPES = (
@@ -148,24 +146,14 @@ RECIPES = (
         max_tokens=1,
     ),
     Recipe(
-        name="politeness-tone",
-        title="Polite or impolite request (outer quartiles of the annotators' scores)",
-        dataset="politeness",
-        attribution="Danescu-Niculescu-Mizil et al. 2013, A computational approach to politeness; Apache-2.0, "
-        "requests from Wikipedia talk pages and Stack Exchange, CC BY-SA",
-        row=_labels("label", _POLITENESS),
-        task=TaskFormat("{text}\nTone:", _POLITENESS),
-        training=_config(_PREFIX, batch_size=32, num_steps=300),
-        max_tokens=1,
-    ),
-    Recipe(
         name="e2e-restaurant",
         title="Restaurant description from attributes",
         dataset="e2e_nlg",
         attribution="Novikova, Dusek & Rieser 2017, The E2E Dataset; CC BY-SA 4.0",
         row=_pairs(),
         task=_LINE,
-        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300),
+        training=_config(_PREFIX, batch_size=16, num_steps=1200),
+        weight=2.0,
         stop=("\n",),
     ),
     Recipe(
@@ -175,7 +163,7 @@ RECIPES = (
         attribution=_BIBLE,
         row=_pairs("to_american_standard"),
         task=_LINE,
-        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=600),
         stop=("\n",),
         rival="bible-basic-english",
     ),
@@ -186,7 +174,7 @@ RECIPES = (
         attribution=_BIBLE,
         row=_pairs("to_basic_english"),
         task=_LINE,
-        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=300),
+        training=_config(_TEXT_PROMPT, batch_size=16, num_steps=600),
         stop=("\n",),
         rival="bible-american-standard",
     ),
