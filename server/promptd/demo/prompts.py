@@ -24,6 +24,7 @@ from promptd_store import PromptArtifact, decode
 from promptd.demo.recipes import RECIPES, Recipe
 from promptd.demo.task_data import load_task, write_slice
 from promptd.engine.request import SamplingParams
+from promptd.evaluation.metrics import bleu
 from promptd.llm import LLM
 from promptd.modeling import FrozenModel, load_model
 from promptd.training import (
@@ -181,20 +182,13 @@ def _encoded(
 
 def _bleu(
     model: FrozenModel, artifact: PromptArtifact, examples: Sequence[Example], recipe: Recipe, *, with_prompt: bool
-) -> float | None:
-    """Return corpus BLEU of greedy answers against all references of each input; None without sacrebleu."""
-    try:
-        import sacrebleu
-    except ImportError:
-        return None
+) -> float:
+    """Return corpus BLEU of greedy answers against all references of each input."""
     references: dict[str, list[str]] = {}
     for example in examples:
         references.setdefault(example.fields["text"], []).append((example.completion or "").strip())
     answers = _answers(model, artifact, list(references), recipe.max_tokens, with_prompt=with_prompt)
-    most = max(len(texts) for texts in references.values())
-    # sacrebleu wants as many references for every input: repeating one changes nothing.
-    columns = [[texts[min(i, len(texts) - 1)] for texts in references.values()] for i in range(most)]
-    return round(float(sacrebleu.corpus_bleu([answer.strip() for answer in answers], columns).score), 2)
+    return round(bleu([answer.strip() for answer in answers], list(references.values())), 2)
 
 
 def _answers(
