@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from promptd.commands import prompts
+from promptd.commands import jobs, prompts
 from promptd.commands.bench import bench
 from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
@@ -26,6 +26,7 @@ app = typer.Typer(
         "promptd prompts push adapters/         [dim]every PEFT folder in there[/]\n\n"
         "promptd prompts ls                     [dim]what the server has[/]\n\n"
         "promptd convert old/ -o new/           [dim]pickles to safetensors[/]\n\n"
+        "promptd jobs create rows.jsonl -w      [dim]train a prompt and watch[/]\n\n"
         "promptd eval -p snips-intent           [dim]how good is a prompt?[/]"
     ),
 )
@@ -35,6 +36,7 @@ app.command(rich_help_panel="Serve")(worker)
 app.command(rich_help_panel="Serve")(doctor)
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)
+app.add_typer(jobs.app, name="jobs", rich_help_panel="Prompts")
 app.command("eval", rich_help_panel="Measure")(evaluate)
 app.command(
     rich_help_panel="Measure",

@@ -29,6 +29,8 @@ COMMANDS = [
     ["convert"],
     ["eval"],
     ["prompts"],
+    ["jobs"],
+    *(["jobs", name] for name in ("create", "ls", "watch", "cancel", "pause", "resume")),
     *(["prompts", name] for name in ("ls", "show", "push", "pull", "rm", "rollback", "verify")),
 ]
 HEAVY = ("torch", "transformers", "fastapi", "pydantic", "httpx", "promptd_store", "numpy")

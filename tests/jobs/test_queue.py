@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from promptd_store import Store
@@ -26,6 +27,7 @@ from tests.jobs.conftest import (
     ROWS,
     Clock,
     StoreFactory,
+    WrappedStore,
     check_index,
     created,
     make_queue,
@@ -233,6 +235,23 @@ async def test_events_tell_the_story(store: Store, queue: JobQueue, clock: Clock
     assert events[0].created_at == clock.now and events[0].ends_job and not events[4].ends_job
     assert list(await queue.events("acme", job.id, before=events[1].seq, limit=2)) == events[2:4]
     assert (await queue.get("acme", job.id)).progress == JobProgress(1, 10, loss=0.5)
+
+
+async def test_follow_does_not_miss_the_end(store: Store, queue: JobQueue, clock: Clock) -> None:
+    """A job that ends at the moment when a follower looks at it ends the follower's stream."""
+    job = await created(queue)
+    worker = make_worker(store, clock)
+    (claim,) = await worker.claim(1)
+
+    class Ending(WrappedStore):
+        async def read_tail(self, *args: Any, **kwargs: Any) -> Any:
+            """Read after the job has ended."""
+            await worker.finish(claim, result_of(job))
+            return await self._store.read_tail(*args, **kwargs)
+
+    async with asyncio.timeout(5):
+        seen = [event async for event in make_queue(Ending(store), clock).follow("acme", job.id)]
+    assert seen[-1].ends_job and len(seen) == 3
 
 
 async def test_follow_ends_with_the_job(store: Store, queue: JobQueue, clock: Clock) -> None:

@@ -1,7 +1,9 @@
 """The Python client of promptd: `Client` and `AsyncClient`, typed replies and typed errors."""
 
 from promptd_client._async_client import AsyncClient, AsyncPrompts
+from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._client import Client, Prompts
+from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, is_peft_folder, read_peft_folder
 from promptd_client._stream import AsyncStream, Stream
 from promptd_client._uploads import UploadResult
@@ -33,8 +35,10 @@ from promptd_client.errors import (
     ServerError,
     ShuttingDownError,
     StreamBrokenError,
+    TrainingOffError,
     UnavailableError,
 )
+from promptd_client.job_models import File, Job, JobEvent, JobFailure, JobProgress, JobResult
 from promptd_client.models import (
     ChatChoice,
     ChatChunkChoice,
@@ -58,6 +62,8 @@ from promptd_client.models import (
 __all__ = [
     "APIError",
     "AsyncClient",
+    "AsyncFiles",
+    "AsyncJobs",
     "AsyncPrompts",
     "AsyncStream",
     "AuthenticationError",
@@ -79,9 +85,17 @@ __all__ = [
     "EngineDeadError",
     "Evaluation",
     "EvaluationResult",
+    "File",
+    "Files",
     "InvalidArtifactError",
     "InvalidReplyError",
     "InvalidRequestError",
+    "Job",
+    "JobEvent",
+    "JobFailure",
+    "JobProgress",
+    "JobResult",
+    "Jobs",
     "LocalFileError",
     "MethodNotAllowedError",
     "Model",
@@ -106,6 +120,7 @@ __all__ = [
     "Stream",
     "StreamBrokenError",
     "Tokenization",
+    "TrainingOffError",
     "UnavailableError",
     "UploadResult",
     "Usage",

@@ -13,6 +13,7 @@ import httpx
 import stamina
 
 from promptd_client import _requests
+from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
 from promptd_client._requests import Call, StreamCall
@@ -64,6 +65,8 @@ class AsyncClient:
         )
         self._retrying = stamina.AsyncRetryingCaller(**retry_limits(max_retries))
         self.prompts = AsyncPrompts(self)
+        self.files = AsyncFiles(self)
+        self.jobs = AsyncJobs(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -135,7 +138,9 @@ class AsyncClient:
 
     async def open(self, call: StreamCall[T]) -> AsyncStream[T]:
         """Send one request and return its stream, once the server has accepted it."""
-        request = self._http.build_request("POST", call.path, json=call.body, headers=_requests.STREAM_HEADERS)
+        request = self._http.build_request(
+            call.method, call.path, params=call.params, json=call.body, headers=_requests.STREAM_HEADERS
+        )
         try:
             response = await self._retrying(retry_hook(False), self._send, request, is_stream=True)
         except httpx.TransportError as error:

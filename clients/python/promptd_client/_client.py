@@ -12,6 +12,7 @@ import httpx
 import stamina
 
 from promptd_client import _requests
+from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
 from promptd_client._requests import Call, StreamCall
@@ -63,6 +64,8 @@ class Client:
         )
         self._retrying = stamina.RetryingCaller(**retry_limits(max_retries))
         self.prompts = Prompts(self)
+        self.files = Files(self)
+        self.jobs = Jobs(self)
 
     def __enter__(self) -> Client:
         return self
@@ -128,7 +131,9 @@ class Client:
 
     def open(self, call: StreamCall[T]) -> Stream[T]:
         """Send one request and return its stream, once the server has accepted it."""
-        request = self._http.build_request("POST", call.path, json=call.body, headers=_requests.STREAM_HEADERS)
+        request = self._http.build_request(
+            call.method, call.path, params=call.params, json=call.body, headers=_requests.STREAM_HEADERS
+        )
         try:
             response = self._retrying(retry_hook(False), self._send, request, is_stream=True)
         except httpx.TransportError as error:

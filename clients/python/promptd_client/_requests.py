@@ -56,6 +56,8 @@ class StreamCall(Generic[T]):
     path: str
     body: Any
     parse: Callable[[str], T]
+    method: str = "POST"
+    params: Mapping[str, str] = field(default_factory=dict)
 
 
 def base_address(address: str) -> str:
@@ -74,28 +76,28 @@ def headers(api_key: str | None) -> dict[str, str]:
 
 def completion(prompt: TextInput, options: CompletionOptions) -> Call[Completion]:
     """Continue a text."""
-    return _post("/v1/completions", _body({"prompt": prompt}, options), reader(Completion))
+    return _post("/v1/completions", body_of({"prompt": prompt}, options), reader(Completion))
 
 
 def completion_stream(prompt: TextInput, options: CompletionOptions) -> StreamCall[Completion]:
     """Continue a text, event by event."""
-    return StreamCall("/v1/completions", _body({"prompt": prompt, **_STREAM}, options), event_reader(Completion))
+    return StreamCall("/v1/completions", body_of({"prompt": prompt, **_STREAM}, options), event_reader(Completion))
 
 
 def chat(messages: Sequence[Message], options: ChatOptions) -> Call[ChatCompletion]:
     """Answer a conversation."""
-    return _post("/v1/chat/completions", _body({"messages": messages}, options), reader(ChatCompletion))
+    return _post("/v1/chat/completions", body_of({"messages": messages}, options), reader(ChatCompletion))
 
 
 def chat_stream(messages: Sequence[Message], options: ChatOptions) -> StreamCall[ChatCompletionChunk]:
     """Answer a conversation, event by event."""
-    body = _body({"messages": messages, **_STREAM}, options)
+    body = body_of({"messages": messages, **_STREAM}, options)
     return StreamCall("/v1/chat/completions", body, event_reader(ChatCompletionChunk))
 
 
 def classify(text: TextInput, options: ClassifyOptions) -> Call[Classification]:
     """Pick a label for every input; changes nothing, so it may be repeated."""
-    return _post("/v1/classify", _body({"input": text}, options), reader(Classification), is_idempotent=True)
+    return _post("/v1/classify", body_of({"input": text}, options), reader(Classification), is_idempotent=True)
 
 
 def models() -> Call[list[Model]]:
@@ -212,7 +214,8 @@ def _post(
     return Call("POST", path, parse, body=body, is_idempotent=is_idempotent)
 
 
-def _body(fixed: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def body_of(fixed: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Join what a request always has with what the caller gives; what is None is left out."""
     given = {name: value for name, value in options.items() if name != "extra_body" and value is not None}
     return {**fixed, **given, **options.get("extra_body", {})}
 

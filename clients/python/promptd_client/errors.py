@@ -16,7 +16,8 @@ PromptdError
     │   └── RouteNotFoundError         route_not_found
     ├── MethodNotAllowedError      405
     ├── ConflictError              409
-    │   └── PromptModelMismatchError   prompt_not_available_for_model
+    │   ├── PromptModelMismatchError   prompt_not_available_for_model
+    │   └── TrainingOffError           training_off
     ├── PreconditionFailedError    412
     ├── PayloadTooLargeError       413
     ├── InvalidArtifactError       422, `code` says which check
@@ -148,6 +149,12 @@ class PromptModelMismatchError(ConflictError):
     """The prompt exists, but for another base model."""
 
     codes = frozenset({"prompt_not_available_for_model"})
+
+
+class TrainingOffError(ConflictError):
+    """This server takes no training jobs."""
+
+    codes = frozenset({"training_off"})
 
 
 class PreconditionFailedError(APIError):

@@ -39,9 +39,9 @@ class JobFields(Strict):
 
 
 class JobBody(JobFields):
-    """`POST /v1/fine_tuning/jobs`; `model` is the base model, or a prompt to start from."""
+    """`POST /v1/fine_tuning/jobs`; `model` is the base model (also where none is named), or a prompt to start from."""
 
-    model: Annotated[str, Field(min_length=1, max_length=512)]
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     suffix: PromptName | None = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 

@@ -167,13 +167,13 @@ class JobQueue:
 
     async def follow(self, tenant: str, job_id: str, *, after: int | None = None) -> AsyncIterator[JobEvent]:
         """Yield a job's events behind a seq (None: its last thousand), then new ones, until the job has ended."""
-        has_ended = (await self.get(tenant, job_id)).state.is_ended  # then no event comes after those read next
         last = after or 0
-        for event in reversed(await self.events(tenant, job_id)):
+        past = await self.events(tenant, job_id)
+        for event in reversed(past):
             if event.seq > last:
                 last = event.seq
                 yield event
-        if has_ended:
+        if past[0].ends_job:
             return
         subscription = await self._store.subscribe(job_log(tenant, job_id), after=last)
         try:

@@ -1,0 +1,45 @@
+"""The fields of a training job. All are optional, but rows must come from somewhere; the server checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+
+class JobFields(TypedDict, total=False):
+    """What every way of starting a job takes."""
+
+    training_file: str
+    """Id of an uploaded file: lines of `{"prompt","completion"}` or `{"text","label"}`."""
+    rows: Sequence[Mapping[str, Any]]
+    """The rows themselves, in place of a file."""
+    validation_file: str
+    method: Mapping[str, Any]
+    """`{"type": "residual", "residual": {"hyperparameters": {"num_steps": 300}}}`"""
+    seed: int
+    base_prompt: str
+    """A prompt to start from."""
+    template: str
+    label_words: Mapping[str, str]
+    """Label -> the text that stands for it; omitted: the labels themselves."""
+    priority: int
+    publish_worse: bool
+    metadata: Mapping[str, str]
+    extra_body: Mapping[str, Any]
+    """Fields that this client does not know yet."""
+
+
+class JobOptions(JobFields, total=False):
+    """One job."""
+
+    model: str
+    """The base model, or a prompt to start from; omitted: the base model."""
+    suffix: str
+    """What the prompt shall be called; omitted: `ft-<job id>`."""
+
+
+class BulkJobOptions(JobFields, total=False):
+    """One job of many."""
+
+    name: str
+    """What the prompt shall be called; omitted: `ft-<job id>`."""

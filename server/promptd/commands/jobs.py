@@ -1,0 +1,209 @@
+"""`promptd jobs create | ls | watch | cancel | pause | resume`: training on a server, from the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from promptd.commands.console import (
+    DEFAULT_URL,
+    ApiKey,
+    AsJson,
+    Url,
+    connected,
+    err,
+    existing,
+    fail,
+    out,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from promptd_client import Client, Job
+
+JobId = Annotated[str, typer.Argument(help="Id of a job, ftjob-…", metavar="JOB")]
+
+_TASK = "Task"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Train prompts on the server: start, watch, pause and cancel jobs.",
+    epilog="[dim]The server's address and key can be set once: PROMPTD_URL and PROMPTD_API_KEY.[/]",
+)
+
+
+@app.command(rich_help_panel="Train")
+def create(
+    file: Annotated[Path, typer.Argument(help='JSON lines: {"prompt", "completion"} or {"text", "label"}.')],
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the prompt. Default: ft-<job id>.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model, or a prompt to start from. Default: the server's base model.")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Rows to measure with. Default: a part of FILE.", metavar="FILE")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="How a row becomes text: 'Review: {text}'", rich_help_panel=_TASK)
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label and its word. Default: the labels.", metavar="LABEL=WORD", rich_help_panel=_TASK),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Training method.", rich_help_panel="Method")] = "residual",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="A hyper-parameter.", metavar="NAME=VALUE", rich_help_panel="Method"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel="Method")] = None,
+    publish_worse: Annotated[
+        bool, typer.Option("--publish-worse", help="Publish also what scores below the prompt it replaces.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--watch", "-w", help="Watch the job until it ends.")] = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Upload rows and train a prompt on them.
+
+    [dim]promptd jobs create rows.jsonl --name tone --watch[/]
+    [dim]promptd jobs create rows.jsonl -s num_steps=500 -s num_virtual_tokens=20[/]
+    """
+    hyperparameters = {name: _json_or_text(value) for name, value in _pairs("--set", settings)}
+    options: dict[str, Any] = {
+        "suffix": name,
+        "model": model,
+        "template": template,
+        "label_words": dict(_pairs("--label", label)) or None,
+        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
+        "seed": seed,
+        "publish_worse": publish_worse or None,
+    }
+    with connected(url, api_key) as client:
+        options["training_file"] = client.files.create(existing(file)).id
+        if validation is not None:
+            options["validation_file"] = client.files.create(existing(validation)).id
+        job = client.jobs.create(**options)
+        if not follow:
+            _print_job(job, as_json=as_json)
+            return
+        err().print(f"[dim]{job.id}[/]")
+        _watch(client, job.id, as_json=as_json)
+
+
+@app.command("ls", rich_help_panel="Look")
+def list_jobs(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """List your jobs, newest first."""
+    with connected(url, api_key) as client:
+        jobs = client.jobs.list()
+    if as_json:
+        for job in jobs:
+            print_json(job.model_dump())
+        return
+    if not jobs:
+        err().print("[dim]no jobs yet: promptd jobs create FILE[/]")
+        return
+    _print_table(jobs)
+
+
+@app.command(rich_help_panel="Look")
+def watch(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Watch a job until it ends; status 1 unless it succeeds. Ctrl-C leaves it running."""
+    with connected(url, api_key) as client:
+        _watch(client, job_id, as_json=as_json)
+
+
+@app.command(rich_help_panel="Change")
+def cancel(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Cancel a job. A running one stops within a step."""
+    with connected(url, api_key) as client:
+        _print_job(client.jobs.cancel(job_id), as_json=as_json)
+
+
+@app.command(rich_help_panel="Change")
+def pause(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Pause a job. What it has learned is kept."""
+    with connected(url, api_key) as client:
+        _print_job(client.jobs.pause(job_id), as_json=as_json)
+
+
+@app.command(rich_help_panel="Change")
+def resume(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Put a paused job back in line."""
+    with connected(url, api_key) as client:
+        _print_job(client.jobs.resume(job_id), as_json=as_json)
+
+
+def _watch(client: Client, job_id: str, *, as_json: bool) -> None:
+    from promptd.commands.job_progress import job_progress
+
+    try:
+        with job_progress(client.jobs.get(job_id)) as show:
+            job = client.jobs.wait(job_id, on_event=show)
+    except KeyboardInterrupt:
+        err().print(f"[dim]the job goes on; watch it again: promptd jobs watch {job_id}[/]")
+        raise typer.Exit(130) from None
+    _print_job(job, as_json=as_json)
+    if job.status != "succeeded":
+        raise typer.Exit(1)
+
+
+def _print_job(job: Job, *, as_json: bool) -> None:
+    from rich.markup import escape
+
+    if as_json:
+        print_json(job.model_dump())
+        return
+    out().print(f"{job.id}  {job.status}  {escape(job.prompt)}", soft_wrap=True)
+    if job.result is not None:
+        for name, after in job.result.scores_after.items():
+            before = job.result.scores_before.get(name)
+            if isinstance(after, (int, float)) and isinstance(before, (int, float)):
+                out().print(f"  {escape(name)} {before:.4g} -> {after:.4g}")
+        out().print(f"  {escape(job.result.prompt)} is v{job.result.number}  {job.result.version}", soft_wrap=True)
+    if job.error is not None:
+        out().print(f"  {escape(job.error.code)}: {escape(job.error.message)}", soft_wrap=True)
+
+
+def _print_table(jobs: list[Job]) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("job", "status", "prompt", "method", "step", "loss", "created"):
+        table.add_column(column, justify="right" if column in ("step", "loss") else "left", no_wrap=True)
+    for job in jobs:
+        progress = job.progress
+        table.add_row(
+            job.id,
+            job.status,
+            escape(job.prompt),
+            escape(str(job.method.get("type", ""))),
+            "" if progress is None else f"{progress.step}/{progress.num_steps}",
+            "" if progress is None or progress.loss is None else f"{progress.loss:.4f}",
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
+        )
+    out().print(table)
+
+
+def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
+    pairs = []
+    for value in values or []:
+        name, separator, rest = value.partition("=")
+        if not separator or not name:
+            fail(f"{option} {value!r} is not NAME=VALUE")
+        pairs.append((name, rest))
+    return pairs
+
+
+def _json_or_text(value: str) -> Any:
+    """Read 3, 0.1, true and null as what they are in JSON; anything else is text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
