@@ -27,7 +27,7 @@ from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.errors import InvalidRequestError
 from promptd.housekeeping import Housekeeper
-from promptd.jobs import JobClaims, JobQueue, JobRecord, TrainingFiles
+from promptd.jobs import JobClaims, JobLimits, JobQueue, JobRecord, TrainingFiles
 from promptd.logs import RequestLog
 from promptd.metrics import EngineCollector, HousekeepingMetrics, RequestMetrics
 from promptd.modeling import FrozenModel, load_model
@@ -152,7 +152,7 @@ def make_engine(settings: Settings) -> AsyncEngine:
 def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) -> TrainingWorker:
     """Make what runs the jobs of this base model's queue."""
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    claims = JobClaims(catalog.store, catalog.spec.fingerprint, owner)
+    claims = JobClaims(catalog.store, catalog.spec.fingerprint, owner, limits=job_limits(settings))
 
     def on_job(job: JobRecord) -> None:
         step = 0 if job.progress is None else job.progress.step
@@ -183,7 +183,12 @@ def make_queue(settings: Settings, catalog: PromptCatalog) -> JobQueue | None:
     """Open the queue of training jobs for this base model, unless training is off."""
     if settings.training == "off":
         return None
-    return JobQueue(catalog.store, catalog.spec.fingerprint, check=check_spec)
+    return JobQueue(catalog.store, catalog.spec.fingerprint, check=check_spec, limits=job_limits(settings))
+
+
+def job_limits(settings: Settings) -> JobLimits:
+    """Return what each tenant may train at a time."""
+    return JobLimits(settings.max_queued_jobs, settings.max_running_jobs)
 
 
 async def publish_demo(catalog: PromptCatalog) -> None:

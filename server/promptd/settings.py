@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     garbage_age_seconds: float = Field(
         86400.0, ge=60, description="Files that no prompt names any more are deleted when they are this old"
     )
+    max_queued_jobs: int = Field(10_000, ge=1, description="Training jobs of one tenant that may wait")
+    max_running_jobs: int = Field(64, ge=1, description="Training jobs of one tenant that run at once, on all servers")
     job_history_days: float = Field(30.0, gt=0, description="Training jobs are listed for so long after their end")
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest JSON body")
     max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded prompt")

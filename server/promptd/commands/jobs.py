@@ -160,7 +160,10 @@ def _print_job(job: Job, *, as_json: bool) -> None:
         return
     out().print(f"{job.id}  {job.status}  {escape(job.prompt)}", soft_wrap=True)
     if job.result is not None:
+        out().print(f"  on {job.result.scores_after.get('num_rows', 'all')} held-out rows:")
         for name, after in job.result.scores_after.items():
+            if name == "num_rows":
+                continue
             before = job.result.scores_before.get(name)
             if isinstance(after, (int, float)) and isinstance(before, (int, float)):
                 out().print(f"  {escape(name)} {before:.4g} -> {after:.4g}")

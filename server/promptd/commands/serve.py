@@ -111,6 +111,14 @@ def serve(
         float | None,
         typer.Option(help="Age at which files of deleted prompts go (86400).", metavar="S", rich_help_panel=_LIMITS),
     ] = None,
+    max_queued_jobs: Annotated[
+        int | None,
+        typer.Option(help="Training jobs of one tenant that may wait (10000).", metavar="N", rich_help_panel=_LIMITS),
+    ] = None,
+    max_running_jobs: Annotated[
+        int | None,
+        typer.Option(help="Training jobs of one tenant that run at once (64).", metavar="N", rich_help_panel=_LIMITS),
+    ] = None,
     job_history_days: Annotated[
         float | None,
         typer.Option(help="Days that ended training jobs are listed (30).", metavar="D", rich_help_panel=_LIMITS),
