@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +13,7 @@ from promptd_store import decode, render_template
 
 from promptd.demo import DEMO_DATA_PATH, DEMO_MODEL_NAME, DEMO_MODEL_PATH, DEMO_PROMPTS_PATH
 from tests.engine.harness import Case, assert_matches_oracle, frozen, greedy
+from tests.integration.server import demo_server
 
 CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(DEMO_PROMPTS_PATH.glob("*.json"))}
 CLASSIFIERS = [name for name, card in CARDS.items() if card["label_words"]]
@@ -30,29 +26,8 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`promptd serve` as a user starts it, on a free port and a fresh store; stopped by SIGTERM with exit code 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("demo")
-    log = (folder / "log").open("wb")
-    command = [sys.executable, "-m", "promptd", "serve", "--port", str(port), "--store", str(folder / "store")]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 60
-        while True:
-            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
-            try:
-                if httpx.get(f"{address}/readyz").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
-        log.close()
+    """A server of the demo."""
+    yield from demo_server(tmp_path_factory.mktemp("demo"))
 
 
 def test_the_demo_has_what_it_promises(url: str) -> None:

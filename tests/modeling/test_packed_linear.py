@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from promptd.modeling import FrozenModel, load_model
-from promptd.training import forward_texts
 from promptd.modeling.packed_linear import PackedLinear, can_pack
+from promptd.training import forward_texts
 
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="this build of torch has no packed products")
 

@@ -46,8 +46,7 @@ def theirs(hf: Any, prompt: torch.Tensor | None, text: tuple[int, ...]) -> torch
     for layer, (key, value) in enumerate(prompt):
         cache.update(key[None], value[None], layer)
     positions = torch.arange(prompt.shape[3], prompt.shape[3] + len(text))[None]
-    logits = hf(inputs_embeds=embeds[None], position_ids=positions, past_key_values=cache).logits[0]
-    return logits
+    return hf(inputs_embeds=embeds[None], position_ids=positions, past_key_values=cache).logits[0]
 
 
 def loss_of(logits: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ class JobRun:
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         if claim.is_suspect:
             checkpoint_seconds = min(checkpoint_seconds, SUSPECT_CHECKPOINT_SECONDS)
-        self._watcher = Watcher(self._put, self._put, checkpoint_seconds)
+        self._watcher = Watcher(self._put, self._put_checkpoint, checkpoint_seconds)
         self._events = asyncio.get_running_loop()
         self._saved = asyncio.Event()
         self._newest: Progress | None = None
@@ -162,6 +162,11 @@ class JobRun:
         """Take a message of the training thread."""
         self._events.call_soon_threadsafe(self._messages.put_nowait, message)
 
+    def _put_checkpoint(self, checkpoint: bytes) -> None:
+        """Take a checkpoint; the next one is wanted when this one is safe, so that a slow store never has two."""
+        self._watcher.on_checkpoint = None
+        self._put(checkpoint)
+
     async def _own(self, tenant: str, name: str) -> PromptRecord | None:
         with suppress(PromptNotFoundError):
             record = await self._catalog.resolve(tenant, f"{tenant}/{name}")
@@ -185,6 +190,7 @@ class JobRun:
             if isinstance(message, bytes):
                 step = 0 if self._newest is None else self._newest.step
                 self.claim = await self._claims.save_checkpoint(self.claim, message, step)
+                self._watcher.on_checkpoint = self._put_checkpoint
                 self._saved.set()
             else:
                 await self._progressed(message)
