@@ -8,11 +8,13 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import structlog
 import torch
 
 from tests.tiny_models import FAMILIES, make_tiny_model
 
 torch.set_num_threads(1)
+structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # servers in threads would write into the report
 
 
 @pytest.fixture(scope="session")

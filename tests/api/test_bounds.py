@@ -63,3 +63,42 @@ def test_a_default_gives_way_to_the_request(server: LiveServer) -> None:
         answer = http.post("/v1/completions", json={"model": "wordy", "prompt": "x", "max_tokens": 3})
         assert answer.json()["usage"]["completion_tokens"] == 3, answer.text
         assert http.delete("/v1/prompts/wordy").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:8000"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "192.168.1.7:8000"},
+        {"Host": ""},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[bad"},
+    ],
+)
+def test_a_page_of_another_site_is_refused(server: LiveServer, headers: dict[str, str]) -> None:
+    """Without keys, nobody else's name and nobody else's page gets past the loopback address; probes stay open."""
+    with server.http(**headers) as http:
+        for answer in (
+            http.get("/v1/prompts"),
+            http.post("/v1/prompts/p0/rollback"),
+            http.post("/v1/files", files={"file": ("x.jsonl", b"{}")}, data={"purpose": "fine-tune"}),
+        ):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed"), answer.text
+        assert http.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["localhost:1234", "[::1]:8000", "127.0.0.2", "promptd.localhost"])
+def test_this_machine_has_many_names(server: LiveServer, name: str) -> None:
+    """All names of the loopback address are as good as another."""
+    with server.http(Host=name, Origin=f"http://{name}") as http:
+        assert http.get("/v1/prompts").status_code == 200
+
+
+def test_probes_by_head(server: LiveServer) -> None:
+    """Balancers probe by HEAD."""
+    with server.http() as http:
+        for path in ("/livez", "/readyz", "/startupz", "/health", "/metrics", "/version"):
+            answer = http.head(path)
+            assert (answer.status_code, answer.content) == (200, b""), path

@@ -107,10 +107,10 @@ def test_serve_knows_a_taken_port_at_once() -> None:
 def logging_restored() -> Iterator[None]:
     """Undo what `promptd serve` does to this process's logs."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, config = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
+    structlog.configure(**config)
 
 
 @pytest.mark.usefixtures("logging_restored")

@@ -11,7 +11,6 @@ from typing import Any
 
 import anyio
 import pytest
-import structlog
 from promptd_client import AsyncClient, Client, InvalidRequestError, Job, JobEvent, NotFoundError, _async_jobs, _jobs
 from promptd_client.errors import APIError
 from typer.testing import CliRunner, Result
@@ -31,10 +30,8 @@ EVENTS = [
 
 @pytest.fixture(scope="module")
 def trainer(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingServer]:
-    """A server that takes training jobs; its log does not mix with what commands print."""
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    """A server that takes training jobs."""
     yield from serve_training(tiny_models["llama"], tmp_path_factory.mktemp("training"))
-    structlog.reset_defaults()
 
 
 @pytest.fixture

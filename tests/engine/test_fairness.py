@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from promptd.engine.engine import Engine
-from promptd.engine.request import GenerateRequest, ScoreOutput, ScoreRequest
+from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
 from tests.engine.harness import greedy, library, make_engine
 
 TEXT = tuple(range(5, 25))
@@ -51,13 +51,14 @@ def test_a_preempted_row_comes_back(tiny_models: dict[str, Path], num_blocks: in
     engine = make_engine(tiny_models["llama"], num_blocks=num_blocks, block_size=4, max_num_seqs=4)
     for number in range(3):
         engine.add_request(GenerateRequest(f"long-{number}", (5, 6, 7), greedy(29)))
-    ended = []
+    ended: list[RequestOutput] = []
     for at in range(400):
         if len(engine.scheduler.waiting) < 4:
             engine.add_request(GenerateRequest(f"small-{at}", (7,), greedy(2)))
-        ended += [output.request_id for output in engine.step() if output.is_last]  # type: ignore[union-attr]
+        ended += [output for output in engine.step() if isinstance(output, RequestOutput) and output.is_last]
         engine.check_integrity()
-        if "long-2" in ended:
+        if any(output.request_id == "long-2" for output in ended):
             break
-    assert [request_id for request_id in ended if request_id.startswith("long")] == ["long-0", "long-1", "long-2"]
+    assert [one.request_id for one in ended if one.request_id.startswith("long")] == ["long-0", "long-1", "long-2"]
     assert engine.stats().preemptions > 0
+    assert not any(one.num_cached_tokens for one in ended), "a row's own blocks are no cache hit"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from promptd_store import PromptRecord
 
@@ -62,6 +64,29 @@ class KeyRing:
         if found is None:
             raise AuthenticationError("this API key is not known")
         return found
+
+
+def check_local(host: str | None, origin: str | None) -> None:
+    """Without keys the loopback address is the only guard, and a browser on this machine could be led around it.
+
+    A page of some site may send its visitors' browsers here (`Origin` names it), or point its own name at 127.0.0.1 and
+    read the answers as its own (DNS rebinding; `Host` names it). Raises `PermissionDeniedError` for both.
+    """
+    for name, value in (("Host", f"//{host}" if host is not None else None), ("Origin", origin)):
+        if value is not None and not _is_local(value):
+            raise PermissionDeniedError(
+                f"{name} {value.removeprefix('//')[:100]!r} is not this machine: a server without keys answers only to "
+                "localhost; set PROMPTD_API_KEYS or PROMPTD_ADMIN_KEY to serve other names",
+                code="host_not_allowed",
+            )
+
+
+def _is_local(url: str) -> bool:
+    try:
+        name = urlsplit(url).hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def authorize(principal: Principal, scope: Scope, record: PromptRecord | None = None) -> None:

@@ -23,7 +23,7 @@ from promptd.api import (
     prompts,
     training_jobs,
 )
-from promptd.api.auth import Principal, Scope, authorize
+from promptd.api.auth import Principal, Scope, authorize, check_local
 from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import Limits, services_of
 from promptd.errors import DeadlineExceededError, ShuttingDownError
@@ -133,6 +133,8 @@ def admit(route: Route, request: Request) -> None:
     services = services_of(request)
     request.state.principal = Principal("", frozenset())
     if route.scope is not Scope.OPEN:
+        if services.keys.is_open:
+            check_local(request.headers.get("host"), request.headers.get("origin"))
         principal = services.keys.authenticate(request.headers.get("authorization"))
         authorize(principal, route.scope)
         request.state.principal = principal
@@ -156,4 +158,12 @@ def build_router(limits: Limits) -> APIRouter:
             max_body_size=limits.max_upload_bytes if route.is_large else limits.max_body_bytes,
             route_class_override=guarded(route),
         )
+        if route.tag == "health":  # balancers probe by HEAD too
+            router.add_api_route(
+                route.path,
+                route.handler,
+                methods=["HEAD"],
+                include_in_schema=False,
+                route_class_override=guarded(route),
+            )
     return router

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from promptd_store import BaseModelSpec
@@ -39,8 +40,11 @@ def admit(request: GenerateRequest | ScoreRequest, engine: Engine) -> Sequence:
     detokenizer, seed = None, 0
     if isinstance(request, GenerateRequest):
         num_more, num_extra = request.params.max_tokens, 0
-        for token_id in (*request.params.logit_bias, *request.params.stop_token_ids):
-            _check_tokens("logit_bias or stop_token_ids", (token_id,), model.spec.vocab_size)
+        for name, token_ids in (
+            ("logit_bias", request.params.logit_bias),
+            ("stop_token_ids", request.params.stop_token_ids),
+        ):
+            _check_range(name, token_ids, model.spec.vocab_size)
         detokenizer = Detokenizer(model.decode, request.prompt_token_ids, request.params.stop)
         seed = request.params.seed if request.params.seed is not None else secrets.randbits(63)
     else:
@@ -85,6 +89,10 @@ def _check_segment(segment: Segment, spec: BaseModelSpec) -> None:
 def _check_tokens(name: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
     if not token_ids:
         raise InvalidRequestError(f"{name} must not be empty", param=name)
+    _check_range(name, token_ids, vocab_size)
+
+
+def _check_range(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise InvalidRequestError(f"{name}: token id {token_id} is outside 0..{vocab_size - 1}", param=name)

@@ -188,7 +188,8 @@ class Scheduler:
             seq.blocks, seq.prefix_node = self.blocks.match(seq.prefix_node, seq.token_ids[:-1])
             seq.num_computed = len(seq.blocks) * self.config.block_size
             seq.num_registered_blocks = len(seq.blocks)
-            seq.num_cached_tokens = min(seq.num_computed, seq.num_prompt_tokens)
+            if seq.scheduled is None:  # a row that comes back finds its own blocks: those saved nobody a thing
+                seq.num_cached_tokens = min(seq.num_computed, seq.num_prompt_tokens)
         tokens_now = seq.num_expected_tokens if self.config.strict else seq.num_computed + 1
         needed = -(-tokens_now // self.config.block_size) - len(seq.blocks)
         if not self.blocks.can_allocate(needed):
