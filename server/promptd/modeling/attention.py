@@ -76,7 +76,7 @@ class PooledAttention:
         """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
         batch = self.batch
         batch.pool.write(layer, batch.slot_mapping, key, value)
-        keys, values = batch.pool.key_heads[layer], batch.pool.value_heads[layer]
+        keys, values = batch.pool.keys[None, layer], batch.pool.values[None, layer]  # [1, heads, num_slots, head_dim]
         groups = list(batch.decode_groups.values())
         if window is not None:
             if window not in self._windowed:

@@ -142,7 +142,7 @@ class TritonAttention:
         """Return `[1, num_tokens, num_heads, head_dim]`; fp32 accumulation, IEEE products for fp32."""
         pool = self._batch.pool
         pool.write(layer, self._batch.slot_mapping, key, value)
-        keys, values = pool.keys[layer], pool.values[layer]  # [num_slots, num_kv_heads, head_dim]
+        keys, values = pool.keys[layer], pool.values[layer]  # [num_kv_heads, num_slots, head_dim]
         _, num_heads, num_tokens, head_dim = query.shape
         if query.stride(-1) != 1:
             query = query.contiguous()
@@ -154,7 +154,7 @@ class TritonAttention:
                 query, keys, values, out, log_sums,
                 launch.block_row, launch.block_query, *self._metadata,
                 scale, window or 0,
-                query.stride(1), query.stride(2), keys.stride(0), keys.stride(1),
+                query.stride(1), query.stride(2), keys.stride(1), keys.stride(0),
                 out.stride(0), out.stride(1), out.stride(2), log_sums.stride(0), log_sums.stride(1),
                 GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=max(16, triton.next_power_of_2(head_dim)),
                 BLOCK_M=launch.block_m, BLOCK_N=_BLOCK_KEYS, SPLIT=SPLIT_KEYS,

@@ -29,25 +29,23 @@ class KVPool:
     ) -> None:
         self.num_slots = num_slots
         self.bytes_per_slot = kv_bytes_per_token(num_layers, num_kv_heads, head_dim, dtype)
-        shape = (num_layers, num_slots, num_kv_heads, head_dim)
+        # A head's keys lie side by side: attention reads head by head, and only long runs stream well from memory.
+        shape = (num_layers, num_kv_heads, num_slots, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        # [1, num_kv_heads, num_slots, head_dim] views, the shape that attention reads
-        self.key_heads = [layer.transpose(0, 1).unsqueeze(0) for layer in self.keys]
-        self.value_heads = [layer.transpose(0, 1).unsqueeze(0) for layer in self.values]
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `[1, num_kv_heads, num_tokens, head_dim]` at `slots` (`[num_tokens]`, int64)."""
-        self.keys[layer].index_copy_(0, slots, key[0].transpose(0, 1))
-        self.values[layer].index_copy_(0, slots, value[0].transpose(0, 1))
+        self.keys[layer].index_copy_(1, slots, key[0])
+        self.values[layer].index_copy_(1, slots, value[0])
 
     def load_prefix(self, spans: Sequence[Span], prefix: torch.Tensor) -> None:
         """Copy a learned prefix `[num_layers, 2, num_kv_heads, num_tokens, head_dim]` into `spans`, any float dtype."""
         done = 0
         for start, length in spans:
-            part = prefix[:, :, :, done : done + length].transpose(2, 3)  # [L, 2, length, num_kv_heads, head_dim]
-            self.keys[:, start : start + length].copy_(part[:, 0], non_blocking=True)
-            self.values[:, start : start + length].copy_(part[:, 1], non_blocking=True)
+            part = prefix[:, :, :, done : done + length]  # [num_layers, 2, num_kv_heads, length, head_dim]
+            self.keys[:, :, start : start + length].copy_(part[:, 0], non_blocking=True)
+            self.values[:, :, start : start + length].copy_(part[:, 1], non_blocking=True)
             done += length
 
 

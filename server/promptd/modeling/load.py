@@ -153,4 +153,4 @@ def _max_embedding(hf: PreTrainedModel) -> float:
 
 def _largest(stored: torch.Tensor, num_tokens: int) -> tuple[float, ...]:
     """Largest magnitude in every layer over the first `num_tokens` slots; KVPool layout."""
-    return tuple(stored[:, :num_tokens].abs().amax(dim=(1, 2, 3)).float().tolist())
+    return tuple(stored[:, :, :num_tokens].abs().amax(dim=(1, 2, 3)).float().tolist())
