@@ -11,6 +11,7 @@ from promptd_store.base import Append, BlobInfo, Check, Event, Lease, Put, Recor
 from promptd_store.bounds import Bounds
 from promptd_store.cache import ArtifactCache, CacheStats
 from promptd_store.catalog import PromptCatalog
+from promptd_store.chains import MAX_CHAIN_PROMPTS, exact_name, extend
 from promptd_store.codec import decode, encode, to_native
 from promptd_store.embedded import EmbeddedStore
 from promptd_store.errors import (
@@ -20,6 +21,7 @@ from promptd_store.errors import (
     CheckFailedError,
     LeaseLostError,
     PreconditionFailedError,
+    PromptChainBrokenError,
     PromptModelMismatchError,
     PromptNameError,
     PromptNotFoundError,
@@ -36,6 +38,7 @@ from promptd_store.template import render_template, template_fields
 
 __all__ = [
     "DTYPES",
+    "MAX_CHAIN_PROMPTS",
     "PREFIX_TENSOR",
     "SOFT_TENSOR",
     "Append",
@@ -57,6 +60,7 @@ __all__ = [
     "PreconditionFailedError",
     "PromptArtifact",
     "PromptCatalog",
+    "PromptChainBrokenError",
     "PromptKind",
     "PromptModelMismatchError",
     "PromptNameError",
@@ -77,6 +81,8 @@ __all__ = [
     "decode",
     "encode",
     "events_log",
+    "exact_name",
+    "extend",
     "parse_name",
     "parse_ref",
     "read_peft",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,15 @@ from promptd_store.artifact import BaseModelSpec, PromptArtifact
 from promptd_store.base import Check, Lease, Put, Store
 from promptd_store.bounds import Bounds
 from promptd_store.cache import CacheStats
+from promptd_store.chains import check_front, exact_name, extend, in_front
 from promptd_store.codec import decode
-from promptd_store.errors import BlobNotFoundError, PromptModelMismatchError, PromptNotFoundError
+from promptd_store.errors import (
+    BlobNotFoundError,
+    PromptChainBrokenError,
+    PromptModelMismatchError,
+    PromptNameError,
+    PromptNotFoundError,
+)
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
 from promptd_store.namebook import NameBook, StoredName
@@ -77,14 +84,17 @@ class PromptCatalog:
         provenance: Mapping[str, Any] | None = None,
         visibility: Visibility = "private",
         sidecar: bytes | None = None,
+        behind: Collection[str] = (),
         checks: Collection[Check | Lease] = (),
     ) -> PromptRecord:
         """Check, store and point the name to it; durable on return.
 
         Publishing again what the name points to changes nothing. `checks` join the atomic step: a training job's
-        lease fences its publication. The sidecar keeps the parameters before folding.
+        lease fences its publication. The sidecar keeps the parameters before folding. `behind` names prompts that
+        this one is always served behind, from the chain's beginning.
         """
         plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
+        front = await self._front(tenant, behind, visibility)
         state = (await self._names.read(tenant, name)).state
         self._check_preconditions(state, if_match, if_none_match)  # before a byte is written
         artifact = await asyncio.to_thread(
@@ -97,6 +107,7 @@ class PromptCatalog:
             bounds=self._bounds,
         )
         draft = await self._draft(tenant, name, artifact, plain, visibility, sidecar)
+        draft = replace(draft, behind=tuple(map(exact_name, front)))
         base = draft.base_fingerprint or ANY_BASE
 
         async def step(stored: StoredName) -> PromptRecord:
@@ -126,6 +137,18 @@ class PromptCatalog:
             if found is not None:
                 return found
         raise PromptNotFoundError(f"no prompt {ref!r}", param="prompt")
+
+    async def in_front(self, tenant: str, record: PromptRecord) -> Records:
+        """Return what a prompt stands behind, as this tenant may see it. Raises `PromptChainBrokenError`."""
+        return await in_front(lambda name: self.resolve(tenant, name), record)
+
+    async def chain(self, tenant: str, refs: Iterable[str]) -> Records:
+        """Return the chain that names mean, each with all that it stands behind in front of it."""
+        chain: Records = []
+        for ref in refs:
+            record = await self.resolve(tenant, ref)
+            extend(chain, await self.in_front(tenant, record), record)
+        return chain
 
     async def load(self, record: PromptRecord) -> PromptArtifact:
         """Return the artifact of a record, from memory where possible; concurrent loads of one are one."""
@@ -205,6 +228,15 @@ class PromptCatalog:
                 self._loader.discard(record)
 
         await self._names.retry(tenant, name, step)
+
+    async def _front(self, tenant: str, behind: Collection[str], visibility: Visibility) -> Records:
+        try:
+            front = await self.chain(tenant, behind)
+        except (PromptNotFoundError, PromptNameError, PromptModelMismatchError, PromptChainBrokenError) as error:
+            error.param = "behind"
+            raise
+        check_front(front, visibility)
+        return front
 
     async def _draft(
         self,

@@ -7,6 +7,7 @@ StoreError                        500 store_error
 ├── PromptNameError               400 invalid_prompt_name | 409 prompt_name_reserved
 ├── PromptNotFoundError           404 prompt_not_found             absent and foreign look the same
 ├── PromptModelMismatchError      409 prompt_not_available_for_model
+├── PromptChainBrokenError        409 prompt_chain_broken          what a prompt stands behind was deleted
 ├── PreconditionFailedError       412 precondition_failed          If-Match / If-None-Match
 ├── CheckFailedError              409 check_failed                 transact() found another etag
 ├── LeaseLostError                409 lease_lost                   a newer owner has the lease
@@ -73,6 +74,13 @@ class PromptModelMismatchError(StoreError):
 
     default_status = 409
     default_code = "prompt_not_available_for_model"
+
+
+class PromptChainBrokenError(StoreError):
+    """The prompt is there, but not what it was learned behind."""
+
+    default_status = 409
+    default_code = "prompt_chain_broken"
 
 
 class PreconditionFailedError(StoreError):

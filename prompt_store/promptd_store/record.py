@@ -41,6 +41,8 @@ class PromptRecord:
     content_digest: str
     adapter_config_digest: str | None = None
     sidecar_digest: str | None = None
+    behind: tuple[str, ...] = ()
+    """Exact names of the prompts that it is served behind, from the chain's beginning."""
     is_current: bool = True
 
     def to_bytes(self) -> bytes:
@@ -54,6 +56,7 @@ class PromptRecord:
         """Read what `to_bytes` wrote."""
         plain = json.loads(data)
         plain["kind"] = PromptKind(plain["kind"])
+        plain["behind"] = tuple(plain.get("behind", ()))
         return cls(**plain)
 
 

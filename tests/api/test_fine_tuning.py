@@ -10,10 +10,12 @@ from typing import Any
 
 import openai
 import pytest
+from promptd_store import PromptKind, encode
 
 from promptd.jobs import JobClaims, JobError, JobProgress
 from tests.api.conftest import MODEL, LiveServer
 from tests.api.training_server import TrainingServer, result
+from tests.engine.harness import library
 
 ROWS = [{"text": f"row {number}", "label": ("no", "yes")[number % 2]} for number in range(8)]
 METHOD = {"type": "residual", "residual": {"hyperparameters": {"num_virtual_tokens": 4, "num_steps": 40}}}
@@ -187,6 +189,55 @@ def test_start_from_a_prompt(trainer: TrainingServer) -> None:
     assert (foreign.status_code, foreign.json()["error"]["param"]) == (404, "model")
 
 
+def test_train_behind_prompts(trainer: TrainingServer) -> None:
+    """The chain is pinned to the versions of now; its task reads on in the new prompt unless the job names its own."""
+    words = {"yes": " y", "no": " n"}
+    task = encode(PromptKind.TEXT, None, text="Answer yes or no.", template="{text} so:", label_words=words)
+    with trainer.http() as http:
+        version = http.get("/v1/prompts/p0").json()["version"]
+        assert http.put("/v1/prompts/task", content=task.content).status_code == 201
+        job = http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "behind": ["p0@1", "task"], "rows": ROWS}).json()
+        assert job["behind"] == [f"acme/p0@{version}", f"acme/task@{task.version}"]
+        assert (job["base_prompt"], job["template"], job["label_words"]) == (None, "{text} so:", words)
+        own = {"model": MODEL, "behind": ["task"], "rows": ROWS, "template": "{text}?"}
+        assert http.post("/v1/fine_tuning/jobs", json=own).json()["template"] == "{text}?"
+        assert http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "rows": ROWS}).json()["behind"] == []
+        segment = library(trainer.live.folder)[2].content
+        put = http.put("/v1/prompts/mine", content=segment, params={"behind": ["p0", "task"]})
+        assert put.status_code == 201 and put.json()["behind"] == job["behind"]
+        again = http.post("/v1/fine_tuning/jobs", json={"model": "mine", "rows": ROWS}).json()
+        assert again["behind"] == job["behind"] and again["base_prompt"].startswith("acme/mine@")
+        alone = http.post("/v1/fine_tuning/jobs", json={"model": "mine", "rows": ROWS, "behind": []}).json()
+        assert alone["behind"] == []
+        text = http.post("/v1/fine_tuning/jobs", json={"model": "task", "rows": ROWS})
+        assert (text.status_code, text.json()["error"]["param"]) == (400, "base_prompt")
+    with trainer.http("eve") as http:
+        foreign = http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "behind": ["acme/p0"], "rows": ROWS})
+    assert (foreign.status_code, foreign.json()["error"]["param"]) == (404, "behind")
+
+
+def test_each_of_many_jobs_names_its_own_start(trainer: TrainingServer) -> None:
+    """Base prompts and chains may differ from job to job; a bad one refuses its own job alone."""
+    jobs = [
+        {"name": "u0", "behind": ["p0"]},
+        {"name": "u1", "base_prompt": "p1", "behind": ["p0", "p2"]},
+        {"name": "u2", "behind": ["p0", "nobody"]},
+        {"name": "u3"},
+    ]
+    artifacts = library(trainer.live.folder)
+    with trainer.http("admin") as http:
+        for number in range(3):
+            assert http.put(f"/v1/prompts/p{number}", content=artifacts[number].content).status_code == 201
+        done = http.post("/admin/training/jobs", json={"defaults": {"rows": ROWS, "behind": ["p1"]}, "jobs": jobs})
+    assert done.status_code == 207
+    results = done.json()["data"]
+    assert [one["status"] for one in results] == [200, 200, 404, 200]
+    assert results[2]["error"]["param"] == "behind" and "nobody" in results[2]["error"]["message"]
+    fronts = [[name.partition("@")[0] for name in one["job"]["behind"]] for one in results if "job" in one]
+    assert fronts == [["default/p0"], ["default/p0", "default/p2"], ["default/p1"]]
+    assert results[1]["job"]["base_prompt"].startswith("default/p1@")
+
+
 def hyper(**values: Any) -> dict[str, Any]:
     """A method with these hyper-parameters."""
     return {"method": {"type": "residual", "residual": {"hyperparameters": values}}}
@@ -223,6 +274,8 @@ BAD: list[tuple[dict[str, Any], int, str, str | None, str]] = [
     ({"suffix": "a b"}, 400, "invalid_prompt_name", "name", "'a b'"),
     ({"suffix": MODEL}, 409, "prompt_name_reserved", "name", "reserved"),
     ({"base_prompt": "nobody"}, 404, "model_not_found", "base_prompt", "nobody"),
+    ({"behind": ["nobody"]}, 404, "model_not_found", "behind", "nobody"),
+    ({"behind": ["p0"] * 16}, 400, "invalid_value", "behind", "at most 15"),
     ({"seed": -1}, 400, "invalid_value", "seed", "-1"),
     ({"priority": 10}, 400, "invalid_value", "priority", "10"),
     ({"integrations": [{"type": "wandb"}]}, 400, "invalid_value", "integrations", "at most 0"),

@@ -50,6 +50,18 @@ def test_prompts_change_answers(client: Client) -> None:
     assert mixed == [alone[name].text for name in names] * 4
 
 
+def test_a_prompt_behind_another(client: Client) -> None:
+    """What was uploaded behind a prompt is served behind it, under one name."""
+    segment = client.prompts.content("soft")
+    made = client.prompts.upload("chained", segment, behind=["prefix"])
+    assert made.behind == [f"{made.owned_by}/prefix@{client.prompts.get('prefix').version}"]
+    chain = client.complete("the quick", prompt_ids=["prefix", "soft"], **GREEDY)
+    named = client.complete("the quick", model="chained", **GREEDY)
+    assert (named.text, named.prompt_versions) == (chain.text, chain.prompt_versions)
+    assert named.text != client.complete("the quick", model="soft", **GREEDY).text  # control
+    client.prompts.delete("chained")
+
+
 def test_streams_add_up(client: Client, live: Live) -> None:
     """A stream's parts are the whole text, in both clients, and its last event counts the tokens."""
     whole = client.complete("the quick", model="soft", **GREEDY)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ ROWS = [
     for n in range(10)
     for verb, thing in (("is there", "rain"), ("play a", "song"))
 ]
+NUMBERS = itertools.count()
 FAST = {"num_steps": 6, "batch_size": 4, "num_evaluations": 2}
 
 
@@ -64,14 +66,16 @@ class House:
                 await asyncio.sleep(0.01)
         return job
 
-    async def say(self, name: str | None, text: str = "is there rain", num_tokens: int = 8) -> list[int]:
-        """Generate greedily under a prompt."""
-        artifacts: tuple[PromptArtifact, ...] = ()
-        if name is not None:
-            artifacts = (await self.catalog.load(await self.catalog.resolve("acme", name)),)
-        ids = tuple(self.engine.engine.model.encode(text))
+    async def say(self, *names: str, num_tokens: int = 8) -> list[int]:
+        """Generate greedily under a chain of prompts, as names mean it."""
+        chain = await self.catalog.chain("acme", names)
+        return await self.answer([await self.catalog.load(record) for record in chain], num_tokens)
+
+    async def answer(self, chain: Sequence[PromptArtifact], num_tokens: int = 8) -> list[int]:
+        """Generate greedily under a chain of artifacts."""
+        ids = tuple(self.engine.engine.model.encode("is there rain"))
         params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        request = GenerateRequest(f"say-{name}-{id(text)}", ids, params, prompts=artifacts)
+        request = GenerateRequest(f"say-{next(NUMBERS)}", ids, params, prompts=tuple(chain))
         return [token async for output in self.engine.submit(request) for token in output.token_ids]
 
 
@@ -110,7 +114,7 @@ def test_a_job_becomes_a_served_prompt(llama: FrozenModel, tmp_path: Path) -> No
             assert record.provenance["scores"]["after"]["accuracy"] == job.result.scores_after["accuracy"]
             artifact = await home.catalog.load(record)
             assert artifact.manifest.label_words == {"music": " music", "weather": " weather"}
-            assert await home.say("intent") != await home.say(None)
+            assert await home.say("intent") != await home.say()
             kinds = [event.kind for event in await home.queue.events("acme", job.id)]
             assert kinds.count("metrics") >= 2 and kinds[0] == "state"
 
@@ -122,11 +126,11 @@ def test_jobs_of_all_methods_run_at_once_beside_requests(llama: FrozenModel, tmp
 
     async def story() -> None:
         async with house(llama, tmp_path) as home:
-            expected = await home.say(None, num_tokens=24)
+            expected = await home.say(num_tokens=24)
             jobs = [await home.create(name=f"of-{name}", method=(name, {})) for name in METHODS]
             await home.until(jobs[-1], lambda job: job.progress is not None)
             for _ in range(5):
-                assert await home.say(None, num_tokens=24) == expected
+                assert await home.say(num_tokens=24) == expected
             for job in jobs:
                 ended = await home.ended(job)
                 assert ended.state is JobState.SUCCEEDED, ended.error
@@ -210,7 +214,7 @@ def test_a_worker_that_stops_hands_its_job_to_the_next(llama: FrozenModel, tmp_p
         ({"label_words": {"weather": " w", "rain": " r"}}, "invalid_training_data", "'music' has no label word"),
         ({"rows": [{"text": f"word {n} " * 400, "label": LABELS[n % 2]} for n in range(20)]}, "invalid_training_data",
          "exceed"),
-        ({"base_prompt": "nobody"}, "invalid_value", "no prompt 'nobody'"),
+        ({"base_prompt": "nobody"}, "prompt_not_found", "no prompt 'nobody'"),
         ({"method": ("prompt_tuning", {"learning_rate": 1e37}),
           "settings": {"num_steps": 50, "warmup_ratio": 0.0}}, "numerical_error", "smaller learning_rate"),
     ],

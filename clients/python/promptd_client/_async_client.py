@@ -199,10 +199,14 @@ class AsyncPrompts:
         *,
         kind: str | None = None,
         num_virtual_tokens: int | None = None,
+        behind: Sequence[str] = (),
         if_match: str | None = None,
         if_none_match: str | None = None,
     ) -> Prompt:
-        """Publish a safetensors file (bytes or a path) as the newest version of a name."""
+        """Publish a safetensors file (bytes or a path) as the newest version of a name.
+
+        `behind` names prompts that it was learned behind, from the chain's beginning: they are served in front of it.
+        """
         data = await anyio.to_thread.run_sync(read_content, content)
         return await self._run(
             _requests.put_prompt(
@@ -210,6 +214,7 @@ class AsyncPrompts:
                 data,
                 kind=kind,
                 num_virtual_tokens=num_virtual_tokens,
+                behind=behind,
                 if_match=if_match,
                 if_none_match=if_none_match,
             )

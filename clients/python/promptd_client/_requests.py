@@ -41,7 +41,7 @@ class Call(Generic[T]):
     method: str
     path: str
     parse: Callable[[httpx.Response], T]
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
     content: bytes | None = None
@@ -156,6 +156,7 @@ def put_prompt(
     kind: str | None = None,
     num_virtual_tokens: int | None = None,
     adapter_config: bytes | None = None,
+    behind: Sequence[str] = (),
     if_match: str | None = None,
     if_none_match: str | None = None,
 ) -> Call[Prompt]:
@@ -167,7 +168,7 @@ def put_prompt(
         "PUT",
         _prompt_path(name),
         read_prompt,
-        params=_present(params),
+        params={**_present(params), **({"behind": list(behind)} if behind else {})},
         headers={
             "Content-Type": "application/octet-stream",
             **_present({"X-Promptd-Adapter-Config": config}),

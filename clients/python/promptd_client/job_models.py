@@ -77,6 +77,7 @@ class Job(Reply):
     training_file: str | None = None
     validation_file: str | None = None
     base_prompt: str | None = None
+    behind: list[str] = Field(default_factory=list)
     template: str | None = None
     label_words: dict[str, str] | None = None
     metadata: dict[str, str] = Field(default_factory=dict)

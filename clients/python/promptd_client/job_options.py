@@ -19,6 +19,8 @@ class JobFields(TypedDict, total=False):
     seed: int
     base_prompt: str
     """A prompt to start from."""
+    behind: Sequence[str]
+    """Prompts that the new one is trained and always served behind, from the chain's beginning."""
     template: str
     label_words: Mapping[str, str]
     """Label -> the text that stands for it; omitted: the labels themselves."""

@@ -187,6 +187,8 @@ class Prompt(Reply):
     verified: bool = False
     """Whether the file itself named the base model."""
     visibility: Literal["private", "public"] = "private"
+    behind: list[str] = []
+    """Exact names of what it was learned behind: asking for it serves these in front."""
     created: int
     provenance: dict[str, Any] = {}
     manifest: dict[str, Any] = {}

@@ -100,8 +100,9 @@ class EngineBackend:
     async def look_up(self, prompt: str) -> Subject:
         """Resolve a name; the evaluation stays with its version even if the name moves on."""
         named = await self._resolve([prompt])
-        self._prompts[named.versions[0]] = named
-        return Subject.of(prompt, named.versions[0], named.artifacts[0].manifest.to_dict())
+        record = named.records[-1]  # in front of it may be what it was learned behind
+        self._prompts[record.version] = named
+        return Subject.of(prompt, record.version, record.manifest)
 
     async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float] | None]:
         """Score the label words, one request a question."""

@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 
 from fastapi import Request
+from promptd_store import PromptKind, PromptRecord, exact_name, extend
+from promptd_store.chains import check_front
 from promptd_store.publication import check_publication
 
 from promptd.api.auth import Principal, Scope
@@ -56,6 +58,8 @@ async def _spec(services: Services, principal: Principal, body: JobFields, name:
         check_publication(principal.tenant, name, {services.model.served_name}, "private", None)
     if (body.training_file is None) == (body.rows is None):
         raise InvalidRequestError("give either training_file or rows", param="training_file")
+    base = await _base_prompt(services, principal, body)
+    behind = await _behind(services, principal, body, base)
     settings = {name: getattr(body, name) for name in ("seed", "publish_worse", "metadata")}
     spec = JobSpec(
         method=body.method if body.method is not None else {"type": next(iter(METHODS))},
@@ -63,11 +67,15 @@ async def _spec(services: Services, principal: Principal, body: JobFields, name:
         settings={name: value for name, value in settings.items() if value is not None},
         training_file=body.training_file,
         validation_file=body.validation_file,
-        base_prompt=await _base_prompt(services, principal, body),
+        base_prompt=None if base is None else exact_name(base),
+        behind=tuple(map(exact_name, behind)),
         template=body.template,
         label_words=body.label_words,
         priority=body.priority or 0,
     )
+    if behind and spec.template is None and spec.label_words is None:  # the chain's task, unless the job has its own
+        task = behind[-1].manifest
+        spec = replace(spec, template=task["template"], label_words=task["label_words"])
     check_spec(spec)
     if body.rows is None:
         rows = await _content(services, principal, "training_file", spec.training_file)
@@ -82,8 +90,8 @@ async def _spec(services: Services, principal: Principal, body: JobFields, name:
     return spec
 
 
-async def _base_prompt(services: Services, principal: Principal, body: JobFields) -> str | None:
-    """Return the exact version that the job starts from: `base_prompt`, or a prompt given as `model`."""
+async def _base_prompt(services: Services, principal: Principal, body: JobFields) -> PromptRecord | None:
+    """Return the version that the job starts from: `base_prompt`, or a prompt given as `model`."""
     named = prompt_names(services, body.model, None, None) if isinstance(body, JobBody) else []
     if named and body.base_prompt is not None:
         raise InvalidRequestError(
@@ -94,7 +102,25 @@ async def _base_prompt(services: Services, principal: Principal, body: JobFields
     if name is None:
         return None
     record = await resolve_name(services, principal, name, Scope.INFER, "model" if named else "base_prompt")
-    return f"{record.tenant}/{record.name}@{record.version}"
+    if record.kind is PromptKind.TEXT:
+        raise InvalidRequestError(
+            f"base_prompt {name!r} is a text, which has no parameters to start from", param="base_prompt"
+        )
+    return record
+
+
+async def _behind(
+    services: Services, principal: Principal, body: JobFields, base: PromptRecord | None
+) -> list[PromptRecord]:
+    """Return the chain that the new prompt is trained behind: the one it names, else the one it starts from."""
+    if body.behind is None:
+        return [] if base is None else await services.catalog.in_front(principal.tenant, base)
+    chain: list[PromptRecord] = []
+    for name in body.behind:
+        record = await resolve_name(services, principal, name, Scope.INFER, "behind")
+        extend(chain, await services.catalog.in_front(principal.tenant, record), record)
+    check_front(chain, "private")
+    return chain
 
 
 async def _content(services: Services, principal: Principal, param: str, file_id: str | None) -> bytes:

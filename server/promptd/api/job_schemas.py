@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from promptd_store import MAX_CHAIN_PROMPTS
 from pydantic import Field
 
 from promptd.api.schemas import PromptName, Strict, Text
@@ -30,6 +31,10 @@ class JobFields(Strict):
     method: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     base_prompt: PromptName | None = None
+    """The prompt to start from."""
+    behind: Annotated[list[PromptName], Field(max_length=MAX_CHAIN_PROMPTS - 1)] | None = None
+    """Prompts that the new one is trained and then always served behind, from the chain's beginning; omitted: those
+    that `base_prompt` stands behind."""
     template: Text | None = None
     label_words: Annotated[dict[str, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None

@@ -40,6 +40,7 @@ def job_view(job: JobRecord, model: str) -> dict[str, Any]:
         "metadata": spec.settings.get("metadata", {}),
         "prompt": job.prompt_name,
         "base_prompt": spec.base_prompt,
+        "behind": list(spec.behind),
         "template": spec.template,
         "label_words": None if spec.label_words is None else dict(spec.label_words),
         "priority": spec.priority,

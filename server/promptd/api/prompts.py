@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
-from promptd_store import PromptNameError, PromptNotFoundError, PromptRecord, parse_name, to_peft
+from promptd_store import MAX_CHAIN_PROMPTS, PromptNameError, PromptNotFoundError, PromptRecord, parse_name, to_peft
 
 from promptd.api.auth import Scope, authorize
-from promptd.api.schemas import RollbackBody
+from promptd.api.schemas import PromptName, RollbackBody
 from promptd.api.services import principal_of, services_of
 from promptd.engine.neighbors import neighbors
 from promptd.errors import InvalidRequestError, PayloadTooLargeError
@@ -40,6 +40,7 @@ def describe(record: PromptRecord, viewer: str) -> dict[str, Any]:
         "base_fingerprint": record.base_fingerprint,
         "verified": record.verified,
         "visibility": record.visibility,
+        "behind": list(record.behind),
         "created": record.created_at,
         "provenance": dict(record.provenance),
         "manifest": dict(record.manifest),
@@ -57,10 +58,12 @@ async def put_prompt(
     kind: Annotated[Literal["soft", "prefix", "text"] | None, Query()] = None,
     num_virtual_tokens: Annotated[int | None, Query(ge=1, le=1 << 20)] = None,
     visibility: Annotated[Literal["private", "public"], Query()] = "private",
+    behind: Annotated[list[PromptName] | None, Query(max_length=MAX_CHAIN_PROMPTS - 1)] = None,
 ) -> Response:
     """Publish a version: the body is a safetensors file, native or from PEFT.
 
-    A PEFT `adapter_config.json` may travel in the header `X-Promptd-Adapter-Config`, base64url-coded.
+    A PEFT `adapter_config.json` may travel in the header `X-Promptd-Adapter-Config`, base64url-coded. `behind` names
+    prompts that this one was learned behind: asking for it serves the whole chain.
     """
     services, principal = services_of(request), principal_of(request)
     if visibility == "public":
@@ -77,6 +80,7 @@ async def put_prompt(
         num_virtual_tokens=num_virtual_tokens,
         adapter_config=_adapter_config(request.headers.get("x-promptd-adapter-config")),
         visibility=visibility,
+        behind=behind or (),
     )
     return _respond(record, request, 201 if record.number == 1 else 200)
 

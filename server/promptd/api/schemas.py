@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from promptd_store import MAX_CHAIN_PROMPTS
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptd.engine.request import MAX_LOGPROBS, MAX_STOP_STRINGS
@@ -43,7 +44,7 @@ class PromptChoice(Strict):
 
     model: Annotated[str, Field(max_length=512)] | None = None
     prompt_id: PromptName | None = None
-    prompt_ids: Annotated[list[PromptName], Field(min_length=1, max_length=16)] | None = None
+    prompt_ids: Annotated[list[PromptName], Field(min_length=1, max_length=MAX_CHAIN_PROMPTS)] | None = None
     ensemble: Annotated[list[PromptName], Field(min_length=1, max_length=16)] | None = None
     apply_template: bool = True
     user: str | None = None

@@ -12,11 +12,13 @@ from functools import cached_property
 
 from fastapi import Request
 from promptd_store import (
+    MAX_CHAIN_PROMPTS,
     PromptArtifact,
     PromptCatalog,
     PromptNameError,
     PromptNotFoundError,
     PromptRecord,
+    extend,
     render_template,
 )
 
@@ -127,11 +129,19 @@ async def resolve_name(services: Services, principal: Principal, name: str, scop
 async def resolve_prompts(
     services: Services, principal: Principal, names: Sequence[str], model_name: str, param: str
 ) -> NamedPrompts:
-    """Resolve and load a chain of names, which stood in the field `param`; raises before anything runs."""
-    records, artifacts = [], []
+    """Resolve and load a chain of names, which stood in the field `param`; raises before anything runs.
+
+    A prompt that was learned behind others brings them along, unless the chain has them in front of it already.
+    """
+    records: list[PromptRecord] = []
     for name in names:
-        records.append(await resolve_name(services, principal, name, Scope.INFER, param))
-        artifacts.append(await services.catalog.load(records[-1]))
+        record = await resolve_name(services, principal, name, Scope.INFER, param)
+        extend(records, await services.catalog.in_front(principal.tenant, record), record)
+    if len(records) > MAX_CHAIN_PROMPTS:
+        raise InvalidRequestError(
+            f"{param} names a chain of {len(records)} prompts, {MAX_CHAIN_PROMPTS} are allowed", param=param
+        )
+    artifacts = [await services.catalog.load(record) for record in records]
     public = itertools.takewhile(lambda record: record.visibility == "public", records)
     return NamedPrompts(
         tuple(records), tuple(artifacts), f"tenant/{principal.tenant}", sum(1 for _ in public), model_name

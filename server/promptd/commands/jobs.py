@@ -44,6 +44,9 @@ def create(
     model: Annotated[
         str | None, typer.Option(help="Base model, or a prompt to start from. Default: the server's base model.")
     ] = None,
+    behind: Annotated[
+        list[str] | None, typer.Option(help="A prompt to train behind; several are a chain.", metavar="NAME")
+    ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="Rows to measure with. Default: a part of FILE.", metavar="FILE")
     ] = None,
@@ -77,6 +80,7 @@ def create(
     options: dict[str, Any] = {
         "suffix": name,
         "model": model,
+        "behind": behind or None,
         "template": template,
         "label_words": dict(_pairs("--label", label)) or None,
         "method": {"type": method, method: {"hyperparameters": hyperparameters}},

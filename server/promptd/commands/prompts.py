@@ -179,6 +179,7 @@ def _print_fields(prompt: Prompt) -> None:
         ("name", prompt.name),
         ("version", f"v{prompt.number}  {prompt.version}"),
         ("kind", f"{prompt.kind}, {prompt.num_virtual_tokens} virtual tokens, {human_bytes(prompt.num_bytes)}"),
+        ("behind", " > ".join(prompt.behind) or "nothing"),
         ("owner", f"{prompt.owned_by}, {prompt.visibility}"),
         ("base model", f"{prompt.base_fingerprint} ({'verified' if prompt.verified else 'not stated in the file'})"),
         ("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(prompt.created))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -61,7 +61,9 @@ class JobSpec:
     """Blob of rows that came with the job, in the place of a training file."""
     validation_file: str | None = None
     base_prompt: str | None = None
-    """The stored prompt that training starts from, or continues behind."""
+    """The stored prompt that training starts from."""
+    behind: Sequence[str] = ()
+    """Stored prompts that the new one is the next element of a chain to, from the chain's beginning; never changed."""
     template: str | None = None
     label_words: Mapping[str, str] | None = None
     priority: int = 0
@@ -168,7 +170,8 @@ class JobRecord:
         """Read what `to_bytes` wrote."""
         plain = json.loads(data)
         plain["state"] = JobState(plain["state"])
-        plain["spec"] = JobSpec(**plain["spec"])
+        spec = JobSpec(**plain["spec"])
+        plain["spec"] = replace(spec, behind=tuple(spec.behind))
         for name, kind in _PARTS.items():
             if plain[name] is not None:
                 plain[name] = kind(**plain[name])

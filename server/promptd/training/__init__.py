@@ -3,6 +3,7 @@
 from promptd.training.artifact import make_artifact, provenance
 from promptd.training.checks import from_json
 from promptd.training.config import TrainingConfig
+from promptd.training.context import FrozenContext, chain_context
 from promptd.training.data import (
     Example,
     TrainingDataError,
@@ -46,6 +47,7 @@ __all__ = [
     "CompletionObjective",
     "Encoded",
     "Example",
+    "FrozenContext",
     "LabelObjective",
     "LowRankConfig",
     "MethodConfig",
@@ -71,6 +73,7 @@ __all__ = [
     "UlptConfig",
     "Watcher",
     "build_method",
+    "chain_context",
     "data_digest",
     "encode_examples",
     "evaluate",

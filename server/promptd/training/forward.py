@@ -3,7 +3,8 @@
 The keys and values of a prompt at positions 0..n-1 do not depend on the text behind it, so a pass runs a prompt's
 tokens once for all of its texts instead of once a row, and the gradients of all texts meet in the one prompt. Prompts
 of different jobs share the pass: linear layers run on all tokens at once, attention alone looks at who reads what.
-A row never meets another group's tokens, so a group's numbers do not depend on its neighbours'.
+A row never meets another group's tokens, so a group's numbers do not depend on its neighbours'. What stands in front
+of a prompt and does not change, a chain of stored prompts say, is there as keys and values only.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from promptd.modeling import FrozenModel
+    from promptd.training.context import FrozenContext
 
 SOFT_DIMS = 2
 """Dimensions of a soft prompt, `[n, hidden_size]`; a prefix has five."""
@@ -31,6 +34,8 @@ class PromptedTexts:
     texts: Sequence[Sequence[int]]
     logits_index: torch.Tensor
     """`[num_logits]`, int64: counts the tokens of these texts laid end to end, without the prompt."""
+    context: FrozenContext | None = None
+    """What the prompt and the texts are read behind."""
 
     @property
     def soft(self) -> torch.Tensor | None:
@@ -43,9 +48,20 @@ class PromptedTexts:
         return self.prompt if self.prompt is not None and self.prompt.dim() != SOFT_DIMS else None
 
     @property
-    def num_virtual_tokens(self) -> int:
-        """Keys in front of every text; texts start at this position."""
-        return 0 if self.prompt is None else self.prompt.shape[-2]
+    def first_position(self) -> int:
+        """Position of the prompt's first token."""
+        return 0 if self.context is None else self.context.num_positions
+
+    @property
+    def text_position(self) -> int:
+        """Position of every text's first token."""
+        return self.first_position + (0 if self.prompt is None else self.prompt.shape[-2])
+
+    @property
+    def given_key_values(self) -> list[torch.Tensor]:
+        """Keys and values that no token of the pass makes, in their order, each like a prefix."""
+        context = [] if self.context is None else [self.context.key_values]
+        return context if self.prefix is None else [*context, self.prefix]
 
     @property
     def num_text_tokens(self) -> int:
@@ -64,11 +80,9 @@ def forward_groups(
     device = model.device
     texts = [text for group in groups for text in group.texts]
     embeds = model.embed(torch.tensor([token for text in texts for token in text], device=device))
-    positions = [torch.arange(len(group.soft)) for group in groups if group.soft is not None]
+    positions = [torch.arange(group.first_position, group.text_position) for group in groups if group.soft is not None]
     positions += [
-        torch.arange(group.num_virtual_tokens, group.num_virtual_tokens + len(text))
-        for group in groups
-        for text in group.texts
+        torch.arange(group.text_position, group.text_position + len(text)) for group in groups for text in group.texts
     ]
     softs = [group.soft.to(embeds.dtype) for group in groups if group.soft is not None]
     start = sum(map(len, softs))
@@ -93,7 +107,7 @@ def forward_texts(
 
 
 class GroupedBatch:
-    """Attention of one pass: a soft prompt's tokens see each other, a text sees its prompt and itself, causally."""
+    """Attention of one pass: a soft prompt sees its context and itself, a text sees both and itself, causally."""
 
     def __init__(
         self,
@@ -101,23 +115,22 @@ class GroupedBatch:
         device: torch.device,
         between_layers: Callable[[], None] | None = None,
     ) -> None:
-        softs = [0 if group.soft is None else len(group.soft) for group in groups]
-        self._prefixes = [group.prefix for group in groups if group.prefix is not None]
-        num_tokens = sum(softs) + sum(group.num_text_tokens for group in groups)
-        # Slots of the keys: the packed tokens (soft prompts, then texts), then the prefixes.
-        contexts, soft_start, prefix_start = [], 0, num_tokens
-        for group, num_soft in zip(groups, softs, strict=True):
-            is_soft = group.prefix is None
-            start = soft_start if is_soft else prefix_start
-            contexts.append(range(start, start + group.num_virtual_tokens))
-            soft_start += num_soft
-            prefix_start += 0 if is_soft else group.num_virtual_tokens
-        self._rows = []
-        if soft_start:
-            self._rows.append(_Rows([num for num in softs if num], [range(0)] * sum(map(bool, softs)), 0, device))
+        self._given = [key_values for group in groups for key_values in group.given_key_values]
         lengths = [len(text) for group in groups for text in group.texts]
-        of_texts = [context for group, context in zip(groups, contexts, strict=True) for _ in group.texts]
-        self._rows.append(_Rows(lengths, of_texts, soft_start, device))
+        softs = [len(group.soft) for group in groups if group.soft is not None]
+        # Slots of the keys: the packed tokens (soft prompts, then texts), then what is given.
+        of_softs, of_texts, next_soft, next_given = [], [], 0, sum(softs) + sum(lengths)
+        for group in groups:
+            num_given = sum(key_values.shape[3] for key_values in group.given_key_values)
+            context = torch.arange(next_given, next_given + num_given)
+            next_given += num_given
+            if group.soft is not None:
+                of_softs.append(context)
+                context = torch.cat([context, torch.arange(next_soft, next_soft + len(group.soft))])
+                next_soft += len(group.soft)
+            of_texts += [context] * len(group.texts)
+        parts = ((softs, of_softs, 0), (lengths, of_texts, sum(softs)))
+        self._rows = [_Rows(counts, contexts, start, device) for counts, contexts, start in parts if counts]
         self._between_layers = between_layers
 
     def attend(
@@ -127,8 +140,8 @@ class GroupedBatch:
         if self._between_layers is not None:
             self._between_layers()
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [num_tokens, heads, head_dim]
-        if self._prefixes:
-            layers = [prefix[layer].to(key.dtype).transpose(1, 2) for prefix in self._prefixes]
+        if self._given:
+            layers = [key_values[layer].to(key.dtype).transpose(1, 2) for key_values in self._given]
             key = torch.cat([key, *(keys_values[0] for keys_values in layers)])
             value = torch.cat([value, *(keys_values[1] for keys_values in layers)])
         out = torch.cat([rows.attend(query, key, value, scale, window) for rows in self._rows])
@@ -144,7 +157,10 @@ class GroupedBatch:
 class _Rows:
     """Consecutive rows of packed tokens, each behind a context of other slots; padded for one attention call."""
 
-    def __init__(self, lengths: Sequence[int], contexts: Sequence[range], start: int, device: torch.device) -> None:
+    def __init__(
+        self, lengths: Sequence[int], contexts: Sequence[torch.Tensor], start: int, device: torch.device
+    ) -> None:
+        """`contexts`: for each row the slots before it, in order, `[num_slots]` int64; `start`: the first row's."""
         self._num_rows, self._longest = len(lengths), max(lengths)
         counts, behind = torch.tensor(lengths), torch.tensor([len(context) for context in contexts])
         starts = (counts.cumsum(0) - counts + start).unsqueeze(1)  # [num_rows, 1]
@@ -157,8 +173,8 @@ class _Rows:
         slot = torch.arange(self._num_keys)  # a row's keys: its context, then its own tokens
         own = (slot - behind.unsqueeze(1)).clamp_min(0)
         own = starts + own * (own < counts.unsqueeze(1))
-        first = torch.tensor([context.start for context in contexts]).unsqueeze(1)
-        self._keys = torch.where(slot < behind.unsqueeze(1), first + slot, own).flatten().to(device)
+        before = pad(pad_sequence(list(contexts), batch_first=True), (0, self._num_keys - int(behind.max())))
+        self._keys = torch.where(slot < behind.unsqueeze(1), before, own).flatten().to(device)
         distinct = behind.unique()
         self._behind = (distinct if len(distinct) == 1 else behind).to(device)
         self._masks: dict[int | None, torch.Tensor] = {}
@@ -191,28 +207,29 @@ def _padded(packed: torch.Tensor, index: torch.Tensor, num_rows: int) -> torch.T
     return rows.transpose(1, 2)
 
 
-class _RecordingBatch:
-    """Attention of one causal sequence that keeps every layer's keys and values."""
+class _RecordingBatch(GroupedBatch):
+    """Attention that keeps every layer's keys and values."""
 
-    def __init__(self, num_tokens: int, device: torch.device) -> None:
-        self.layers: list[torch.Tensor] = []
-        self._rows = _Rows([num_tokens], [range(0)], 0, device)
+    layers: list[torch.Tensor]
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
     ) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`."""
         self.layers.append(torch.cat([key, value]))  # [2, num_kv_heads, n, head_dim]
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        return self._rows.attend(query, key, value, scale, window).unsqueeze(0)
+        return super().attend(layer, query, key, value, scale, window)
 
 
-def prompt_key_values(model: FrozenModel, embeddings: torch.Tensor) -> torch.Tensor:
-    """Return the prefix that a soft prompt `[n, hidden_size]` becomes.
+def prompt_key_values(
+    model: FrozenModel, embeddings: torch.Tensor, context: FrozenContext | None = None
+) -> torch.Tensor:
+    """Return the prefix that a soft prompt `[n, hidden_size]` becomes behind a context.
 
     `[num_layers, 2, num_kv_heads, n, head_dim]`, with autograd to the soft prompt.
     """
-    batch = _RecordingBatch(len(embeddings), model.device)
-    positions = torch.arange(len(embeddings), device=model.device)
-    model.forward(embeddings.to(model.device, model.dtype), positions, positions[-1:], batch)
+    group = PromptedTexts(embeddings, [], torch.tensor([]), context)
+    batch = _RecordingBatch([group], model.device)
+    batch.layers = []
+    positions = torch.arange(group.first_position, group.text_position, device=model.device)
+    model.forward(embeddings.to(model.device, model.dtype), positions, torch.tensor([0], device=model.device), batch)
     return torch.stack(batch.layers).float()

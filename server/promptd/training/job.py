@@ -19,6 +19,7 @@ from promptd.errors import InvalidRequestError, NumericalError
 from promptd.modeling import FrozenModel
 from promptd.training.checkpoint import Best, Checkpoint, read_checkpoint, write_checkpoint
 from promptd.training.config import TrainingConfig
+from promptd.training.context import FrozenContext
 from promptd.training.data import Example, data_digest, shuffled
 from promptd.training.encoding import Encoded, TaskFormat, encode_examples, evaluation_batches, training_batches
 from promptd.training.methods import PromptMethod, build_method
@@ -67,9 +68,9 @@ class TrainingResult:
     report: Scores
     """On the other half, which chose nothing."""
     before: Scores
-    """On the report half, of the prompt that this one would replace; without one, of the bare model."""
+    """On the report half, of the prompt that this one would replace; without one, `bare`."""
     bare: Scores
-    """The bare model on the report half, same template."""
+    """On the report half, same template, without the prompt: of the bare model, or of the chain in front alone."""
     majority: tuple[str, float] | None
     """The report half's most frequent label and its share; None for completions."""
     trainable_params: int
@@ -100,30 +101,38 @@ class TrainingJob:
         *,
         warm_start: torch.Tensor | None = None,
         resume_from: bytes | None = None,
-        replaces: torch.Tensor | None = None,
+        replaces: FrozenContext | None = None,
+        behind: FrozenContext | None = None,
     ) -> None:
         """Encode the rows and build the parameters.
 
-        `warm_start` is a stored prompt to begin with, `resume_from` a sidecar to go on from, `replaces` the folded
-        prompt that is in service now. Raises `InvalidRequestError` and `TrainingDataError`.
+        `warm_start` is a stored prompt to begin with, `resume_from` a sidecar to go on from, `replaces` what is
+        in service now, with all that it stands behind, `behind` a chain of stored prompts that stays as it is: only
+        what is served as its next element is learned. Raises `InvalidRequestError` and `TrainingDataError`.
         """
         if len(validation) < 2:
             raise InvalidRequestError(f"needs at least 2 validation rows, got {len(validation)}", param="validation")
         self.config = config
         self.objective = objective_for(model, task)
         self.data_digest = data_digest([*train, *validation])
-        count = config.method.num_virtual_tokens
+        self._behind = behind
+        count = config.method.num_virtual_tokens + (0 if behind is None else behind.num_tokens)
         self._train_rows = encode_examples(model, task, train, count)
         held_out = encode_examples(model, task, shuffled(validation, config.seed), count)
         self.selection_rows, self.report_rows = held_out[::2], held_out[1::2]
         self._model = model
+        longest = max(row.num_tokens + 1 for row in self.report_rows)
+        if replaces is not None and replaces.num_tokens + longest > model.spec.max_model_len:
+            replaces = None  # it cannot be asked what the new one can
         self._replaces = replaces
         self.method: PromptMethod
         if resume_from is not None:
             self.method = method_from_sidecar(resume_from, config.method, model)
         else:
             words = task.label_words
-            self.method = build_method(config.method, model, seed=config.seed, label_words=words, warm_start=warm_start)
+            self.method = build_method(
+                config.method, model, seed=config.seed, label_words=words, warm_start=warm_start, behind=behind
+            )
         self._optimizer = build_optimizer(config.optimizer, self.method.parameter_groups(), config.weight_decay)
         self._full_rates = [group["lr"] for group in self._optimizer.param_groups]
         self._step, self._num_evaluations, self._num_stale = 0, 0, 0
@@ -172,7 +181,7 @@ class TrainingJob:
         leaf = prompt.detach().requires_grad_()
         num_terms, loss = self.objective.num_terms(batch), 0.0
         for rows in self._parts(batch):
-            share = Share(self.objective, rows, leaf, 1 / num_terms)
+            share = Share(self.objective, rows, leaf, 1 / num_terms, self._behind)
             yield share
             loss += share.result.loss.item() / num_terms
         if not (loss - loss == 0 and leaf.grad is not None and leaf.grad.isfinite().all()):
@@ -204,29 +213,31 @@ class TrainingJob:
         """Score the folded prompt on the selection half and keep it where it is the best so far."""
         self._num_evaluations = int(self._share_done * self.config.num_evaluations)
         folded = self.method.fold()
-        scores = yield from self._scores(folded, self.selection_rows)
+        scores = yield from self._scores(folded, self.selection_rows, self._behind)
         newest = Best(self._step, scores, folded, sidecar_bytes(self.method))
         self._num_stale += 1
         if self._best is None or scores.rank > self._best.scores.rank:
             self._best, self._num_stale = newest, 0
         return newest
 
-    def _scores(self, prompt: torch.Tensor | None, rows: Sequence[Encoded]) -> Shares[Scores]:
-        """Measure a prompt on rows; return its `Scores`."""
+    def _scores(
+        self, prompt: torch.Tensor | None, rows: Sequence[Encoded], context: FrozenContext | None
+    ) -> Shares[Scores]:
+        """Measure a prompt behind a context on rows; return its `Scores`."""
         tallies = []
         for batch in evaluation_batches([self.objective.num_tokens(row) for row in rows], MAX_SHARE_TOKENS):
-            share = Share(self.objective, [rows[index] for index in batch], prompt)
+            share = Share(self.objective, [rows[index] for index in batch], prompt, context=context)
             yield share
             tallies.append(share.result)
         return Scores.of(tallies, has_labels=self.objective.has_labels)
 
     def _result(self) -> Shares[TrainingResult]:
         best = self._best or (yield from self._select())
-        report = yield from self._scores(best.folded, self.report_rows)
-        bare = yield from self._scores(None, self.report_rows)
+        report = yield from self._scores(best.folded, self.report_rows, self._behind)
+        bare = yield from self._scores(None, self.report_rows, self._behind)
         before = bare
         if self._replaces is not None:
-            before = yield from self._scores(self._replaces, self.report_rows)
+            before = yield from self._scores(None, self.report_rows, self._replaces)
         labels = [row.example.label or "" for row in self.report_rows]
         return TrainingResult(
             prompt=best.folded,

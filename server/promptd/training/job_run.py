@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,9 +14,12 @@ from promptd_store import (
     LeaseLostError,
     PromptArtifact,
     PromptCatalog,
+    PromptChainBrokenError,
+    PromptModelMismatchError,
     PromptNotFoundError,
     PromptRecord,
     StoreError,
+    exact_name,
 )
 
 from promptd.errors import ConflictError, InvalidRequestError, PromptdError
@@ -28,6 +32,7 @@ from promptd.jobs import (
     JobProgress,
     JobRecord,
     JobResult,
+    JobSpec,
     JobState,
 )
 from promptd.training.artifact import make_artifact, provenance
@@ -143,13 +148,19 @@ class JobRun:
         data = await self._claims.data(self.claim)
         warm_start = None
         if spec.base_prompt is not None:
-            warm_start = _folded(await self._load(spec.base_prompt, "base_prompt"))
+            warm_start = _folded((await self._load([spec.base_prompt], "base_prompt"))[-1])
+        behind = await self._load(spec.behind, "behind")
         replaced = await self._own(job.tenant, job.prompt_name)
-        in_service = None if replaced is None else await self._catalog.load(replaced)
+        in_service: list[PromptArtifact] = []
+        if replaced is not None:
+            with suppress(InvalidRequestError):  # what it stands behind is gone: nobody can ask it
+                in_service = await self._load([exact_name(replaced)], "name")
         checkpoint = await self._claims.load_checkpoint(self.claim)
 
         def make() -> TrainingJob:
-            training, self._task = make_job(self._loop.model, spec, data, warm_start=warm_start, in_service=in_service)
+            training, self._task = make_job(
+                self._loop.model, spec, data, warm_start=warm_start, in_service=in_service, behind=behind
+            )
             if checkpoint is not None:
                 training.restore(checkpoint)
             return training
@@ -173,11 +184,13 @@ class JobRun:
             return record if record.tenant == tenant else None
         return None
 
-    async def _load(self, name: str, param: str) -> PromptArtifact:
+    async def _load(self, names: Sequence[str], param: str) -> list[PromptArtifact]:
+        """Load a chain; an error names the job's field."""
         try:
-            return await self._catalog.load(await self._catalog.resolve(self.claim.job.tenant, name))
-        except PromptNotFoundError:
-            raise InvalidRequestError(f"no prompt {name!r}", param=param) from None
+            chain = await self._catalog.chain(self.claim.job.tenant, names)
+            return [await self._catalog.load(record) for record in chain]
+        except (PromptNotFoundError, PromptChainBrokenError, PromptModelMismatchError) as error:
+            raise InvalidRequestError(f"{param}: {error.message}", param=param, code=error.code) from None
 
     async def _follow(self) -> TrainingResult:
         """Write down what the training thread tells, until it tells the end."""
@@ -215,10 +228,11 @@ class JobRun:
 
     async def _publish(self, result: TrainingResult, replaced: PromptRecord | None) -> None:
         """Move the name to the new prompt, unless that is worse; the job's lease fences it."""
-        must_be_better = not self.claim.job.spec.settings.get("publish_worse", False)
-        if must_be_better and result.report.rank < max(result.before.rank, result.bare.rank):
-            raise InvalidRequestError(_worse(result, replaced), param="publish_worse", code="prompt_not_better")
         job = self.claim.job
+        must_be_better = not job.spec.settings.get("publish_worse", False)
+        if must_be_better and result.report.rank < max(result.before.rank, result.bare.rank):
+            reason = _worse(job.spec, result, replaced)
+            raise InvalidRequestError(reason, param="publish_worse", code="prompt_not_better")
         artifact = await asyncio.to_thread(make_artifact, self._loop.model, self._task, result)
         facts = {**provenance(result), "job": job.id}
         for _ in range(MAX_PUBLISH_TRIES):
@@ -230,6 +244,7 @@ class JobRun:
                     artifact.content,
                     provenance=facts,
                     sidecar=result.sidecar,
+                    behind=job.spec.behind,
                     checks=checks,
                 )
                 break
@@ -261,9 +276,10 @@ def _numbers(scores: Scores) -> dict[str, float]:
     return {name: value for name, value in scores.to_json().items() if value is not None}
 
 
-def _worse(result: TrainingResult, replaced: PromptRecord | None) -> str:
+def _worse(spec: JobSpec, result: TrainingResult, replaced: PromptRecord | None) -> str:
     is_bare = replaced is None or result.bare.rank > result.before.rank
-    rival = "the bare model" if is_bare or replaced is None else f"{replaced.name}@{replaced.number}"
+    bare = "the chain in front of it alone" if spec.behind else "the bare model"
+    rival = bare if is_bare or replaced is None else f"{replaced.name}@{replaced.number}"
     return (
         f"not published: {_told(result.report)} on {result.report.num_rows} held-out rows, {rival} has "
         f"{_told(result.bare if is_bare else result.before)}; publish_worse publishes it all the same"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from promptd.modeling import FrozenModel
+from promptd.training.context import FrozenContext
 from promptd.training.encoding import Encoded
 from promptd.training.forward import forward_groups
 from promptd.training.objectives import Objective, Tally
@@ -26,6 +27,8 @@ class Share:
     """A leaf whose `grad` the pass adds to where it requires one; otherwise the rows are only measured."""
     scale: float = 1.0
     """What the summed loss is multiplied by before its gradient is taken: 1 / terms of the whole batch."""
+    context: FrozenContext | None = None
+    """What prompt and rows stand behind."""
     tally: Tally | None = None
     """Set by the pass."""
 
@@ -69,7 +72,9 @@ def run_shares(model: FrozenModel, shares: Sequence[Share], between_layers: Betw
 def _forward(
     model: FrozenModel, shares: Sequence[Share], between_layers: BetweenLayers | None
 ) -> list[tuple[Share, Tally]]:
-    groups = [share.objective.texts(share.rows, share.prompt) for share in shares]
+    groups = [
+        dataclasses.replace(share.objective.texts(share.rows, share.prompt), context=share.context) for share in shares
+    ]
     tallies = []
     for share, logits in zip(shares, forward_groups(model, groups, between_layers=between_layers), strict=True):
         tally = share.objective.tally(share.rows, logits)

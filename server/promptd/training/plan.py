@@ -13,6 +13,7 @@ from promptd.errors import InvalidRequestError
 from promptd.jobs import JobData, JobSpec
 from promptd.modeling import FrozenModel
 from promptd.training.config import TrainingConfig
+from promptd.training.context import chain_context
 from promptd.training.data import Example, split_examples
 from promptd.training.encoding import TaskFormat
 from promptd.training.job import TrainingJob
@@ -30,12 +31,14 @@ def make_job(
     data: JobData,
     *,
     warm_start: torch.Tensor | None = None,
-    in_service: PromptArtifact | None = None,
+    in_service: Sequence[PromptArtifact] = (),
+    behind: Sequence[PromptArtifact] = (),
 ) -> tuple[TrainingJob, TaskFormat]:
     """Read the rows and make the job.
 
-    `in_service` is the prompt that the new one would replace: measured too, where it reads rows the same way. Raises
-    `InvalidRequestError` and `TrainingDataError`, which names the line.
+    `in_service` is the prompt that the new one would replace, behind all that it stands behind: measured too, where it
+    reads rows the same way. `behind` is the chain that the new one will stand behind. Raises `InvalidRequestError` and
+    `TrainingDataError`, which names the line.
     """
     train = read_rows(data.training, spec)
     spec = with_label_words(spec, train)
@@ -49,12 +52,20 @@ def make_job(
             param="training_file",
         )
     task, config = task_format(spec), training_config(spec)
+    if behind:  # the text reads on as its chain began: where BOS comes first, none stands in front of the text
+        task = replace(task, add_special_tokens=behind[-1].manifest.add_special_tokens)
     if not sets_num_steps(spec):
         config = replace(config, num_steps=default_num_steps(config, train))
-    replaces = None
-    if in_service is not None and _reads_alike(in_service, task):
-        replaces = next(iter(in_service.tensors.values()))
-    job = TrainingJob(model, config, task, train, validation, warm_start=warm_start, replaces=replaces)
+    job = TrainingJob(
+        model,
+        config,
+        task,
+        train,
+        validation,
+        warm_start=warm_start,
+        replaces=chain_context(model, in_service) if in_service and _reads_alike(in_service[-1], task) else None,
+        behind=chain_context(model, behind) if behind else None,
+    )
     return job, task
 
 
@@ -66,4 +77,5 @@ def default_num_steps(config: TrainingConfig, train: Sequence[Example]) -> int:
 
 def _reads_alike(artifact: PromptArtifact, task: TaskFormat) -> bool:
     manifest = artifact.manifest
-    return (manifest.template, manifest.label_words) == (task.template, task.label_words)
+    theirs = (manifest.template, manifest.label_words, manifest.add_special_tokens)
+    return theirs == (task.template, task.label_words, task.add_special_tokens)

@@ -43,7 +43,7 @@ class PromptMethod(nn.Module, ABC):
 
     @classmethod
     def build(cls, config: MethodConfig, model: FrozenModel, start: torch.Tensor, generator: torch.Generator) -> Self:
-        """Return the method on the CPU, beginning with `start`: a soft prompt, or for prefixes a prefix as well."""
+        """Return the method on the CPU, beginning with `start`, in the layout of `materialize`."""
         return cls(config, start, model.embedding_std, generator)
 
     @abstractmethod

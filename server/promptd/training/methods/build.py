@@ -9,6 +9,7 @@ from promptd_store import PromptKind
 
 from promptd.errors import InvalidRequestError
 from promptd.modeling import FrozenModel
+from promptd.training.context import FrozenContext
 from promptd.training.methods.base import PromptMethod
 from promptd.training.methods.config import MethodConfig
 from promptd.training.methods.inits import class_labels, fitted, from_text, random_uniform, sampled_vocabulary
@@ -23,13 +24,15 @@ def build_method(
     seed: int,
     label_words: Mapping[str, str] | None = None,
     warm_start: torch.Tensor | None = None,
+    behind: FrozenContext | None = None,
 ) -> PromptMethod:
     """Return trainable parameters on the model's device that depend on nothing but the arguments.
 
     `warm_start` is a stored prompt to start from instead of `config.init`: a soft prompt `[n, hidden_size]` for any
     method, or a prefix `[num_layers, 2, num_kv_heads, n, head_dim]` for one that learns a prefix. If it has more
     virtual tokens than the config, its first ones are taken; if it has fewer, sampled vocabulary follows them (for a
-    prefix: sampled vocabulary's activations at those positions).
+    prefix: sampled vocabulary's activations at those positions). A prefix that will stand `behind` a context starts as
+    the activations that its soft prompt has there.
 
     Raises `InvalidRequestError`: init 'class_labels' without label words, a text without tokens, a warm start that
     this model or this method cannot use.
@@ -39,6 +42,8 @@ def build_method(
         start = _initial(config, model, generator, label_words)
     else:
         start = _warm(config, model, generator, warm_start)
+    if METHODS[config.name].kind == PromptKind.PREFIX:
+        start = as_prefix(model, start, behind)
     return METHODS[config.name].build(config, model, start.cpu(), generator).to(model.device)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from promptd_store import PromptKind
 
 from promptd.modeling import FrozenModel
 from promptd.training.checks import Share
+from promptd.training.context import FrozenContext
 from promptd.training.forward import prompt_key_values
 from promptd.training.methods.base import PromptMethod
 from promptd.training.methods.config import MethodConfig
@@ -46,11 +47,6 @@ class Prefix(PromptMethod):
         scale = start.std(dim=(2, 3, 4), keepdim=True)
         self.register_buffer("scale", scale.clamp_min(1e-6))
 
-    @classmethod
-    def build(cls, config: MethodConfig, model: FrozenModel, start: torch.Tensor, generator: torch.Generator) -> Self:
-        """Return the method on the CPU, beginning with a prefix, or with the activations of a soft prompt."""
-        return super().build(config, model, as_prefix(model, start), generator)
-
     def materialize(self) -> torch.Tensor:
         """Return `[num_layers, 2, num_kv_heads, num_virtual_tokens, head_dim]`."""
         return self.dropped(self.normalized() * self.scale, self.config.dropout)
@@ -61,6 +57,6 @@ class Prefix(PromptMethod):
 
 
 @torch.no_grad()
-def as_prefix(model: FrozenModel, start: torch.Tensor) -> torch.Tensor:
+def as_prefix(model: FrozenModel, start: torch.Tensor, behind: FrozenContext | None = None) -> torch.Tensor:
     """Return the keys and values that a soft prompt becomes, on the CPU; a prefix is returned as it is."""
-    return start if start.dim() == PREFIX_DIMS else prompt_key_values(model, start).cpu()
+    return start if start.dim() == PREFIX_DIMS else prompt_key_values(model, start, behind).cpu()
