@@ -29,7 +29,14 @@ from promptd.errors import InvalidRequestError
 from promptd.housekeeping import Housekeeper
 from promptd.jobs import JobClaims, JobLimits, JobQueue, JobRecord, TrainingFiles
 from promptd.logs import RequestLog
-from promptd.metrics import EngineCollector, HousekeepingMetrics, RequestMetrics
+from promptd.metrics import (
+    CatalogCollector,
+    EngineCollector,
+    HousekeepingMetrics,
+    HttpMetrics,
+    LoopMetrics,
+    RequestMetrics,
+)
 from promptd.modeling import FrozenModel, load_model
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
 from promptd.training import TrainingLoop, TrainingWorker
@@ -50,16 +57,18 @@ def create_app(
         settings.max_body_bytes, settings.max_upload_bytes, settings.request_timeout_seconds, settings.drain_seconds
     )
 
+    registry = CollectorRegistry()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         served = engine if engine is not None else await asyncio.to_thread(make_engine, settings)
         prompts = catalog or make_catalog(settings, served.engine.model)
         if settings.model is None and catalog is None:
             await publish_demo(prompts)
-        registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         registry.register(EngineCollector(served))
+        registry.register(CatalogCollector(prompts))
         app.state.services = Services(
             served,
             prompts,
@@ -77,7 +86,7 @@ def create_app(
             min_age_seconds=settings.garbage_age_seconds,
             keep_jobs_seconds=settings.job_history_days * 86400,
         )
-        background = [asyncio.create_task(housekeeper.run())]
+        background = [asyncio.create_task(housekeeper.run()), asyncio.create_task(LoopMetrics(registry).run())]
         if isinstance(served.spare_time, TrainingLoop):
             background.append(asyncio.create_task(make_worker(settings, prompts, served.spare_time).run()))
         served.start()
@@ -101,7 +110,7 @@ def create_app(
     )
     app.include_router(build_router(limits))
     app.add_middleware(OversizeEnvelope)
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe)
     install(app)
     return app
 

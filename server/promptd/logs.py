@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptd.api.services import new_id
 
 _MAX_REQUEST_ID_CHARS = 128
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
 
 
@@ -51,10 +53,12 @@ def configure(*, level: int = logging.INFO) -> None:
 
 
 class RequestLog:
-    """ASGI middleware: gives every request an id, echoes it in `X-Request-Id`, logs one line at its end."""
+    """ASGI middleware: gives every request an id, echoes it in `X-Request-Id`, logs and counts it at its end."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, observe: Callable[[str, str, int, float], None]) -> None:
+        """`observe` takes method, route, status and seconds; the two first are of a bounded number."""
         self._app = app
+        self._observe = observe
         self._log = structlog.get_logger("promptd.request")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,6 +80,9 @@ class RequestLog:
             try:
                 await self._app(scope, receive, send_with_id)
             finally:
+                route = getattr(scope.get("route"), "path", "unknown")
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._observe(method, route, status, time.monotonic() - began)
                 if scope["path"] not in _QUIET_PATHS:
                     self._log.info(
                         "request",

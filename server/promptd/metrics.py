@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from promptd_store import PromptCatalog
 
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+_LAG_EVERY_SECONDS = 0.25
 
 _GAUGES = {
     "num_requests_running": ("promptd_requests_running", "Requests in the batch"),
@@ -53,6 +57,64 @@ class EngineCollector(Collector):
         for outcome in ("finished", "failed", "aborted"):
             ended.add_metric([outcome], getattr(stats, f"requests_{outcome}"))
         yield ended
+
+
+class CatalogCollector(Collector):
+    """The tier behind the prompt cache: decoded prompts in host memory. What misses here is read from the store."""
+
+    def __init__(self, catalog: PromptCatalog) -> None:
+        self._catalog = catalog
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the host-side cache's size and counters."""
+        stats = self._catalog.cache_stats
+        yield GaugeMetricFamily("promptd_artifact_cache_bytes", "Bytes of decoded prompts", value=stats.num_bytes)
+        yield GaugeMetricFamily("promptd_artifact_cache_prompts", "Decoded prompts", value=stats.num_artifacts)
+        yield CounterMetricFamily("promptd_artifact_cache_hits", "Prompts found decoded", value=stats.num_hits)
+        yield CounterMetricFamily(
+            "promptd_artifact_cache_misses", "Prompts loaded from the store", value=stats.num_misses
+        )
+        yield CounterMetricFamily(
+            "promptd_artifact_cache_evictions", "Decoded prompts dropped for others", value=stats.num_evictions
+        )
+
+
+class HttpMetrics:
+    """Every HTTP exchange, by route as the table writes it: what clients send never becomes a label."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._exchanges = Counter(
+            "promptd_http_requests", "HTTP exchanges that ended", ["method", "route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "promptd_http_request_seconds",
+            "Time from the first header to the last byte",
+            ["route"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Take in one exchange; status 0 is a connection that ended before an answer began."""
+        self._exchanges.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
+class LoopMetrics:
+    """How late the event loop is: what holds it up holds up every stream."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._lag = Histogram(
+            "promptd_event_loop_lag_seconds", "How late a timer fired", registry=registry, buckets=_SECONDS
+        )
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG_EVERY_SECONDS
+            await asyncio.sleep(_LAG_EVERY_SECONDS)
+            self._lag.observe(max(0.0, loop.time() - due))
 
 
 class HousekeepingMetrics:

@@ -6,10 +6,12 @@ import base64
 import io
 import json
 import struct
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from fastapi.routing import APIRoute
@@ -247,8 +249,49 @@ def test_probes_metrics_and_tokens(server: LiveServer) -> None:
         http.post("/v1/completions", json={**GOOD, "max_tokens": 5, "ignore_eos": True})
         assert value("promptd_generation_tokens_total") == before + 5
         assert value("promptd_time_to_first_token_seconds_count") == first + 1
+        tiers = "promptd_artifact_cache_hits_total", "promptd_artifact_cache_misses_total"
+        before = sum(map(value, tiers))
+        http.post("/v1/completions", json={**GOOD, "model": "p0", "max_tokens": 1})
+        assert sum(map(value, tiers)) == before + 1
+        until = time.monotonic() + 5
+        while not value("promptd_event_loop_lag_seconds_count"):
+            assert time.monotonic() < until
+            time.sleep(0.05)
         tokens = http.post("/tokenize", json={"prompt": "the quick fox"}).json()
         assert http.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": "the quick fox"}
+
+
+def test_every_exchange_is_counted_once(server: LiveServer) -> None:
+    """What a client has seen is what `/metrics` says, and nothing that a client sends becomes a label."""
+    from collections import Counter
+
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def counted(http: httpx.Client) -> Counter[tuple[str, str, str]]:
+        found: Counter[tuple[str, str, str]] = Counter()
+        for family in text_string_to_metric_families(http.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == "promptd_http_requests_total" and sample.labels["route"] != "/metrics":
+                    labels = sample.labels["method"], sample.labels["route"], sample.labels["status"]
+                    found[labels] += int(sample.value)
+        return found
+
+    with server.http() as http:
+        before = counted(http)
+        for number in range(5):
+            assert http.post("/v1/completions", json={**GOOD, "max_tokens": 1}).status_code == 200
+            assert http.get(f"/v1/prompts/nobody-{number}").status_code == 404
+            assert http.get(f"/nowhere/{number}").status_code == 404
+            assert http.request(f"ODD{number}", "/v1/models").status_code == 405
+        with http.stream("POST", "/v1/completions", json={**GOOD, "max_tokens": 3, "stream": True}) as stream:
+            assert stream.read().endswith(b"[DONE]\n\n")
+        seen = counted(http) - before
+    assert seen == {
+        ("POST", "/v1/completions", "200"): 6,
+        ("GET", "/v1/prompts/{name:path}", "404"): 5,
+        ("GET", "unknown", "404"): 5,
+        ("other", "/v1/models", "405"): 5,
+    }
 
 
 def test_request_ids_are_labels(server: LiveServer) -> None:
