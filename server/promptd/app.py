@@ -154,7 +154,7 @@ def make_engine(settings: Settings) -> AsyncEngine:
         enable_prefix_caching=settings.enable_prefix_caching,
         strict=settings.strict,
     )
-    spare_time = TrainingLoop(model) if settings.training == "inline" else None
+    spare_time = TrainingLoop(model, strict=settings.strict) if settings.training == "inline" else None
     return AsyncEngine(Engine(model, config), spare_time, spare_seconds_per_step=settings.training_seconds_per_step)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from promptd.engine.engine import Engine
 from promptd.engine.request import GenerateRequest, SamplingParams
 from promptd.jobs import JobClaims, JobQueue, JobRecord, JobRequest, JobSpec, JobState
 from promptd.modeling import FrozenModel
-from promptd.training import METHODS, TrainingLoop, TrainingWorker
+from promptd.training import METHODS, TrainingLoop, TrainingWorker, trainer
+from promptd.training import job as job_module
 from promptd.training.job_spec import check_spec
+from promptd.training.passes import run_what_fits
 
 LABELS = ("weather", "music")
 ROWS = [
@@ -143,19 +146,32 @@ def test_jobs_of_all_methods_run_at_once_beside_requests(llama: FrozenModel, tmp
 LONG = {"num_steps": 100_000, "num_evaluations": 1}
 
 
-def test_cancel_takes_effect_within_a_step(llama: FrozenModel, tmp_path: Path) -> None:
-    """A running job ends as cancelled, publishes nothing, and the loop is empty again."""
+def test_cancel_takes_effect_within_a_pass(llama: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of many slow passes ends behind the one that runs: the job is cancelled and has published nothing."""
+    num_passes, is_slow = 0, False
+
+    def counted(*args: Any) -> Any:
+        nonlocal num_passes
+        num_passes += 1
+        time.sleep(0.3 * is_slow)
+        return run_what_fits(*args)
 
     async def story() -> None:
+        nonlocal is_slow
         async with house(llama, tmp_path) as home:
-            job = await home.create(name="never", settings=LONG)
+            job = await home.create(name="never", settings={**LONG, "batch_size": 16})
             await home.until(job, lambda job: job.progress is not None)
-            began = asyncio.get_running_loop().time()
+            is_slow = True
+            await asyncio.sleep(0.1)
+            before = num_passes
             await home.queue.cancel("acme", job.id)
             assert (await home.ended(job)).state is JobState.CANCELLED
-            assert asyncio.get_running_loop().time() - began < 2
+            await asyncio.sleep(1.0)
+            assert num_passes - before <= 1
             assert not await home.catalog.list("acme")
 
+    monkeypatch.setattr(trainer, "run_what_fits", counted)
+    monkeypatch.setattr(job_module, "MAX_SHARE_TOKENS", 1)  # a step takes a pass for each of its rows
     asyncio.run(story())
 
 

@@ -28,6 +28,10 @@ def worker(
     checkpoint_seconds: Annotated[
         float | None, typer.Option(help="Training that a killed worker may lose (10).", metavar="S")
     ] = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option("--strict/--no-strict", help="A prompt's bits depend on no other job; slower."),
+    ] = None,
 ) -> None:
     """Run the training jobs of a server that leaves them to workers: `promptd serve --training worker`.
 
@@ -64,7 +68,7 @@ async def run_worker(settings: Settings) -> None:
     stop = stop_signal()
     model = await asyncio.to_thread(load_base_model, settings)
     catalog = make_catalog(settings, model)
-    loop, loop_stop = TrainingLoop(model), threading.Event()
+    loop, loop_stop = TrainingLoop(model, strict=settings.strict), threading.Event()
     trainer = asyncio.create_task(asyncio.to_thread(loop.run_until, loop_stop))
     jobs = asyncio.create_task(make_worker(settings, catalog, loop).run())
     stopped = asyncio.create_task(stop.wait())

@@ -9,19 +9,22 @@ from collections.abc import Callable
 from promptd.modeling import FrozenModel
 from promptd.training.job import TrainingJob, Watcher
 from promptd.training.passes import BetweenLayers
-from promptd.training.trainer import Outcome, Trainer
+from promptd.training.trainer import MAX_PASS_TOKENS, Outcome, Trainer
 
 _IDLE_WAIT_SECONDS = 1.0
 
 
 class TrainingLoop:
-    """Runs as an engine's spare time, or in a thread of its own by `run_until`."""
+    """Runs as an engine's spare time, or in a thread of its own by `run_until`.
 
-    def __init__(self, model: FrozenModel) -> None:
+    `strict` gives every job passes of its own: then its prompt is bit for bit the one of a run alone.
+    """
+
+    def __init__(self, model: FrozenModel, *, strict: bool = False) -> None:
         self.model = model
         self.wake: Callable[[], None] = lambda: None
         """Called when there is work: set by whoever runs the loop."""
-        self._trainer = Trainer(model)
+        self._trainer = Trainer(model, max_pass_tokens=0 if strict else MAX_PASS_TOKENS)
         self._inbox: deque[Callable[[], None]] = deque()
         self._on_outcome: dict[str, Callable[[Outcome], None]] = {}
 

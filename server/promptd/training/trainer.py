@@ -11,7 +11,7 @@ from promptd.training.job import Shares, TrainingJob, TrainingResult, Watcher
 from promptd.training.passes import BetweenLayers, Share, run_what_fits
 
 MAX_PASS_TOKENS = 1024
-"""Text tokens of one pass, of all its jobs together."""
+"""Text tokens of one pass, of all its jobs together; 0 gives every job passes of its own."""
 
 
 @dataclass(slots=True)
