@@ -83,12 +83,16 @@ class ResidualPromptTuning(PromptMethod):
 
     def materialize(self) -> torch.Tensor:
         """Return `[num_virtual_tokens, hidden_size]`."""
+        return self.prompt + self.branch()
+
+    def branch(self) -> torch.Tensor:
+        """Return what is added to the prompt, `[num_virtual_tokens, hidden_size]`."""
         tokens = self.prompt.view(len(self.down_weight), -1, self.prompt.shape[1])  # [num_networks, tokens of each, d]
         inside = _NONLINEARITIES[self.config.nonlinearity](torch.baddbmm(self.down_bias, tokens, self.down_weight))
         branch = self.dropped(torch.baddbmm(self.up_bias, inside, self.up_weight), self.config.dropout)
         if self.gain is not None and self.shift is not None:
             branch = layer_norm(branch, branch.shape[-1:]) * self.gain + self.shift
-        return self.prompt + branch.view_as(self.prompt)
+        return branch.view_as(self.prompt)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return prompt and LayerNorm at embedding scale, W_down at its inverse, W_up at the scale of what it makes."""

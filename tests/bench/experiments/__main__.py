@@ -1,0 +1,89 @@
+"""`python -m tests.bench.experiments [experiment ...] --data DIR`: behaviours of the papers on the embedded model.
+
+Results are one JSON file a cell (a training on a task with a seed) below `--folder`, and what is there is not run
+again: an interrupted run goes on where it stopped. `report` reads them and writes tables and plots; it runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from promptd.demo import DEMO_MODEL_PATH
+from promptd.llm import LLM
+from promptd.modeling import FrozenModel, load_model
+from tests.bench.experiments.cells import Results
+from tests.bench.experiments.plans import EXPERIMENTS, FULL, SMOKE, Scale
+from tests.bench.experiments.report import report
+from tests.bench.experiments.run import Laboratory
+from tests.bench.experiments.sets import SETS
+
+DEFAULT_FOLDER = Path("build/experiments")  # ignored by git
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the named experiments, or the core table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.experiments", description=__doc__)
+    known = ", ".join([*EXPERIMENTS, "all", "report"])
+    parser.add_argument("names", nargs="*", default=["core"], metavar="experiment", help=f"{known}; default: core")
+    parser.add_argument("--data", type=Path, help="folder of data sets, one folder a set")
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL_PATH, help="default: the embedded model")
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="results go here")
+    parser.add_argument("--page", type=Path, help="report: fill this page's tables, and put plots beside it")
+    parser.add_argument("--minutes", type=float, help="start nothing new after so long")
+    parser.add_argument("--tasks", nargs="+", help="these tasks alone")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; default 1")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, scores mean nothing")
+    options = parser.parse_args(arguments)
+    names = list(EXPERIMENTS) if "all" in options.names else options.names
+    unknown = set(names) - {*EXPERIMENTS, "report"}
+    if unknown:
+        parser.error(f"unknown experiment {min(unknown)!r}; there are {known}")
+    if "report" in names and len(names) > 1:
+        parser.error("report stands alone")
+    if options.data is None and names != ["report"]:
+        parser.error("--data DIR is needed: the folder of data sets")
+    torch.set_num_threads(options.threads)
+    scale = SMOKE if options.smoke else FULL
+    model = load_model(options.model)
+    results = Results(options.folder / model.spec.fingerprint.removeprefix("sha256:")[:12])
+    until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    if names == ["report"]:
+        made = report(scale, results, _facts(options.model, model, scale), results.folder, options.page)
+        print("\n\n".join(made.values()))
+        return
+    for name in names:
+        print(f"... {name}", flush=True)
+        laboratory = Laboratory(options.model, options.data, results, LLM(model))
+        cells = [cell for _, cell in EXPERIMENTS[name](scale) if options.tasks is None or cell.task in options.tasks]
+        if not laboratory.run(cells, until):
+            print("    out of time; the same command goes on", flush=True)
+            break
+
+
+def _facts(folder: Path, model: FrozenModel, scale: Scale) -> dict[str, str]:
+    """Return what every table has in common."""
+    parameters = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
+    return {
+        "model": f"{model.spec.architecture}, {parameters:,} parameters, {model.spec.fingerprint}",
+        "seeds": f"{scale.num_seeds}; they draw the training rows, their order and the start",
+        "rows": f"{scale.num_train} train, half of {scale.num_validation} select the step, {scale.num_held_out} report",
+        "steps": ", ".join(f"{task} {SETS[task].num_steps}" for task in scale.core_tasks)
+        + f", of {scale.batch_size} rows; AdamW, linear schedule with 5 % warm-up, the best of "
+        f"{scale.num_evaluations} evaluations is kept",
+        "intervals": "mean over seeds ± half of the 95 % interval of Student's t",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, PEFT {peft.__version__}",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Which cells each experiment needs. A label is a learner's line in the tables; several experiments may share a cell."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from promptd.training import (
+    MethodConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    PTuningV2Config,
+    ResidualConfig,
+    UlptConfig,
+)
+from tests.bench.experiments.ablations import EmbeddingPrefixConfig, LstmConfig, MlpConfig
+from tests.bench.experiments.cells import Cell, ContextConfig, Learner
+from tests.bench.experiments.infix import InfixConfig
+from tests.bench.experiments.sets import CLASSIFICATION, SETS
+from tests.bench.experiments.weights import WeightConfig
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much each cell does."""
+
+    num_seeds: int = 3
+    num_train: int = 500
+    num_validation: int = 128
+    num_held_out: int = 300
+    num_evaluations: int = 20
+    batch_size: int = 8
+    max_steps: int = 10_000
+    core_tasks: tuple[str, ...] = (*CLASSIFICATION, "e2e", "shakespeare")
+    small_tasks: tuple[str, ...] = ("sst2", "trec")
+    """Short rows: for everything that takes many cells."""
+
+
+FULL = Scale()
+SMOKE = Scale(
+    num_seeds=1, num_train=8, num_validation=4, num_held_out=4, num_evaluations=2, batch_size=2, max_steps=2,
+    core_tasks=("snips", "e2e"), small_tasks=("snips",),
+)  # fmt: skip
+
+PT, RPT, MLP, PREFIX = "prompt tuning", "residual", "MLP without skip", "prefix-tuning"
+LORA, LORA_MATCHED, IA3, FULL_TUNING = "LoRA r=8", "LoRA, as many numbers", "IA3", "full fine-tuning"
+BARE, INSTRUCTION, EXAMPLES = "bare model", "hand-written prompt", "examples in context"
+
+PROMPTS: Mapping[str, MethodConfig] = {
+    PT: PromptTuningConfig(learning_rate=0.3),
+    RPT: ResidualConfig(learning_rate=0.3),
+    MLP: MlpConfig(learning_rate=0.3),
+    PREFIX: PrefixTuningConfig(),
+}
+"""Rates: the best of the sweep (experiment `rates`) on validation rows."""
+WEIGHTS: Mapping[str, Learner] = {
+    LORA: WeightConfig("lora", 3e-3),
+    LORA_MATCHED: WeightConfig("lora", 1e-2, rank=1, target_modules=("q_proj",)),
+    IA3: WeightConfig("ia3", 3e-2),
+    FULL_TUNING: WeightConfig("full", 3e-4),
+}
+CONTEXTS: Mapping[str, Learner] = {
+    BARE: ContextConfig("bare"),
+    INSTRUCTION: ContextConfig("instruction"),
+    EXAMPLES: ContextConfig("examples"),
+}
+
+PT_RATES = RPT_RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+LENGTHS = (2, 10, 20, 100)
+SHOTS = (5, 20, 100)
+INITS = ("random_uniform", "sampled_vocabulary", "class_labels")
+BOTTLENECKS = (5, 50, 256, 800)
+
+Line = tuple[str, Cell]
+"""A label and one of its cells."""
+
+
+def _cells(
+    scale: Scale, task: str, label: str, learner: Learner, *, num_seeds: int | None = None,
+    num_per_label: int | None = None,
+) -> list[Line]:  # fmt: skip
+    count = scale.num_seeds if num_seeds is None else num_seeds
+    return [
+        (
+            label,
+            Cell(
+                task=task, learner=learner, seed=seed, num_train=scale.num_train,
+                num_steps=0 if isinstance(learner, ContextConfig) else min(SETS[task].num_steps, scale.max_steps),
+                batch_size=scale.batch_size, num_validation=scale.num_validation, num_held_out=scale.num_held_out,
+                num_evaluations=scale.num_evaluations, num_per_label=num_per_label,
+            ),
+        )
+        for seed in range(count)
+    ]  # fmt: skip
+
+
+def core(scale: Scale) -> list[Line]:
+    """Four ways to learn a prompt, three ways to change weights, three ways to do neither."""
+    lines: list[Line] = []
+    for task in scale.core_tasks:
+        for label, learner in {**PROMPTS, **CONTEXTS, **WEIGHTS}.items():
+            # Nothing is drawn for these two, but a user's rows are the seed's.
+            once = label in (BARE, INSTRUCTION) and not SETS[task].by_user
+            lines += _cells(scale, task, label, learner, num_seeds=1 if once else None)
+    return lines
+
+
+def rates(scale: Scale) -> list[Line]:
+    """Learning rates of prompt tuning and of residual prompt tuning."""
+    lines: list[Line] = []
+    for task in scale.small_tasks:
+        for label, grid in ((PT, PT_RATES), (RPT, RPT_RATES)):
+            for rate in grid:
+                learner = dataclasses.replace(PROMPTS[label], learning_rate=rate)
+                lines += _cells(scale, task, f"{label} @ {rate:g}", learner)
+    return lines
+
+
+def inits(scale: Scale) -> list[Line]:
+    """Where a prompt starts."""
+    return [
+        line
+        for task in scale.small_tasks
+        for label in (PT, RPT)
+        for init in INITS
+        for line in _cells(scale, task, f"{label} @ {init}", dataclasses.replace(PROMPTS[label], init=init))
+    ]
+
+
+def lengths(scale: Scale) -> list[Line]:
+    """How many virtual tokens."""
+    return [
+        line
+        for task in scale.small_tasks
+        for label in (PT, RPT, PREFIX)
+        for count in LENGTHS
+        for line in _cells(
+            scale, task, f"{label} @ {count}", dataclasses.replace(PROMPTS[label], num_virtual_tokens=count)
+        )
+    ]
+
+
+def shots(scale: Scale) -> list[Line]:
+    """How many rows of each label."""
+    learners: dict[str, Learner] = {
+        label: {**PROMPTS, **WEIGHTS}[label] for label in (PT, RPT, PREFIX, LORA, FULL_TUNING)
+    }
+    return [
+        line
+        for task in scale.small_tasks
+        for label, learner in learners.items()
+        for count in SHOTS
+        for line in _cells(scale, task, f"{label} @ {count}", learner, num_per_label=count)
+    ]
+
+
+def ablations(scale: Scale) -> list[Line]:
+    """What of residual prompt tuning matters, and a prompt of few numbers."""
+    residual = PROMPTS[RPT]
+    learners: dict[str, MethodConfig] = {
+        PT: PROMPTS[PT],
+        RPT: residual,
+        MLP: PROMPTS[MLP],
+        "LSTM without skip": LstmConfig(learning_rate=PROMPTS[MLP].learning_rate),
+        "residual, no LayerNorm": dataclasses.replace(residual, layer_norm=False),
+        "residual, tanh": dataclasses.replace(residual, nonlinearity="tanh"),
+        "residual, network for each token": dataclasses.replace(residual, separate_networks=True),
+        "ULPT, 64 numbers a token": UlptConfig(),
+        **{f"residual, bottleneck {size}": dataclasses.replace(residual, bottleneck_size=size) for size in BOTTLENECKS},
+    }
+    return [
+        line
+        for task in scale.small_tasks
+        for label, learner in learners.items()
+        for line in _cells(scale, task, label, learner)
+    ]
+
+
+def prefixes(scale: Scale) -> list[Line]:
+    """Prefix-tuning's own ablations: without the network, embeddings alone, in the middle; short and long; rates."""
+    lines: list[Line] = []
+    for label, learner in {
+        PREFIX: PROMPTS[PREFIX],
+        "keys and values learned directly": PTuningV2Config(),
+        "embeddings alone": EmbeddingPrefixConfig(),
+        "infix": InfixConfig(PrefixTuningConfig()),
+        "start from noise": PrefixTuningConfig(init="random_uniform"),
+        **{f"{PREFIX}, rates x {scale_by:g}": _faster(scale_by) for scale_by in (0.1, 10.0)},
+        **{
+            f"keys and values learned directly, rate x {scale_by:g}": PTuningV2Config(learning_rate=0.1 * scale_by)
+            for scale_by in (0.1, 10.0)
+        },
+    }.items():
+        lines += _cells(scale, "e2e", label, learner)
+    return lines
+
+
+def _faster(scale_by: float) -> PrefixTuningConfig:
+    default = PrefixTuningConfig()
+    return PrefixTuningConfig(
+        learning_rate=default.learning_rate * scale_by,
+        network_learning_rate=default.network_learning_rate * scale_by,
+    )
+
+
+EXPERIMENTS: Mapping[str, Callable[[Scale], Sequence[Line]]] = {
+    "core": core,
+    "rates": rates,
+    "ablations": ablations,
+    "inits": inits,
+    "lengths": lengths,
+    "shots": shots,
+    "prefixes": prefixes,
+}
