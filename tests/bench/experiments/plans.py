@@ -1,4 +1,4 @@
-"""Which cells each experiment needs. A label is a learner's line in the tables; several experiments may share a cell."""
+"""Which cells each experiment needs. A label is a line in the tables; several experiments may share a cell."""
 
 from __future__ import annotations
 

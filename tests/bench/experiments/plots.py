@@ -119,7 +119,8 @@ def _named(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=7)
 
 
 def _saved(figure: Figure, path: Path) -> None:
