@@ -21,7 +21,7 @@ from promptd.demo import DEMO_MODEL_PATH
 from promptd.llm import LLM
 from promptd.modeling import FrozenModel, load_model
 from tests.bench.experiments.cells import Results
-from tests.bench.experiments.plans import EXPERIMENTS, FULL, SMOKE, Scale
+from tests.bench.experiments.plans import EXPERIMENTS, FULL, SMOKE, Scale, plan
 from tests.bench.experiments.report import report
 from tests.bench.experiments.run import Laboratory
 from tests.bench.experiments.sets import SETS
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in names:
         print(f"... {name}", flush=True)
         laboratory = Laboratory(options.model, options.data, results, LLM(model))
-        cells = [cell for _, cell in EXPERIMENTS[name](scale) if options.tasks is None or cell.task in options.tasks]
+        cells = [cell for _, cell in plan(name, scale) if options.tasks is None or cell.task in options.tasks]
         if not laboratory.run(cells, until):
             print("    out of time; the same command goes on", flush=True)
             break

@@ -27,14 +27,22 @@ class Scale:
 
     num_seeds: int = 3
     num_train: int = 500
-    num_validation: int = 128
+    num_validation: int = 100
     num_held_out: int = 300
-    num_evaluations: int = 20
+    num_evaluations: int = 15
     batch_size: int = 8
     max_steps: int = 10_000
+    """At most so many steps; each set names its own number."""
+    max_sweep_steps: int = 150
+    """... in every experiment but the core table."""
     core_tasks: tuple[str, ...] = (*CLASSIFICATION, "e2e", "shakespeare")
     small_tasks: tuple[str, ...] = ("sst2", "trec")
     """Short rows: for everything that takes many cells."""
+
+    @property
+    def short(self) -> Scale:
+        """The scale of sweeps."""
+        return dataclasses.replace(self, max_steps=min(self.max_steps, self.max_sweep_steps))
 
 
 FULL = Scale()
@@ -213,3 +221,8 @@ EXPERIMENTS: Mapping[str, Callable[[Scale], Sequence[Line]]] = {
     "shots": shots,
     "prefixes": prefixes,
 }
+
+
+def plan(name: str, scale: Scale) -> Sequence[Line]:
+    """Return an experiment's cells, task by task."""
+    return EXPERIMENTS[name](scale if name == "core" else scale.short)

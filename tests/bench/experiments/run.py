@@ -54,25 +54,24 @@ class Laboratory:
 
     def run(self, cells: Iterable[Cell], until: float | None = None) -> bool:
         """Run what has no result yet, task by task; False where `until` (of `time.monotonic`) came first."""
-        missing = {cell.file_name: cell for cell in cells if self._results.get(cell) is None}
-        for task, group in itertools.groupby(missing.values(), key=lambda cell: cell.task):
-            own = list(group)
-            jobs = [cell for cell in own if isinstance(cell.learner, MethodConfig)]
-            for start in range(0, len(jobs), MAX_JOBS):
-                if until is not None and time.monotonic() > until:
-                    return False
-                began = time.monotonic()
-                part = jobs[start : start + MAX_JOBS]
+        missing = {cell.file_name: cell for cell in cells if self._results.get(cell) is None}.values()
+        jobs = [cell for cell in missing if isinstance(cell.learner, MethodConfig)]
+        parts = [
+            own[start : start + MAX_JOBS]
+            for _, group in itertools.groupby(jobs, key=lambda cell: cell.task)
+            for own in [list(group)]
+            for start in range(0, len(own), MAX_JOBS)
+        ]
+        for part in [*parts, *([cell] for cell in missing if cell not in jobs)]:
+            if until is not None and time.monotonic() > until:
+                return False
+            began = time.monotonic()
+            if part[0] in jobs:
                 self._train(part)
-                print(f"    {task}: {len(part)} jobs, {time.monotonic() - began:.0f} s", flush=True)
-            for cell in own:
-                if cell not in jobs:
-                    if until is not None and time.monotonic() > until:
-                        return False
-                    began = time.monotonic()
-                    self._results.put(cell, self._run_alone(cell))
-                    took = time.monotonic() - began
-                    print(f"    {task}: {cell.learner.name} seed {cell.seed}, {took:.0f} s", flush=True)
+            else:
+                self._results.put(part[0], self._run_alone(part[0]))
+            what = f"{len(part)} jobs" if part[0] in jobs else f"{part[0].learner.name}, seed {part[0].seed}"
+            print(f"    {part[0].task}: {what}, {time.monotonic() - began:.0f} s", flush=True)
         return True
 
     def _rows(self, cell: Cell) -> SetRows:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tests.bench.experiments.cells import Cell, Results
-from tests.bench.experiments.plans import BARE, EXPERIMENTS, PT, RPT, WEIGHTS, Scale
+from tests.bench.experiments.plans import BARE, PT, RPT, WEIGHTS, Scale, plan
 from tests.bench.experiments.sets import LABELLED, SETS
 from tests.bench.experiments.stats import Interval, best_loss, steps_to
 
@@ -19,7 +19,7 @@ NOTHING = "-"
 def found_for(experiment: str, scale: Scale, results: Results) -> Found:
     """Return what there is of an experiment."""
     found: dict[str, dict[str, list[tuple[Cell, dict[str, Any]]]]] = {}
-    for label, cell in EXPERIMENTS[experiment](scale):
+    for label, cell in plan(experiment, scale):
         result = results.get(cell)
         own = found.setdefault(label, {}).setdefault(cell.task, [])
         if result is not None and "error" not in result:
