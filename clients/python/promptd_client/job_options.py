@@ -10,7 +10,7 @@ class JobFields(TypedDict, total=False):
     """What every way of starting a job takes."""
 
     training_file: str
-    """Id of an uploaded file: lines of `{"prompt","completion"}` or `{"text","label"}`."""
+    """Id of an uploaded file: lines of `{"prompt","completion"}`, `{"text","label"}` or `{"messages"}`."""
     rows: Sequence[Mapping[str, Any]]
     """The rows themselves, in place of a file."""
     validation_file: str

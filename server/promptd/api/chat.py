@@ -12,9 +12,19 @@ from fastapi.responses import JSONResponse
 from promptd.api.generation import Choice, abort, collect, max_tokens_of, merged, sampling_params, submit, usage
 from promptd.api.logprobs import chat_logprobs
 from promptd.api.schemas import ChatBody, Message
-from promptd.api.services import Services, new_id, principal_of, prompt_names, resolve_prompts, services_of, tokenize
+from promptd.api.services import (
+    NamedPrompts,
+    Services,
+    new_id,
+    principal_of,
+    prompt_names,
+    resolve_prompts,
+    services_of,
+    tokenize,
+)
 from promptd.api.sse import event_stream
 from promptd.errors import InvalidRequestError, NoChatTemplateError
+from promptd.modeling.chat_template import PLAIN_TEMPLATE, has_chat_template, render_chat
 
 
 async def create_chat_completion(body: ChatBody, request: Request) -> Response:
@@ -27,7 +37,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
     prompts = await resolve_prompts(services, principal_of(request), names, model_name, body.naming_field)
-    token_ids = await tokenize(services, _render(services, body.messages), add_special_tokens=False)
+    token_ids = await _tokens(services, prompts, body.messages)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
     num_virtual = sum(artifact.num_virtual_tokens for artifact in prompts.artifacts)
@@ -58,9 +68,10 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
 
 
-def _render(services: Services, messages: Sequence[Message]) -> str:
-    tokenizer = services.model.tokenizer
-    if not tokenizer.chat_template:
+async def _tokens(services: Services, prompts: NamedPrompts, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Render and tokenize; without a chat template only for a prompt that was trained on the plain form."""
+    learned = prompts.last is not None and prompts.last.manifest.template == PLAIN_TEMPLATE
+    if not learned and not has_chat_template(services.model):
         raise NoChatTemplateError(
             f"the tokenizer of {services.model.served_name!r} has no chat template; use /v1/completions",
             param="messages",
@@ -74,10 +85,8 @@ def _render(services: Services, messages: Sequence[Message]) -> str:
         }
         for message in messages
     ]
-    try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
-    except Exception as error:
-        raise InvalidRequestError(f"the chat template refuses these messages: {error}", param="messages") from error
+    text = render_chat(services.model, plain)
+    return await tokenize(services, text, add_special_tokens=not has_chat_template(services.model))
 
 
 def _answer(services: Services, body: ChatBody, choice: Choice) -> dict[str, Any]:

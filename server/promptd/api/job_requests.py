@@ -17,6 +17,7 @@ from promptd.api.services import Services, prompt_names, resolve_name
 from promptd.errors import InvalidRequestError, NotFoundError, TrainingOffError
 from promptd.jobs import JobQueue, JobRecord, JobRequest, JobSpec
 from promptd.training.data import Example, TrainingDataError
+from promptd.training.encoding import check_conversations
 from promptd.training.job_spec import check_spec, read_rows, with_label_words
 from promptd.training.methods import METHODS
 
@@ -82,11 +83,11 @@ async def _spec(services: Services, principal: Principal, body: JobFields, name:
     else:
         rows = b"".join(json.dumps(row).encode() + b"\n" for row in body.rows)
         spec = replace(spec, rows_digest=await queue_of(services).put_rows(principal.tenant, rows))
-    examples = await _examples(rows, spec, "rows" if spec.training_file is None else "training_file")
+    examples = await _examples(services, rows, spec, "rows" if spec.training_file is None else "training_file")
     spec = with_label_words(spec, examples)
     if spec.validation_file is not None:
         held_out = await _content(services, principal, "validation_file", spec.validation_file)
-        await _examples(held_out, spec, "validation_file")
+        await _examples(services, held_out, spec, "validation_file")
     return spec
 
 
@@ -130,9 +131,11 @@ async def _content(services: Services, principal: Principal, param: str, file_id
         raise InvalidRequestError(f"{param}: {error}", param=param, code=error.code) from None
 
 
-async def _examples(content: bytes, spec: JobSpec, param: str) -> list[Example]:
+async def _examples(services: Services, content: bytes, spec: JobSpec, param: str) -> list[Example]:
     try:
-        return await asyncio.to_thread(read_rows, content, spec)
+        examples = await asyncio.to_thread(read_rows, content, spec)
+        await asyncio.to_thread(check_conversations, services.model, examples)
+        return examples
     except TrainingDataError as error:
         error.param = param
         raise

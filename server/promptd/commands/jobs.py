@@ -39,7 +39,9 @@ app = typer.Typer(
 
 @app.command(rich_help_panel="Train")
 def create(
-    file: Annotated[Path, typer.Argument(help='JSON lines: {"prompt", "completion"} or {"text", "label"}.')],
+    file: Annotated[
+        Path, typer.Argument(help='JSON lines: {"prompt", "completion"}, {"text", "label"} or {"messages"}.')
+    ],
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the prompt. Default: ft-<job id>.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Base model, or a prompt to start from. Default: the server's base model.")

@@ -78,8 +78,12 @@ class Task:
 def task_of(examples: Sequence[Example], name: str = "rows") -> Task:
     """Return the generic task of rows in our own format: `classification` or `generation`, the input as it is.
 
-    Label words that nobody gives are the labels themselves. Raises `TrainingDataError` where rows are mixed.
+    Label words that nobody gives are the labels themselves. Raises `TrainingDataError` where rows are mixed, or
+    conversations.
     """
+    spoken = next((example for example in examples if example.messages), None)
+    if spoken is not None:
+        raise TrainingDataError(spoken.line, "is a conversation; evaluation takes rows of fields")
     labels = {example.label for example in examples if example.label is not None}
     if not labels:
         return Task(name, "generation", GENERATION_METRICS)

@@ -1,7 +1,8 @@
 """Training rows: JSON lines in, checked examples out; every fault names its line.
 
 A row is an object whose values used here are strings. Its target is `completion` (generated text) or `label`; its
-input is `prompt`, `text` or any other named fields that the job's template uses. `prompt` counts as `text`.
+input is `prompt`, `text` or any other named fields that the job's template uses. `prompt` counts as `text`. Or it is
+a conversation, `messages`, whose last message is the target.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 from promptd_store import TemplateError, render_template
 
 from promptd.errors import InvalidRequestError
+from promptd.modeling.chat_template import ChatMessage
+from promptd.training.messages import check_messages
 
 MAX_SHOWN_CHARS = 80
 
@@ -34,12 +37,19 @@ class TrainingDataError(InvalidRequestError):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One checked row. Exactly one of `completion` and `label` is set."""
+    """One checked row. Exactly one of `completion` and `label` is set; a conversation's last message is the former."""
 
     fields: Mapping[str, str]
     completion: str | None
     label: str | None
     line: int
+    messages: tuple[ChatMessage, ...] = ()
+    """A conversation's other messages; it has no fields."""
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What the target is asked for, as plain JSON values."""
+        return {"messages": [dict(one) for one in self.messages]} if self.messages else dict(self.fields)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -85,6 +95,8 @@ def _object(line: int, text: str | bytes) -> dict[str, Any]:
 
 def example_of(line: int, row: Mapping[str, Any]) -> Example:
     """Check one row that is already an object."""
+    if "messages" in row:
+        return _conversation(line, row)
     targets = [name for name in ("completion", "label") if name in row]
     if len(targets) != 1:
         raise TrainingDataError(line, f"needs exactly one of 'completion' and 'label', got {sorted(row)!r}")
@@ -100,6 +112,14 @@ def example_of(line: int, row: Mapping[str, Any]) -> Example:
     return Example(fields, None if is_label else target, target if is_label else None, line)
 
 
+def _conversation(line: int, row: Mapping[str, Any]) -> Example:
+    try:
+        *before, answer = check_messages(row)
+    except ValueError as error:
+        raise TrainingDataError(line, str(error)) from None
+    return Example({}, answer["content"], None, line, tuple(before))
+
+
 def render(template: str | None, example: Example) -> str:
     """Put an example's fields into the template, as serving does."""
     try:
@@ -113,7 +133,7 @@ def split_examples(examples: Sequence[Example], fraction: float) -> tuple[list[E
     rest: list[Example] = []
     held_out: list[Example] = []
     for example in examples:
-        digest = hashlib.sha256(json.dumps(dict(example.fields), sort_keys=True).encode()).digest()
+        digest = hashlib.sha256(json.dumps(example.input, sort_keys=True).encode()).digest()
         (held_out if int.from_bytes(digest[:8]) < fraction * 2**64 else rest).append(example)
     return rest, held_out
 
@@ -129,7 +149,7 @@ def data_digest(examples: Iterable[Example]) -> str:
     """Return `sha256:…` of the examples in their order, without line numbers."""
     digest = hashlib.sha256()
     for example in examples:
-        row = [dict(example.fields), example.completion, example.label]
+        row = [example.input, example.completion, example.label]
         digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return "sha256:" + digest.hexdigest()
 

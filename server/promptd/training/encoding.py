@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from promptd.errors import InvalidRequestError
 from promptd.modeling import FrozenModel
+from promptd.modeling.chat_template import encode_answer, encode_chat
 from promptd.training.data import Example, TrainingDataError, render
 
 
@@ -45,13 +46,15 @@ class Encoded:
 def encode_examples(
     model: FrozenModel, task: TaskFormat, examples: Sequence[Example], num_virtual_tokens: int
 ) -> list[Encoded]:
-    """Render and tokenize rows; text and target are tokenized apart, as they are when served."""
+    """Render and tokenize rows; text and target are tokenized apart, as they are when served.
+
+    Templates are for fields: a conversation reads as the model's chat template has it.
+    """
     words = label_word_ids(model, task)
     limit = model.spec.max_model_len
-    special = task.add_special_tokens is not False
     encoded: list[Encoded] = []
     for example in examples:
-        text_ids = tuple(model.encode(render(task.template, example), add_special_tokens=special))
+        text_ids = _text(model, task, example)
         target_ids = _target(model, task, example, words)
         if not text_ids:
             raise TrainingDataError(example.line, "the rendered input has no tokens")
@@ -79,6 +82,23 @@ def label_word_ids(model: FrozenModel, task: TaskFormat) -> dict[str, tuple[int,
     return ids
 
 
+def check_conversations(model: FrozenModel, examples: Sequence[Example]) -> None:
+    """Raise `TrainingDataError` for the first one that the model's chat template refuses."""
+    for example in examples:
+        if example.messages:
+            _text(model, TaskFormat(), example)
+
+
+def _text(model: FrozenModel, task: TaskFormat, example: Example) -> tuple[int, ...]:
+    if not example.messages:
+        special = task.add_special_tokens is not False
+        return tuple(model.encode(render(task.template, example), add_special_tokens=special))
+    try:
+        return tuple(encode_chat(model, example.messages))
+    except InvalidRequestError as error:
+        raise TrainingDataError(example.line, error.message) from None
+
+
 def _target(
     model: FrozenModel, task: TaskFormat, example: Example, words: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, ...]:
@@ -86,6 +106,8 @@ def _target(
         if example.label not in words:
             raise TrainingDataError(example.line, f"label {example.label!r} has no label word; known: {list(words)!r}")
         return words[example.label]
+    if example.messages:
+        return tuple(encode_answer(model, example.messages, example.completion or ""))
     ids = model.encode(example.completion or "", add_special_tokens=False)
     eos = model.tokenizer.eos_token_id
     return tuple(ids) + ((eos,) if task.append_eos and eos is not None else ())

@@ -67,11 +67,13 @@ def check_spec(spec: JobSpec) -> None:
 def read_rows(content: bytes, spec: JobSpec) -> list[Example]:
     """Return the rows, each of which fits the template and the label words.
 
-    Raises `TrainingDataError`, which names the line.
+    Conversations have a form of their own, see `modeling/chat_template.py`. Raises `TrainingDataError`, which names the
+    line.
     """
     examples = parse_examples(content.split(b"\n"))
     for example in examples:
-        render(spec.template, example)
+        if not example.messages:
+            render(spec.template, example)
         if spec.label_words is not None and example.label not in (None, *spec.label_words):
             known = list(spec.label_words)
             raise TrainingDataError(example.line, f"label {shown(example.label)} has no label word; known: {known!r}")

@@ -12,6 +12,7 @@ from promptd_store import PromptArtifact
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobData, JobSpec
 from promptd.modeling import FrozenModel
+from promptd.modeling.chat_template import PLAIN_TEMPLATE, has_chat_template
 from promptd.training.config import TrainingConfig
 from promptd.training.context import chain_context
 from promptd.training.data import Example, split_examples
@@ -52,6 +53,8 @@ def make_job(
             param="training_file",
         )
     task, config = task_format(spec), training_config(spec)
+    if task.template is None and not has_chat_template(model) and all(example.messages for example in train):
+        task = replace(task, template=PLAIN_TEMPLATE)
     if behind:  # the text reads on as its chain began: where BOS comes first, none stands in front of the text
         task = replace(task, add_special_tokens=behind[-1].manifest.add_special_tokens)
     if not sets_num_steps(spec):
