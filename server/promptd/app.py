@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from promptd_store import EmbeddedStore, PromptCatalog
 
 import promptd
-from promptd.api.auth import KeyRing
 from promptd.api.error_handlers import OversizeEnvelope, install
 from promptd.api.routes import build_router
 from promptd.api.services import Limits, Services
@@ -39,6 +38,7 @@ from promptd.metrics import (
 )
 from promptd.modeling import FrozenModel, load_model
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
+from promptd.tenancy import KeyOffice, KeyRing, TenantBook, TenantDirectory
 from promptd.training import TrainingLoop, TrainingWorker
 from promptd.training.job_spec import check_spec
 
@@ -65,6 +65,9 @@ def create_app(
         prompts = catalog or make_catalog(settings, served.engine.model)
         if settings.model is None and catalog is None:
             await publish_demo(prompts)
+        tenants = TenantDirectory(TenantBook(prompts.store))
+        await tenants.poll()
+        await keys.connect(tenants)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         registry.register(EngineCollector(served))
@@ -75,6 +78,7 @@ def create_app(
             TrainingFiles(prompts.store, max_bytes=settings.max_upload_bytes),
             make_queue(settings, prompts),
             keys,
+            KeyOffice(tenants, keys.key_secret),
             limits,
             RequestMetrics(registry).observe,
             lambda: generate_latest(registry),
@@ -86,7 +90,11 @@ def create_app(
             min_age_seconds=settings.garbage_age_seconds,
             keep_jobs_seconds=settings.job_history_days * 86400,
         )
-        background = [asyncio.create_task(housekeeper.run()), asyncio.create_task(LoopMetrics(registry).run())]
+        background = [
+            asyncio.create_task(housekeeper.run()),
+            asyncio.create_task(LoopMetrics(registry).run()),
+            asyncio.create_task(tenants.follow()),
+        ]
         if isinstance(served.spare_time, TrainingLoop):
             background.append(asyncio.create_task(make_worker(settings, prompts, served.spare_time).run()))
         served.start()
@@ -119,7 +127,8 @@ def make_key_ring(settings: Settings) -> KeyRing:
     """Read the static keys; an address that others can reach needs at least one."""
     tenant_keys = parse_keys(settings.api_keys) if settings.api_keys is not None else {}
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key is not None else None
-    keys = KeyRing(tenant_keys, admin_key, DEFAULT_TENANT)
+    key_secret = settings.key_secret.get_secret_value().encode() if settings.key_secret is not None else None
+    keys = KeyRing(tenant_keys, admin_key, DEFAULT_TENANT, key_secret=key_secret)
     if keys.is_open and not settings.is_loopback:
         raise InvalidRequestError(
             f"host {settings.host!r} is reachable from outside: set PROMPTD_API_KEYS (tenant:key,…) "

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from promptd.commands import jobs, prompts
+from promptd.commands import jobs, keys, prompts
 from promptd.commands.bench import bench
 from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
@@ -37,6 +37,7 @@ app.command(rich_help_panel="Serve")(doctor)
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Prompts")
+app.add_typer(keys.app, name="keys", rich_help_panel="Administrate")
 app.command("eval", rich_help_panel="Measure")(evaluate)
 app.command(
     rich_help_panel="Measure",

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest JSON body")
     max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded prompt")
     admin_key: SecretStr | None = Field(None, description="The first admin key")
+    key_secret: SecretStr | None = Field(
+        None, min_length=16, description="What issued keys are hashed under; else the store keeps a random one"
+    )
     api_keys: SecretStr | None = Field(None, description="tenant:key, comma separated")
 
     @field_validator("api_keys")

@@ -30,6 +30,8 @@ COMMANDS = [
     ["eval"],
     ["prompts"],
     ["jobs"],
+    ["keys"],
+    *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),
     *(["jobs", name] for name in ("create", "ls", "watch", "cancel", "pause", "resume")),
     *(["prompts", name] for name in ("ls", "show", "push", "pull", "rm", "rollback", "verify")),
 ]
@@ -78,7 +80,7 @@ def test_version() -> None:
 def test_serve_takes_every_setting() -> None:
     """Each setting is an option of `promptd serve`, but for keys: those would show in the list of processes."""
     options = inspect.signature(serve).parameters
-    assert set(options) == set(Settings.model_fields) - {"admin_key", "api_keys"}
+    assert set(options) == set(Settings.model_fields) - {"admin_key", "api_keys", "key_secret"}
     assert all(option.default is None for option in options.values())
 
 

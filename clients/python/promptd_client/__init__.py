@@ -1,5 +1,7 @@
 """The Python client of promptd: `Client` and `AsyncClient`, typed replies and typed errors."""
 
+from promptd_client._admin import Keys
+from promptd_client._async_admin import AsyncKeys
 from promptd_client._async_client import AsyncClient, AsyncPrompts
 from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._client import Client, Prompts
@@ -7,6 +9,7 @@ from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, is_peft_folder, read_peft_folder
 from promptd_client._stream import AsyncStream, Stream
 from promptd_client._uploads import UploadResult
+from promptd_client.admin_models import ApiKey, IssuedKey
 from promptd_client.errors import (
     APIError,
     AuthenticationError,
@@ -61,9 +64,11 @@ from promptd_client.models import (
 
 __all__ = [
     "APIError",
+    "ApiKey",
     "AsyncClient",
     "AsyncFiles",
     "AsyncJobs",
+    "AsyncKeys",
     "AsyncPrompts",
     "AsyncStream",
     "AuthenticationError",
@@ -90,12 +95,14 @@ __all__ = [
     "InvalidArtifactError",
     "InvalidReplyError",
     "InvalidRequestError",
+    "IssuedKey",
     "Job",
     "JobEvent",
     "JobFailure",
     "JobProgress",
     "JobResult",
     "Jobs",
+    "Keys",
     "LocalFileError",
     "MethodNotAllowedError",
     "Model",

@@ -13,6 +13,7 @@ import httpx
 import stamina
 
 from promptd_client import _requests
+from promptd_client._async_admin import AsyncKeys
 from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
@@ -67,6 +68,7 @@ class AsyncClient:
         self.prompts = AsyncPrompts(self)
         self.files = AsyncFiles(self)
         self.jobs = AsyncJobs(self)
+        self.keys = AsyncKeys(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self

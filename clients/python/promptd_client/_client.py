@@ -12,6 +12,7 @@ import httpx
 import stamina
 
 from promptd_client import _requests
+from promptd_client._admin import Keys
 from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
@@ -66,6 +67,7 @@ class Client:
         self.prompts = Prompts(self)
         self.files = Files(self)
         self.jobs = Jobs(self)
+        self.keys = Keys(self)
 
     def __enter__(self) -> Client:
         return self

@@ -36,17 +36,17 @@ def list_files(after: str | None) -> Call[FilePage]:
 
 def get_file(file_id: str) -> Call[File]:
     """Read a file's description."""
-    return Call("GET", _path(FILES, file_id), reader(File))
+    return Call("GET", path_of(FILES, file_id), reader(File))
 
 
 def file_content(file_id: str) -> Call[bytes]:
     """Download a file."""
-    return Call("GET", _path(FILES, file_id, "content"), lambda response: response.content)
+    return Call("GET", path_of(FILES, file_id, "content"), lambda response: response.content)
 
 
 def delete_file(file_id: str) -> Call[None]:
     """Delete a file. A second time it would not be found, so it is not repeated unasked."""
-    return Call("DELETE", _path(FILES, file_id), lambda response: None, is_idempotent=False)
+    return Call("DELETE", path_of(FILES, file_id), lambda response: None, is_idempotent=False)
 
 
 def create_job(options: JobOptions) -> Call[Job]:
@@ -67,23 +67,23 @@ def list_jobs(after: str | None) -> Call[JobPage]:
 
 def get_job(job_id: str) -> Call[Job]:
     """Read one job."""
-    return Call("GET", _path(JOBS, job_id), reader(Job))
+    return Call("GET", path_of(JOBS, job_id), reader(Job))
 
 
 def tell_job(job_id: str, what: str) -> Call[Job]:
     """Cancel, pause or resume; twice is as good as once."""
-    return Call("POST", _path(JOBS, job_id, what), reader(Job))
+    return Call("POST", path_of(JOBS, job_id, what), reader(Job))
 
 
 def job_events(job_id: str, limit: int) -> Call[list[JobEvent]]:
     """Read a job's last events, newest first."""
-    return Call("GET", _path(JOBS, job_id, "events"), reader(list[JobEvent], "data"), params={"limit": str(limit)})
+    return Call("GET", path_of(JOBS, job_id, "events"), reader(list[JobEvent], "data"), params={"limit": str(limit)})
 
 
 def follow_job(job_id: str, after: str | None) -> StreamCall[JobEvent]:
     """Read a job's events as they come, oldest first."""
     params = {"stream": "true"} | ({} if after is None else {"after": after})
-    return StreamCall(_path(JOBS, job_id, "events"), None, event_reader(JobEvent), method="GET", params=params)
+    return StreamCall(path_of(JOBS, job_id, "events"), None, event_reader(JobEvent), method="GET", params=params)
 
 
 _read_results = reader(list[dict[str, Any]], "data")
@@ -104,7 +104,8 @@ def _page(after: str | None) -> dict[str, str]:
     return {"limit": str(PAGE)} | ({} if after is None else {"after": after})
 
 
-def _path(base: str, name: str, *more: str) -> str:
+def path_of(base: str, name: str, *more: str) -> str:
+    """Return the path of one thing; raises `ValueError` for what would lead elsewhere."""
     if name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not an id")
     return "/".join([base, quote(name, safe=""), *more])

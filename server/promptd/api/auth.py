@@ -1,69 +1,14 @@
-"""Who is asking, and what they may do: one principal, one `authorize`."""
+"""What a caller may do: one `authorize` for every route and every record."""
 
 from __future__ import annotations
 
-import enum
-import hmac
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from promptd_store import PromptRecord
 
-from promptd.errors import AuthenticationError, NotFoundError, PermissionDeniedError
-
-
-class Scope(enum.StrEnum):
-    """What a route needs."""
-
-    OPEN = "open"
-    INFER = "infer"
-    PROMPTS_READ = "prompts:read"
-    PROMPTS_WRITE = "prompts:write"
-    TRAIN = "train"
-    ADMIN = "admin"
-
-
-TENANT_SCOPES = frozenset({Scope.INFER, Scope.PROMPTS_READ, Scope.PROMPTS_WRITE, Scope.TRAIN})
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """An authenticated caller."""
-
-    tenant: str
-    scopes: frozenset[Scope]
-
-
-class KeyRing:
-    """Static keys from the environment. Without any, every caller is the default tenant with all scopes."""
-
-    def __init__(self, tenant_keys: Mapping[str, str], admin_key: str | None, default_tenant: str) -> None:
-        self._principals = [(key.encode(), Principal(tenant, TENANT_SCOPES)) for key, tenant in tenant_keys.items()]
-        if admin_key is not None:
-            self._principals.append((admin_key.encode(), Principal(default_tenant, TENANT_SCOPES | {Scope.ADMIN})))
-        self._open = Principal(default_tenant, frozenset(Scope)) if not self._principals else None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether no key is needed."""
-        return self._open is not None
-
-    def authenticate(self, authorization: str | None) -> Principal:
-        """Return the caller behind `Authorization: Bearer KEY`; raises `AuthenticationError`."""
-        if self._open is not None:
-            return self._open
-        scheme, _, given = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not given:
-            raise AuthenticationError("no API key: send it as 'Authorization: Bearer KEY'", code="missing_api_key")
-        found = None
-        for key, principal in self._principals:  # every key is compared, so that time tells nothing
-            if hmac.compare_digest(key, given.strip().encode()):
-                found = principal
-        if found is None:
-            raise AuthenticationError("this API key is not known")
-        return found
+from promptd.errors import NotFoundError, PermissionDeniedError
+from promptd.tenancy import Principal, Scope
 
 
 def check_local(host: str | None, origin: str | None) -> None:

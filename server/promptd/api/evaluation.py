@@ -10,7 +10,7 @@ from typing import TypeVar
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from promptd.api.auth import Principal, Scope, authorize
+from promptd.api.auth import authorize
 from promptd.api.classify import label_candidates, label_probabilities
 from promptd.api.generation import finish, submit, together, while_connected
 from promptd.api.schemas import MAX_EVALUATION_ROWS, EvaluateBody
@@ -34,6 +34,7 @@ from promptd.evaluation import (
     evaluate,
     task_of,
 )
+from promptd.tenancy import Principal, Scope
 from promptd.training import TrainingDataError, example_of, parse_examples
 
 T = TypeVar("T")

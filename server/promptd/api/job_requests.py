@@ -11,11 +11,11 @@ from promptd_store import PromptKind, PromptRecord, exact_name, extend
 from promptd_store.chains import check_front
 from promptd_store.publication import check_publication
 
-from promptd.api.auth import Principal, Scope
 from promptd.api.job_schemas import JobBody, JobFields
 from promptd.api.services import Services, prompt_names, resolve_name
 from promptd.errors import InvalidRequestError, NotFoundError, TrainingOffError
 from promptd.jobs import JobQueue, JobRecord, JobRequest, JobSpec
+from promptd.tenancy import Principal, Scope
 from promptd.training.data import Example, TrainingDataError
 from promptd.training.encoding import check_conversations
 from promptd.training.job_spec import check_spec, read_rows, with_label_words

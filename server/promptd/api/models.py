@@ -10,10 +10,10 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from promptd_store import PromptRecord
 
-from promptd.api.auth import Scope
 from promptd.api.schemas import DetokenizeBody, TokenizeBody
 from promptd.api.services import Services, principal_of, prompt_names, resolve_name, services_of, tokenize
 from promptd.errors import InvalidRequestError
+from promptd.tenancy import Scope
 
 
 async def list_models(request: Request) -> Response:

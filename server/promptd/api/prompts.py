@@ -13,11 +13,12 @@ from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 from promptd_store import MAX_CHAIN_PROMPTS, PromptNameError, PromptNotFoundError, PromptRecord, parse_name, to_peft
 
-from promptd.api.auth import Scope, authorize
+from promptd.api.auth import authorize
 from promptd.api.schemas import PromptName, RollbackBody
 from promptd.api.services import principal_of, services_of
 from promptd.engine.neighbors import neighbors
 from promptd.errors import InvalidRequestError, PayloadTooLargeError
+from promptd.tenancy import Scope
 
 _MAX_CONFIG_CHARS = 24 << 10
 _MAX_LISTED = 100

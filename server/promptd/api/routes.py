@@ -18,15 +18,17 @@ from promptd.api import (
     files,
     fine_tuning,
     health,
+    keys,
     models,
     openapi,
     prompts,
     training_jobs,
 )
-from promptd.api.auth import Principal, Scope, authorize, check_local
+from promptd.api.auth import authorize, check_local
 from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import Limits, services_of
 from promptd.errors import DeadlineExceededError, ShuttingDownError
+from promptd.tenancy import Principal, Scope
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -97,6 +99,10 @@ ROUTES: tuple[Route, ...] = (
         openapi.EACH,
         is_large=True,
     ),
+    Route("POST", "/admin/keys", Scope.ADMIN, keys.create_key, "admin"),
+    Route("GET", "/admin/keys", Scope.ADMIN, keys.list_keys, "admin"),
+    Route("POST", "/admin/keys/{key_id}/rotate", Scope.ADMIN, keys.rotate_key, "admin"),
+    Route("DELETE", "/admin/keys/{key_id}", Scope.ADMIN, keys.revoke_key, "admin"),
     Route("GET", "/admin/engine", Scope.ADMIN, health.engine_stats, "admin"),
     Route("GET", "/livez", Scope.OPEN, health.livez, "health", openapi.PROBE),
     Route("GET", "/readyz", Scope.OPEN, health.readyz, "health", openapi.PROBE),
@@ -115,7 +121,7 @@ def guarded(route: Route) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def checked(request: Request) -> Response:
-                admit(route, request)
+                await admit(route, request)
                 limit_seconds = services_of(request).limits.request_timeout_seconds
                 try:
                     async with asyncio.timeout(limit_seconds):  # also for a body that trickles in
@@ -128,14 +134,14 @@ def guarded(route: Route) -> type[APIRoute]:
     return GuardedRoute
 
 
-def admit(route: Route, request: Request) -> None:
+async def admit(route: Route, request: Request) -> None:
     """Who is it, may they, do we still take work; raises typed errors."""
     services = services_of(request)
     request.state.principal = Principal("", frozenset())
     if route.scope is not Scope.OPEN:
         if services.keys.is_open:
             check_local(request.headers.get("host"), request.headers.get("origin"))
-        principal = services.keys.authenticate(request.headers.get("authorization"))
+        principal = await services.keys.authenticate(request.headers.get("authorization"))
         authorize(principal, route.scope)
         request.state.principal = principal
     if services.is_draining and route.scope is Scope.INFER:

@@ -22,12 +22,13 @@ from promptd_store import (
     render_template,
 )
 
-from promptd.api.auth import KeyRing, Principal, Scope, authorize
+from promptd.api.auth import authorize
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
 from promptd.errors import InvalidRequestError, ModelNotFoundError
 from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
+from promptd.tenancy import KeyOffice, KeyRing, Principal, Scope
 
 _TOKENIZE_INLINE_CHARS = 8192
 
@@ -52,6 +53,7 @@ class Services:
     jobs: JobQueue | None
     """None where this server takes no training jobs."""
     keys: KeyRing
+    key_office: KeyOffice
     limits: Limits
     observe: Callable[[RequestTimings, int], None]
     """Takes the timings and the number of tokens of every finished generation."""

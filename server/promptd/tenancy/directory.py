@@ -1,0 +1,104 @@
+"""What this server knows about tenants, kept in memory and never older than a second.
+
+Every change of a tenant is an entry of one log. This server reads that log a few times a second, whatever the number of
+tenants, and drops what was changed. While the log cannot be read, nothing is trusted longer than `MAX_STALE_SECONDS`
+without being read again; and while the store does not answer at all, what is known stays good for `MAX_OUTAGE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from promptd_store import StoreUnavailableError
+
+from promptd.tenancy.book import TenantBook
+from promptd.tenancy.store_keys import CHANGES_LOG
+from promptd.tenancy.tenant import Tenant
+
+POLL_SECONDS = 0.2
+MAX_STALE_SECONDS = 0.6
+"""With the poll before it, a change is known everywhere in less than a second."""
+MAX_OUTAGE_SECONDS = 30.0
+MAX_KNOWN = 20_000
+PAGE = 1000
+
+
+class TenantDirectory:
+    """A cache of the book. All methods run on one event loop."""
+
+    def __init__(self, book: TenantBook, clock: Callable[[], float] = time.monotonic) -> None:
+        self.book = book
+        self._clock = clock
+        self._tenants: OrderedDict[str, tuple[Tenant, float]] = OrderedDict()  # with the time of reading
+        self._owners: OrderedDict[str, str] = OrderedDict()  # never changes: ids of keys are not given twice
+        self._num_changes = 0
+        self._cursor: int | None = None
+        self._polled_at = float("-inf")
+
+    async def tenant(self, name: str) -> Tenant:
+        """Return a tenant as it was less than a second ago."""
+        known = self.known(name)
+        if known is not None:
+            return known
+        now, num_changes = self._clock(), self._num_changes
+        try:
+            tenant = await self.book.read(name)
+        except StoreUnavailableError:
+            stale = self._tenants.get(name)
+            if stale is None or now - stale[1] > MAX_OUTAGE_SECONDS:
+                raise
+            return stale[0]
+        if num_changes == self._num_changes:  # else it may have been read before a change that was dropped already
+            self._tenants[name] = (tenant, now)
+            self._tenants.move_to_end(name)
+            if len(self._tenants) > MAX_KNOWN:
+                self._tenants.popitem(last=False)
+        return tenant
+
+    def known(self, name: str) -> Tenant | None:
+        """Return a tenant where no look into the store is needed."""
+        found = self._tenants.get(name)
+        if found is None or self._clock() - max(found[1], self._polled_at) > MAX_STALE_SECONDS:
+            return None
+        return found[0]
+
+    async def owner_of(self, key_id: str) -> str | None:
+        """Return the tenant that a key was issued to."""
+        owner = self._owners.get(key_id)
+        if owner is None:
+            owner = await self.book.owner_of(key_id)
+            if owner is not None:
+                self._owners[key_id] = owner
+                if len(self._owners) > MAX_KNOWN:
+                    self._owners.popitem(last=False)
+        return owner
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of a tenant that this server has just changed itself."""
+        self._num_changes += 1
+        self._tenants.pop(name, None)
+
+    async def follow(self) -> None:
+        """Drop what others change, until cancelled."""
+        while True:
+            with contextlib.suppress(StoreUnavailableError):  # nothing is trusted for long without a poll
+                await self.poll()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def poll(self) -> None:
+        """Read the log of changes once."""
+        began, store = self._clock(), self.book.store
+        if self._cursor is None:
+            newest = await store.read_tail(CHANGES_LOG, limit=1)
+            self._cursor = newest[0].seq if newest else 0
+            self._num_changes += 1
+            self._tenants.clear()  # what was read before the cursor was known
+        while page := await store.read_log(CHANGES_LOG, after=self._cursor, limit=PAGE):
+            for event in page:
+                self.forget(event.payload.decode())
+            self._cursor = page[-1].seq
+        self._polled_at = began

@@ -1,0 +1,26 @@
+"""Where the operator's records about tenants lie. They are no tenant's own, so they stand under the public one."""
+
+from __future__ import annotations
+
+from promptd_store.names import PUBLIC_TENANT
+
+CHANGES_LOG = f"{{{PUBLIC_TENANT}}}:tenant-changes"
+"""Names of tenants whose record was changed: every server follows it."""
+KEY_SECRET = f"{{{PUBLIC_TENANT}}}:key-secret"
+AUDIT_LOGS = f"{{{PUBLIC_TENANT}}}:audit:"
+"""What all audit logs begin with."""
+
+
+def tenant_key(tenant: str) -> str:
+    """Key of a tenant's record."""
+    return f"{{{PUBLIC_TENANT}}}:tenant:{tenant}"
+
+
+def owner_key(key_id: str) -> str:
+    """Key of the tenant that an API key belongs to."""
+    return f"{{{PUBLIC_TENANT}}}:api-key:{key_id}"
+
+
+def audit_log(tenant: str) -> str:
+    """Log of what was done to a tenant by admins."""
+    return AUDIT_LOGS + tenant

@@ -1,0 +1,67 @@
+"""What the operator has set down about one tenant: its keys. One record, so that every change of it is one step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+from promptd.tenancy.scopes import Scope
+
+MAX_ACTIVE_KEYS = 2
+"""One in use and one to change to."""
+MAX_ENDED_KEYS = 8
+"""Ended keys that are still listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """One issued key. Times are seconds since 1970."""
+
+    id: str
+    digest: str
+    """HMAC-SHA256 of the key."""
+    scopes: tuple[Scope, ...]
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    label: str = ""
+
+    def is_active(self, now: float) -> bool:
+        """Whether the key opens anything."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One tenant; one that was never mentioned is `Tenant(name)`."""
+
+    name: str
+    keys: tuple[KeyRecord, ...] = ()
+    audit_head: str = ""
+    """Digest of the newest entry of its audit log; the next entry carries it."""
+
+    def key(self, key_id: str) -> KeyRecord | None:
+        """Return one of its keys, ended or not."""
+        return next((key for key in self.keys if key.id == key_id), None)
+
+    def active_keys(self, now: float) -> list[KeyRecord]:
+        """Return the keys that work."""
+        return [key for key in self.keys if key.is_active(now)]
+
+    def with_key(self, changed: KeyRecord, now: float) -> Tenant:
+        """Return the tenant with a key added or replaced; the oldest ended ones are forgotten."""
+        keys = [key for key in self.keys if key.id != changed.id] + [changed]
+        ended = [key for key in keys if not key.is_active(now)]
+        forgotten = {key.id for key in ended[: max(0, len(ended) - MAX_ENDED_KEYS)]}
+        return replace(self, keys=tuple(key for key in keys if key.id not in forgotten))
+
+    def to_bytes(self) -> bytes:
+        """Write the record."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Tenant:
+        """Read what `to_bytes` wrote."""
+        plain = json.loads(data)
+        keys = tuple(KeyRecord(**{**one, "scopes": tuple(map(Scope, one["scopes"]))}) for one in plain.pop("keys"))
+        return cls(keys=keys, **plain)

@@ -1,0 +1,251 @@
+"""Who may do what: every route against every kind of caller, and issued keys over HTTP."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from promptd_client import Client, ConflictError, NotFoundError
+from pydantic import SecretStr
+
+from promptd.api.routes import ROUTES
+from promptd.settings import Settings
+from promptd.tenancy.api_keys import new_key
+from tests.api.conftest import LiveServer, serve
+
+ADMIN_KEY = "the-first-admin-key"
+
+OPEN = "open"
+ACCESS: dict[tuple[str, str], str] = {
+    ("POST", "/v1/completions"): "infer",
+    ("POST", "/v1/chat/completions"): "infer",
+    ("POST", "/v1/classify"): "infer",
+    ("POST", "/tokenize"): "infer",
+    ("POST", "/detokenize"): "infer",
+    ("GET", "/v1/models"): "infer",
+    ("GET", "/v1/models/{model:path}"): "infer",
+    ("GET", "/v1/prompts"): "prompts:read",
+    ("GET", "/v1/prompts/{name:path}/versions"): "prompts:read",
+    ("GET", "/v1/prompts/{name:path}/content"): "prompts:read",
+    ("GET", "/v1/prompts/{name:path}/neighbors"): "prompts:read",
+    ("POST", "/v1/prompts/{name:path}/evaluate"): "infer",
+    ("POST", "/v1/prompts/{name:path}/rollback"): "prompts:write",
+    ("PUT", "/v1/prompts/{name:path}"): "prompts:write",
+    ("GET", "/v1/prompts/{name:path}"): "prompts:read",
+    ("DELETE", "/v1/prompts/{name:path}"): "prompts:write",
+    ("POST", "/v1/files"): "train",
+    ("GET", "/v1/files"): "train",
+    ("GET", "/v1/files/{file_id}"): "train",
+    ("GET", "/v1/files/{file_id}/content"): "train",
+    ("DELETE", "/v1/files/{file_id}"): "train",
+    ("POST", "/v1/fine_tuning/jobs"): "train",
+    ("GET", "/v1/fine_tuning/jobs"): "train",
+    ("GET", "/v1/fine_tuning/jobs/{job_id}"): "train",
+    ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"): "train",
+    ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"): "train",
+    ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"): "train",
+    ("GET", "/v1/fine_tuning/jobs/{job_id}/events"): "train",
+    ("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints"): "train",
+    ("POST", "/admin/training/jobs"): "admin",
+    ("POST", "/admin/keys"): "admin",
+    ("GET", "/admin/keys"): "admin",
+    ("POST", "/admin/keys/{key_id}/rotate"): "admin",
+    ("DELETE", "/admin/keys/{key_id}"): "admin",
+    ("GET", "/admin/engine"): "admin",
+    ("GET", "/livez"): OPEN,
+    ("GET", "/readyz"): OPEN,
+    ("GET", "/startupz"): OPEN,
+    ("GET", "/health"): OPEN,
+    ("GET", "/metrics"): OPEN,
+    ("GET", "/version"): OPEN,
+}
+"""What each route needs, said a second time: a route that is added or changed must be thought about here."""
+
+SCOPES = ("infer", "prompts:read", "prompts:write", "train", "admin")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One kind of caller."""
+
+    authorization: str | None
+    scopes: frozenset[str] | None
+    """None: nobody."""
+
+
+@pytest.fixture(scope="module")
+def keyed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with one static tenant key and an admin's."""
+    settings = Settings(
+        model=str(tiny_models["llama"]),
+        store=str(tmp_path_factory.mktemp("access")),
+        api_keys=SecretStr("static:the-static-key"),
+        admin_key=SecretStr(ADMIN_KEY),
+        drain_seconds=0,
+    )
+    yield from serve(settings, tiny_models["llama"])
+
+
+@pytest.fixture(scope="module")
+def callers(keyed: LiveServer) -> dict[str, Caller]:
+    """Every kind: nobody in many ways, one scope each, the environment's keys."""
+    with Client(keyed.url, api_key=ADMIN_KEY) as admin:
+        revoked, expired = admin.keys.create("gone"), admin.keys.create("late", expires_in_seconds=0.05)
+        admin.keys.revoke(revoked.id)
+        good = admin.keys.create("good")
+        single = {scope: admin.keys.create(f"only-{number}", scopes=[scope]) for number, scope in enumerate(SCOPES)}
+    time.sleep(0.1)
+    tenant_scopes = frozenset(SCOPES) - {"admin"}
+    return {
+        "no key": Caller(None, None),
+        "empty": Caller("", None),
+        "other scheme": Caller(f"Basic {good.key}", None),
+        "key without scheme": Caller(good.key, None),
+        "mistyped": Caller(f"Bearer {good.key[:-1]}!", None),
+        "never issued": Caller(f"Bearer {new_key().text}", None),
+        "static prefix": Caller("Bearer the-static-ke", None),
+        "revoked": Caller(f"Bearer {revoked.key}", None),
+        "expired": Caller(f"Bearer {expired.key}", None),
+        **{f"only {scope}": Caller(f"Bearer {key.key}", frozenset({scope})) for scope, key in single.items()},
+        "issued": Caller(f"Bearer {good.key}", tenant_scopes),
+        "lower-case scheme": Caller(f"bearer {good.key}", tenant_scopes),
+        "static": Caller("Bearer the-static-key", tenant_scopes),
+        "static admin": Caller(f"Bearer {ADMIN_KEY}", frozenset(SCOPES)),
+    }
+
+
+def test_the_table_is_whole() -> None:
+    """Every route has its row, with the scope that it is registered with."""
+    assert {(route.method, route.path): route.scope.value for route in ROUTES} == ACCESS
+
+
+@pytest.mark.parametrize("route", ACCESS, ids=" ".join)
+def test_every_route_against_every_caller(
+    keyed: LiveServer, callers: dict[str, Caller], route: tuple[str, str]
+) -> None:
+    """401 without a good key, 403 without the scope, both before the body is looked at; open routes are open."""
+    method, path = route
+    url = path
+    for field in ("{model:path}", "{name:path}", "{file_id}", "{job_id}", "{key_id}"):
+        url = url.replace(field, "absent")
+    for name, caller in callers.items():
+        headers = {} if caller.authorization is None else {"Authorization": caller.authorization}
+        with keyed.http(**headers) as http:
+            answer = http.request(method, url, content=b"{broken" if method in ("POST", "PUT") else None)
+        if ACCESS[route] == OPEN:
+            assert answer.status_code == 200, name
+        elif caller.scopes is None:
+            assert answer.status_code == 401, name
+            assert answer.headers["www-authenticate"] == "Bearer"
+        elif ACCESS[route] not in caller.scopes:
+            assert answer.status_code == 403, name
+            assert answer.json()["error"]["code"] == "insufficient_scope"
+        else:
+            assert answer.status_code not in (401, 403, 500), (name, answer.text)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//admin/keys",
+        "/admin//keys",
+        "/admin/keys/",
+        "/%61dmin/keys",
+        "/v1/../admin/keys",
+        "/ADMIN/keys",
+        "/admin/keys;x",
+    ],
+)
+def test_no_path_leads_around(keyed: LiveServer, callers: dict[str, Caller], path: str) -> None:
+    """However the path is written: never an answer from behind it without the scope. The admin gets through."""
+    url = httpx.URL(keyed.url)
+    for name in ("no key", "issued"):
+        headers = {"Authorization": callers[name].authorization or "", "Host": "localhost"}
+        raw = httpx.Request("GET", url.copy_with(raw_path=path.encode()), headers=headers)
+        with httpx.Client() as http:
+            assert http.send(raw).status_code in (307, 401, 403, 404)
+    with keyed.http(Authorization=f"Bearer {ADMIN_KEY}", Host="admin.example") as http:  # control
+        assert http.get("/admin/keys").status_code == 200
+
+
+def test_a_key_from_its_making_to_its_end(keyed: LiveServer) -> None:
+    """Issued, used, rotated, revoked, over HTTP; the text is in one answer only."""
+    with Client(keyed.url, api_key=ADMIN_KEY, max_retries=0) as admin:
+        first = admin.keys.create("life", label="web")
+        assert set(first.scopes) == set(SCOPES) - {"admin"}
+        with Client(keyed.url, api_key=first.key) as tenant:
+            assert len(tenant.models()) == 1
+        second = admin.keys.rotate(first.id, grace_seconds=0)
+        listed = {key.id: key for key in admin.keys.list("life")}
+        assert {key.state for key in listed.values()} == {"active", "expired"}
+        assert (listed[second.id].label, listed[second.id].state) == ("web", "active")
+        assert first.key not in str(admin.keys.list()) and second.key not in str(admin.keys.list())
+        assert admin.keys.revoke(second.id).state == "revoked"
+        with keyed.http(Authorization=f"Bearer {second.key}") as http:  # here at once, no waiting
+            assert http.get("/v1/models").status_code == 401
+        with pytest.raises(NotFoundError) as absent:
+            admin.keys.revoke("nobody")
+        assert absent.value.code == "key_not_found"
+        for _ in range(2):
+            admin.keys.create("full")
+        with pytest.raises(ConflictError) as full:
+            admin.keys.create("full")
+        assert full.value.code == "too_many_keys"
+
+
+def test_an_open_server_makes_no_keys(server: LiveServer) -> None:
+    """It would lock its maker out."""
+    with server.http() as http:
+        answer = http.post("/admin/keys", json={"tenant": "acme"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "server_is_open")
+        assert http.get("/v1/models").status_code == 200
+
+
+def test_issued_keys_close_a_server(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """Started again without any key of the environment, over a store with issued ones, nobody comes in without one."""
+    folder = tiny_models["llama"]
+    closed = Settings(model=str(folder), store=str(tmp_path), admin_key=SecretStr(ADMIN_KEY), drain_seconds=0)
+    for live in serve(closed, folder):
+        with Client(live.url, api_key=ADMIN_KEY) as admin:
+            key = admin.keys.create("acme").key
+    again = Settings(model=str(folder), store=str(tmp_path), drain_seconds=0)
+    for live in serve(again, folder):
+        with live.http() as http:
+            assert http.get("/v1/models").status_code == 401
+        with live.http(Authorization=f"Bearer {key}") as http:
+            assert http.get("/v1/models").status_code == 200
+
+
+def test_keys_from_the_command_line(keyed: LiveServer) -> None:
+    """`promptd keys`: the key alone on stdout, so that a script can take it."""
+
+    def promptd(*arguments: str) -> subprocess.CompletedProcess[str]:
+        options = ["--url", keyed.url, "--api-key", ADMIN_KEY]
+        return subprocess.run(
+            [sys.executable, "-m", "promptd.cli", "keys", *arguments, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    made = promptd("create", "shell", "-s", "infer", "--days", "1")
+    key = made.stdout.strip()
+    with keyed.http(Authorization=f"Bearer {key}") as http:
+        assert http.get("/v1/models").status_code == 200
+        assert http.get("/v1/prompts").status_code == 403
+    key_id = key.split("_")[1]
+    assert key_id in promptd("ls", "shell").stdout
+    rotated = promptd("rotate", key_id, "--grace-hours", "0").stdout.strip()
+    assert promptd("revoke", rotated.split("_")[1]).returncode == 0
+    for ended in (key, rotated):
+        with keyed.http(Authorization=f"Bearer {ended}") as http:
+            assert http.get("/v1/models").status_code == 401
+    wrong = promptd("create", "shell", "-s", "everything")
+    assert wrong.returncode == 1
+    assert "scopes" in wrong.stderr
