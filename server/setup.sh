@@ -99,6 +99,24 @@ promptd_install_torch() {
     promptd_pip install torch || die "torch could not be installed"
 }
 
+# The tests run against real servers, from Debian's packages; where one is missing its tests are skipped and say so.
+promptd_install_services() {
+    local missing=()
+    PATH="$PATH:/usr/sbin" command -v redis-server >/dev/null || missing+=(redis-server)
+    PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || missing+=(haproxy)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        say "Some tests need ${missing[*]}, and installing needs root. They are skipped; to run them:
+    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]}"
+        return 0
+    fi
+    say "Installing ${missing[*]} for the tests"
+    # RUNLEVEL=1: the packages' own services are not started.
+    (export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}") >/dev/null 2>&1 ||
+        say "apt-get could not install ${missing[*]}: the tests that need them are skipped"
+}
+
 promptd_reaches() {
     "$PROMPTD_VENV/bin/python" - "$1" 2>/dev/null <<'PYTHON'
 import sys, urllib.request

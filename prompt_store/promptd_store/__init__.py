@@ -25,13 +25,16 @@ from promptd_store.errors import (
     PromptModelMismatchError,
     PromptNameError,
     PromptNotFoundError,
+    StoreAddressError,
     StoreError,
     StoreUnavailableError,
     TemplateError,
+    VolatileStoreError,
 )
 from promptd_store.garbage import collect_garbage, scan_tenants, trim_events
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
+from promptd_store.opening import is_shared, open_store, shown_address
 from promptd_store.peft import read_peft, to_peft, write_peft
 from promptd_store.record import PromptRecord
 from promptd_store.template import render_template, template_fields
@@ -70,11 +73,13 @@ __all__ = [
     "Put",
     "Record",
     "Store",
+    "StoreAddressError",
     "StoreError",
     "StoreUnavailableError",
     "Subscription",
     "TemplateError",
     "TensorInfo",
+    "VolatileStoreError",
     "check_name",
     "check_tenant",
     "collect_garbage",
@@ -83,11 +88,14 @@ __all__ = [
     "events_log",
     "exact_name",
     "extend",
+    "is_shared",
+    "open_store",
     "parse_name",
     "parse_ref",
     "read_peft",
     "render_template",
     "scan_tenants",
+    "shown_address",
     "template_fields",
     "to_native",
     "to_peft",

@@ -63,7 +63,7 @@ class BlobFolder:
 
     def get(self, tenant: str, digest: str) -> bytes:
         """Read and check one blob."""
-        path = self._path(tenant, _hex(digest))
+        path = self._path(tenant, digest_hex(digest))
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -75,11 +75,11 @@ class BlobFolder:
 
     def has(self, tenant: str, digest: str) -> bool:
         """Return whether the file is there."""
-        return self._path(tenant, _hex(digest)).exists()
+        return self._path(tenant, digest_hex(digest)).exists()
 
     def delete(self, tenant: str, digest: str, unused_for_seconds: float) -> bool:
         """Delete a file that was not put for this long."""
-        path = self._path(tenant, _hex(digest))
+        path = self._path(tenant, digest_hex(digest))
         with self._locked():
             try:
                 if time.time() - path.stat().st_mtime < unused_for_seconds:
@@ -142,7 +142,8 @@ class BlobFolder:
             os.close(descriptor)
 
 
-def _hex(digest: str) -> str:
+def digest_hex(digest: str) -> str:
+    """Return the hex digits of `sha256:…`; raises BlobNotFoundError for anything else."""
     match = _DIGEST.fullmatch(digest)
     if match is None:
         raise BlobNotFoundError(f"{digest[:80]!r} is not a digest", param="digest")

@@ -13,11 +13,14 @@ StoreError                        500 store_error
 ├── LeaseLostError                409 lease_lost                   a newer owner has the lease
 ├── BlobNotFoundError             500 blob_not_found
 ├── BlobCorruptError              500 blob_corrupt                 digest mismatch; the file was set aside
-└── StoreUnavailableError         503 store_unavailable            disk full, I/O error, locked too long
+├── StoreUnavailableError         503 store_unavailable            disk full, I/O error, locked too long, Redis away
+├── StoreAddressError             (start-up) 400 store_address_invalid
+└── VolatileStoreError            (start-up) the store would lose what it has acknowledged; one line per fault
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -128,3 +131,20 @@ class StoreUnavailableError(StoreError):
     default_status = 503
     default_code = "store_unavailable"
     retryable = True
+
+
+class StoreAddressError(StoreError):
+    """The address of a store cannot be read; the message never shows its password."""
+
+    default_status = 400
+    default_code = "store_address_invalid"
+
+
+class VolatileStoreError(StoreError):
+    """The store is set up so that it would lose or refuse data; `faults` has one line for each reason."""
+
+    default_code = "store_volatile"
+
+    def __init__(self, where: str, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(f"store {where}: {fault}" for fault in faults))
+        self.faults = tuple(faults)

@@ -9,12 +9,11 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from promptd_store import EmbeddedStore, PromptCatalog
+from promptd_store import PromptCatalog, Store, open_store
 
 import promptd
 from promptd.api.error_handlers import OversizeEnvelope, install
@@ -62,7 +61,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         served = engine if engine is not None else await asyncio.to_thread(make_engine, settings)
-        prompts = catalog or make_catalog(settings, served.engine.model)
+        prompts = catalog or await open_catalog(settings, served.engine.model)
         if settings.model is None and catalog is None:
             await publish_demo(prompts)
         tenants = TenantDirectory(TenantBook(prompts.store))
@@ -191,10 +190,24 @@ def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) 
     )
 
 
-def make_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
-    """Open the store that the settings name."""
-    store = EmbeddedStore(Path(settings.store))
+async def open_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
+    """Open the store that the settings name, for the running event loop."""
+    store = await open_settings_store(settings)
     return PromptCatalog(store, model.spec, settings.artifact_cache_bytes, reserved_names={model.served_name})
+
+
+async def open_settings_store(settings: Settings) -> Store:
+    """Open the store; one that would lose data is refused, or where that is allowed each fault is logged."""
+
+    def on_fault(fault: str) -> None:
+        _log.warning("volatile_store", fault=fault)
+
+    return await open_store(
+        settings.store,
+        blobs=settings.blobs,
+        allow_volatile=settings.allow_volatile_store,
+        on_fault=on_fault,
+    )
 
 
 def make_queue(settings: Settings, catalog: PromptCatalog) -> JobQueue | None:

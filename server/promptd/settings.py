@@ -24,7 +24,11 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs keys")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
-    store: str = Field("./promptd-data", description="Folder of the embedded store")
+    store: str = Field("./promptd-data", description="Folder of the embedded store, or the URL of a Redis")
+    blobs: str | None = Field(
+        None, description="Folder or bucket for what is too large for Redis; Redis keeps all where none is given"
+    )
+    allow_volatile_store: bool = Field(False, description="Take a Redis that may lose what was acknowledged")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype")
     max_num_seqs: int = Field(16, ge=1, description="Rows that run at once")

@@ -139,6 +139,45 @@ def test_which_torch_is_installed(
     assert (done.returncode, done.stdout.split()) == (0, indexes), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("present", "uid", "apt", "said", "installed"),
+    [
+        (("redis-server", "haproxy"), "1000", True, "", ""),
+        (
+            ("haproxy",),
+            "1000",
+            True,
+            "sudo apt-get update && sudo apt-get install -y --no-install-recommends redis",
+            "",
+        ),
+        (("haproxy",), "0", True, "Installing redis-server for the tests", "redis-server"),
+        ((), "0", True, "Installing redis-server haproxy for the tests", "redis-server haproxy"),
+        ((), "0", False, "needs root", ""),
+    ],
+    ids=["all there", "no root", "root", "root, both", "no apt"],
+)
+def test_services_are_installed_or_asked_for(
+    project: Path, present: tuple[str, ...], uid: str, apt: bool, said: str, installed: str
+) -> None:
+    """What the tests run against is installed by root, once; everybody else is told the one line, and goes on."""
+    tools = project / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cat"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    scripts = dict.fromkeys(present, "exit 0") | {"id": f"echo {uid}"}
+    if apt:
+        scripts["apt-get"] = f'echo "$@" >>{project}/asked'
+    for name, script in scripts.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    code = f'PATH={tools}; command() {{ PATH={tools} builtin command "$@"; }}; promptd_install_services; echo went on'
+    done = _bash(project, code)
+    assert done.stdout == "went on\n", done.stderr
+    assert said in done.stderr and bool(said) == bool(done.stderr)
+    asked = (project / "asked").read_text() if (project / "asked").exists() else ""
+    assert asked == (f"update -qq\ninstall -y -qq --no-install-recommends {installed}\n" if installed else "")
+
+
 @pytest.fixture(scope="module")
 def fetch_pip() -> ModuleType:
     """The script server/fetch_pip.py as a module."""

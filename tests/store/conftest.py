@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from promptd_store import BaseModelSpec, EmbeddedStore, PromptCatalog, Store
+from promptd_store.objects import FolderObjects
+from promptd_store.redis_backend.store import RedisStore
 
+from tests.redis_server import RedisServer, running_redis
 from tests.store.files import SPEC
 from tests.store.forge import Forge
 
@@ -27,13 +31,27 @@ def spec() -> BaseModelSpec:
     return SPEC
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis that syncs every write, for all tests of the session; each has a key prefix of its own."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["embedded", "redis", "redis with a folder"])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StoreFactory]:
     """A function that opens the same store once more, as another process would. A new backend adds a branch here."""
     async with contextlib.AsyncExitStack() as stack:
+        prefix = f"test-{uuid.uuid4().hex}:"
 
         async def open_one() -> Store:
-            store = EmbeddedStore(tmp_path / "store", poll_seconds=0.01)
+            store: EmbeddedStore | RedisStore
+            if request.param == "embedded":
+                store = EmbeddedStore(tmp_path / "store", poll_seconds=0.01)
+            else:
+                server = request.getfixturevalue("redis_server")
+                objects = FolderObjects(tmp_path / "blobs") if request.param == "redis with a folder" else None
+                store = await RedisStore.open(f"{server.url}?prefix={prefix}", objects=objects, inline_bytes=0)
             stack.push_async_callback(store.close)
             return store
 

@@ -8,6 +8,7 @@ import errno
 import os
 import sqlite3
 import stat
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from promptd_store import BlobCorruptError, BlobNotFoundError, EmbeddedStore, Pu
 from tests.store.forge import Forge
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """An embedded store."""
+    opened = EmbeddedStore(tmp_path / "store", poll_seconds=0.01)
+    yield opened
+    await opened.close()
 
 
 def blob_files(root: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import socket
@@ -31,7 +32,7 @@ class Finding:
 
 def doctor(
     model: BaseModel = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of the store.", metavar="DIR")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder or URL of the store.", metavar="DIR_OR_URL")] = None,
     host: Annotated[str | None, typer.Option(help="Address that would be listened on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port that would be listened on.")] = None,
     url: Annotated[
@@ -53,7 +54,7 @@ def doctor(
         check_torch,
         check_device,
         lambda: check_model(model or settings.model),
-        lambda: check_store(store or Path(settings.store)),
+        lambda: check_store(store or settings.store),
         lambda: check_port(*at),
     ]
     if url is not None:
@@ -119,7 +120,30 @@ def check_model(model: str | None) -> Finding:
     return Finding("ok", "model", answer + f"{spec.max_model_len} tokens, {spec.serving_dtype}; equals transformers")
 
 
-def check_store(folder: Path) -> Finding:
+def check_store(address: str) -> Finding:
+    """Is the Redis there and safe, or can the folder be made and written to?"""
+    from promptd_store import is_shared
+
+    return check_shared_store(address) if is_shared(address) else check_folder(Path(address))
+
+
+def check_shared_store(address: str) -> Finding:
+    """Does the Redis answer, and would it keep what it acknowledges?"""
+    from promptd_store import StoreError, VolatileStoreError, open_store, shown_address
+
+    async def look() -> None:
+        await (await open_store(address)).close()
+
+    try:
+        asyncio.run(look())
+    except VolatileStoreError as error:
+        return Finding("FAIL", "store", "; ".join(error.faults))
+    except StoreError as error:
+        return Finding("FAIL", "store", str(error))
+    return Finding("ok", "store", f"{shown_address(address)} answers and keeps what it acknowledges")
+
+
+def check_folder(folder: Path) -> Finding:
     """Can the store's folder be made and written to?"""
     try:
         folder.mkdir(parents=True, exist_ok=True)

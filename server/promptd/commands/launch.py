@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from promptd.commands.console import fail
 
 if TYPE_CHECKING:
     from promptd.settings import Settings
+
+StoreAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder (./promptd-data), or redis://, rediss:// or redis+sentinel:// for several servers. "
+        "A password belongs in PROMPTD_STORE: others can read a command line.",
+        metavar="DIR_OR_URL",
+    ),
+]
+BlobsAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="With redis://: where files of more than 1 MiB go, a folder that all servers see or s3://bucket/folder. "
+        "Default: Redis keeps all.",
+        metavar="DIR_OR_URL",
+    ),
+]
+AllowVolatileStore = Annotated[
+    bool | None,
+    typer.Option("--allow-volatile-store", help="Take a Redis that may lose what was acknowledged."),
+]
 
 
 def read_settings(given: dict[str, Any]) -> Settings:
@@ -27,8 +49,10 @@ def read_settings(given: dict[str, Any]) -> Settings:
 
 
 def shown_store(settings: Settings) -> str:
-    """Return where the store lies, for people."""
-    return settings.store if "://" in settings.store else str(Path(settings.store).resolve())
+    """Return where the store lies, for people: without its password."""
+    from promptd_store import shown_address
+
+    return shown_address(settings.store)
 
 
 def stop_signal() -> asyncio.Event:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptd.commands.console import err, fail, quiet_loading
-from promptd.commands.launch import read_settings, shown_store
+from promptd.commands.launch import AllowVolatileStore, BlobsAddress, StoreAddress, read_settings, shown_store
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -40,7 +40,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1). Others need keys.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (8000).", metavar="N")] = None,
-    store: Annotated[str | None, typer.Option(help="Folder of the store (./promptd-data).", metavar="DIR")] = None,
+    store: StoreAddress = None,
+    blobs: BlobsAddress = None,
+    allow_volatile_store: AllowVolatileStore = None,
     training: Annotated[
         str | None,
         typer.Option(
@@ -146,6 +148,7 @@ def serve(
     [dim]promptd serve[/]
     [dim]promptd serve --model ./Qwen2-0.5B --max-num-seqs 32[/]
     [dim]PROMPTD_API_KEYS=acme:s3cret-key promptd serve --host 0.0.0.0[/]
+    [dim]PROMPTD_STORE=redis://:password@redis/0 promptd serve[/]
     """
     settings = read_settings(locals())
     with _listen(settings) as listener:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptd.commands.console import BaseModel, err, fail, quiet_loading
-from promptd.commands.launch import read_settings, shown_store, stop_signal
+from promptd.commands.launch import (
+    AllowVolatileStore,
+    BlobsAddress,
+    StoreAddress,
+    read_settings,
+    shown_store,
+    stop_signal,
+)
 
 if TYPE_CHECKING:
     from promptd.settings import Settings
@@ -17,9 +24,9 @@ if TYPE_CHECKING:
 
 def worker(
     model: BaseModel = None,
-    store: Annotated[
-        str | None, typer.Option(help="Folder of the server's store (./promptd-data).", metavar="DIR")
-    ] = None,
+    store: StoreAddress = None,
+    blobs: BlobsAddress = None,
+    allow_volatile_store: AllowVolatileStore = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N (auto).")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 (auto).")] = None,
     max_training_jobs: Annotated[
@@ -62,12 +69,12 @@ def worker(
 
 async def run_worker(settings: Settings) -> None:
     """Run jobs until a signal comes, then let go of them. Raises what ends the training thread."""
-    from promptd.app import load_base_model, make_catalog, make_worker
+    from promptd.app import load_base_model, make_worker, open_catalog
     from promptd.training import TrainingLoop
 
     stop = stop_signal()
     model = await asyncio.to_thread(load_base_model, settings)
-    catalog = make_catalog(settings, model)
+    catalog = await open_catalog(settings, model)
     loop, loop_stop = TrainingLoop(model, strict=settings.strict), threading.Event()
     trainer = asyncio.create_task(asyncio.to_thread(loop.run_until, loop_stop))
     jobs = asyncio.create_task(make_worker(settings, catalog, loop).run())

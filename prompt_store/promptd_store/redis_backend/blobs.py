@@ -1,0 +1,163 @@
+"""Blobs of a Redis store: small ones in Redis, large ones outside under a name that is never used twice.
+
+Redis knows of every blob where it lies, so whether there is a blob, how old it is and which bytes it means change in
+one atomic step; the bytes outside are written before, and deleted after, what names them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from promptd_store.base import BlobInfo
+from promptd_store.blobs import digest_hex
+from promptd_store.errors import BlobCorruptError, BlobNotFoundError, StoreUnavailableError
+from promptd_store.names import check_tenant
+from promptd_store.objects import Objects
+from promptd_store.redis_backend import scripts
+from promptd_store.redis_backend.link import RedisLink
+
+INLINE_BYTES = 1 << 20
+"""Blobs up to this size lie in Redis, where there is another place for larger ones."""
+MICROSECONDS = 1_000_000
+PAGE = 1000
+
+_T = TypeVar("_T")
+
+
+class RedisBlobs:
+    """`objects` None: all blobs lie in Redis."""
+
+    def __init__(self, link: RedisLink, prefix: str, objects: Objects | None, inline_bytes: int = INLINE_BYTES) -> None:
+        self._link = link
+        self._prefix = prefix
+        self._objects = objects
+        self._inline_bytes = inline_bytes
+
+    async def put(self, tenant: str, data: bytes) -> str:
+        """Store bytes durably and return their digest; an equal blob that is already there is only renewed."""
+        digest = await _sha256(data)
+        if self._objects is None or len(data) <= self._inline_bytes:
+            old = await self._step(scripts.PUT_BLOB, tenant, digest, data)
+        else:
+            if await self._renewed(tenant, digest, data):
+                return "sha256:" + digest
+            place = f"{tenant}/{digest[:2]}/{digest}.{secrets.token_hex(8)}"
+            await self._outside(lambda objects: objects.put(place, data))
+            old = await self._step(scripts.PLACE_BLOB, tenant, digest, len(data), place)
+            if old.decode() == place:  # the step was repeated
+                old = b""
+        await self._remove(old.decode())
+        return "sha256:" + digest
+
+    async def get(self, tenant: str, digest: str) -> bytes:
+        """Read and check one blob."""
+        hex_digest = digest_hex(digest)
+        found = await self._step(scripts.GET_BLOB, tenant, hex_digest)
+        if found is None:
+            raise BlobNotFoundError(f"no blob {digest}", param=digest)
+        place, data = found[0].decode(), found[1]
+        if place:
+            data = await self._read(place)
+        if data is None:
+            raise BlobNotFoundError(f"the bytes of blob {digest} are gone", param=digest)
+        if await _sha256(data) != hex_digest:
+            sha1 = hashlib.sha1(data).hexdigest()  # noqa: S324 - what Redis can compute itself
+            if await self._step(scripts.QUARANTINE_BLOB, tenant, hex_digest, place, sha1) and place:
+                await self._outside(lambda objects: objects.set_aside(place))
+            raise BlobCorruptError(f"blob {digest} does not have its digest any more; set aside", param=digest)
+        return bytes(data)
+
+    async def has(self, tenant: str, digest: str) -> bool:
+        """Return whether the blob is there."""
+        return bool(await self._link.command("HEXISTS", self._index(tenant), digest_hex(digest)))
+
+    async def delete(self, tenant: str, digest: str, unused_for_seconds: float) -> bool:
+        """Delete a blob that was not put for this long."""
+        age = round(unused_for_seconds * MICROSECONDS)
+        place = await self._step(scripts.DELETE_BLOB, tenant, digest_hex(digest), age)
+        if place is None:
+            return False
+        await self._remove(place.decode())
+        return True
+
+    async def scan(self, tenant: str) -> list[BlobInfo]:
+        """List a tenant's blobs."""
+        found: dict[str, BlobInfo] = {}
+        for digest, at, size, _ in await self._entries(tenant):
+            found[digest] = BlobInfo("sha256:" + digest, size, at / MICROSECONDS)
+        return [found[digest] for digest in sorted(found)]
+
+    async def sweep(self, tenant: str, *, older_than_seconds: float) -> list[str]:
+        """Delete objects outside that nothing names: of writers and deleters that were killed; return their names."""
+        if self._objects is None:
+            return []
+        old = await self._outside(
+            lambda objects: [name for name, age in objects.scan(check_tenant(tenant)) if age > older_than_seconds]
+        )
+        named = {place for _, _, _, place in await self._entries(tenant)}  # read last: a writer names after it writes
+        gone = [name for name in old if name not in named]
+        for name in gone:
+            await self._remove(name)
+        return gone
+
+    async def _renewed(self, tenant: str, digest: str, data: bytes) -> bool:
+        """Make a blob that is whole younger; False where there is none."""
+        found = await self._step(scripts.GET_BLOB, tenant, digest)
+        if found is None or not found[0]:
+            return False
+        place = found[0].decode()
+        if await self._read(place) != data:
+            return False
+        return bool(await self._step(scripts.RENEW_BLOB, tenant, digest, place))
+
+    async def _entries(self, tenant: str) -> list[tuple[str, int, int, str]]:
+        entries, cursor = [], "0"
+        while True:
+            cursor, pairs = await self._link.hash_page(self._index(tenant), cursor, PAGE)
+            for digest, entry in pairs:
+                at, size, place = entry.decode().split(" ", 2)
+                entries.append((digest.decode(), int(at), int(size), place))
+            if cursor == "0":
+                return entries
+
+    async def _read(self, place: str) -> bytes | None:
+        def read(objects: Objects) -> bytes | None:
+            try:
+                return objects.get(place)
+            except FileNotFoundError:
+                return None
+
+        return await self._outside(read)
+
+    async def _remove(self, place: str) -> None:
+        if place:
+            await self._outside(lambda objects: objects.delete(place))
+
+    async def _outside(self, work: Callable[[Objects], _T]) -> _T:
+        if self._objects is None:
+            raise StoreUnavailableError("this blob lies outside Redis, and this process was not told where (blobs)")
+        objects = self._objects
+        try:
+            return await asyncio.to_thread(work, objects)
+        except StoreUnavailableError:
+            raise
+        except Exception as error:  # each kind of bucket has errors of its own
+            what = error.strerror if isinstance(error, OSError) else type(error).__name__
+            raise StoreUnavailableError(f"the blobs' place failed: {what}") from error
+
+    async def _step(self, script: scripts.Script, tenant: str, *args: str | bytes | int) -> Any:
+        return await self._link.script(script, self._index(tenant), self._prefix, tenant, *args)
+
+    def _index(self, tenant: str) -> str:
+        return f"{self._prefix}blobs:{check_tenant(tenant)}"
+
+
+async def _sha256(data: bytes) -> str:
+    """Hash, beside the event loop where that takes more than a moment."""
+    if len(data) <= 1 << 17:
+        return hashlib.sha256(data).hexdigest()
+    return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())

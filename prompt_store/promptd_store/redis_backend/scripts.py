@@ -1,0 +1,291 @@
+"""The atomic steps, in Lua. Redis runs one at a time, so each sees and leaves a whole state. Needs Redis 6.2 to 7.0's.
+
+Keys, behind the prefix: `tick` the newest number given; `record:<key>` etag, newline, value; `records` all keys, for
+ranges; `log:<log>` a stream whose ids are seqs; `logs` all logs; `feed` a short stream of what was appended where;
+`lease:<key>` a hash; `blob:<tenant>:<hex>` bytes; `blobs:<tenant>` a hash of what there is; `done:<nonce>` the answer
+of a transaction, for a caller that never got it; `quarantine:…` corrupt bytes.
+
+etags, seqs and lease epochs are ticks: microseconds of the server's clock, one more where that would not grow. So they
+do not come back either where a failover has lost the newest writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+FEED_LENGTH = 10_000
+DONE_SECONDS = 60
+QUARANTINE_SECONDS = 30 * 86400
+
+
+@dataclass(frozen=True)
+class Script:
+    """One atomic step; `writes` where its answer must wait for the replicas."""
+
+    text: str
+    writes: bool = True
+
+    @cached_property
+    def sha(self) -> str:
+        """What EVALSHA names it by."""
+        return hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - Redis' own naming
+
+
+_CLOCK = """
+local p = ARGV[1]
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+local function whole(number) return string.format('%.0f', number) end
+"""
+
+_TICK = (
+    _CLOCK
+    + """
+local function tick()
+  local number = math.max(now(), tonumber(redis.call('GET', KEYS[1]) or '0') + 1)
+  redis.call('SET', KEYS[1], whole(number))
+  return whole(number)
+end
+"""
+)
+
+# ARGV: prefix, nonce, then how many of each, then: checks (kind, key, etag or owner, epoch), deletes (key), puts (key,
+# value), appends (log, payload). Answers ok, the etag and the seqs; or what was found instead.
+TRANSACT = Script(
+    _TICK
+    + f"""
+local done_key = p .. 'done:' .. ARGV[2]
+local done = redis.call('GET', done_key)
+if done then
+  local answer = {{}}
+  for word in string.gmatch(done, '%S+') do answer[#answer + 1] = word end
+  return answer
+end
+local at = 7
+local function take() local value = ARGV[at] at = at + 1 return value end
+for _ = 1, tonumber(ARGV[3]) do
+  local kind, key, wanted, epoch = take(), take(), take(), take()
+  if kind == 'lease' then
+    local lease = redis.call('HMGET', p .. 'lease:' .. key, 'owner', 'epoch')
+    if lease[1] ~= wanted or lease[2] ~= epoch then return {{'lost', key, wanted, epoch}} end
+  else
+    local head = redis.call('GETRANGE', p .. 'record:' .. key, 0, 23)
+    local etag = string.match(head, '^(%d+)\\n') or ''
+    if etag ~= wanted then return {{'check', key, wanted, etag}} end
+  end
+end
+local etag = tick()
+for _ = 1, tonumber(ARGV[4]) do
+  local key = take()
+  redis.call('DEL', p .. 'record:' .. key)
+  redis.call('ZREM', p .. 'records', key)
+end
+for _ = 1, tonumber(ARGV[5]) do
+  local key, value = take(), take()
+  redis.call('SET', p .. 'record:' .. key, etag .. '\\n' .. value)
+  redis.call('ZADD', p .. 'records', 0, key)
+end
+local answer = {{'ok', etag}}
+for _ = 1, tonumber(ARGV[6]) do
+  local log, payload = take(), take()
+  local seq = tick()
+  redis.call('XADD', p .. 'log:' .. log, seq .. '-0', 'p', payload)
+  redis.call('ZADD', p .. 'logs', 0, log)
+  redis.call('XADD', p .. 'feed', 'MAXLEN', '~', {FEED_LENGTH}, seq .. '-0', 'l', log)
+  answer[#answer + 1] = seq
+end
+redis.call('SET', done_key, table.concat(answer, ' '), 'EX', {DONE_SECONDS})
+return answer
+"""
+)
+
+# ARGV: prefix, lowest, highest, limit (as ZRANGEBYLEX takes them). Answers key, stored, key, stored …
+SCAN = Script(
+    """
+local p = ARGV[1]
+local answer = {}
+for _, key in ipairs(redis.call('ZRANGEBYLEX', p .. 'records', ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])) do
+  answer[#answer + 1] = key
+  answer[#answer + 1] = redis.call('GET', p .. 'record:' .. key)
+end
+return answer
+""",
+    writes=False,
+)
+
+# ARGV: prefix, key, owner, ttl in microseconds, nonce. Answers epoch and expiry; nothing while another has it.
+ACQUIRE = Script(
+    _TICK
+    + """
+local key = p .. 'lease:' .. ARGV[2]
+local lease = redis.call('HMGET', key, 'epoch', 'expires', 'nonce')
+if lease[1] and tonumber(lease[2]) > now() then
+  if lease[3] == ARGV[5] then return {lease[1], lease[2]} end
+  return false
+end
+local epoch, expires = tick(), whole(now() + tonumber(ARGV[4]))
+redis.call('HSET', key, 'owner', ARGV[3], 'epoch', epoch, 'expires', expires, 'nonce', ARGV[5])
+return {epoch, expires}
+"""
+)
+
+# ARGV: prefix, key, owner, epoch, ttl in microseconds. Answers the expiry; nothing where it is lost.
+RENEW = Script(
+    _CLOCK
+    + """
+local key = p .. 'lease:' .. ARGV[2]
+local lease = redis.call('HMGET', key, 'owner', 'epoch')
+if lease[1] ~= ARGV[3] or lease[2] ~= ARGV[4] then return false end
+local expires = whole(now() + tonumber(ARGV[5]))
+redis.call('HSET', key, 'expires', expires)
+return expires
+"""
+)
+
+# ARGV: prefix, key, epoch. The hash may go: its epoch was a tick, which never comes back.
+RELEASE = Script(
+    """
+local key = ARGV[1] .. 'lease:' .. ARGV[2]
+if redis.call('HGET', key, 'epoch') == ARGV[3] then redis.call('DEL', key) end
+return 1
+"""
+)
+
+# ARGV: prefix, lowest, highest log, first seq, limit. Answers the newest number, then seq, log, payload …
+READ_LOG = Script(
+    """
+local p = ARGV[1]
+local answer = {redis.call('GET', KEYS[1]) or '0'}
+for _, log in ipairs(redis.call('ZRANGEBYLEX', p .. 'logs', ARGV[2], ARGV[3])) do
+  for _, entry in ipairs(redis.call('XRANGE', p .. 'log:' .. log, ARGV[4], '+', 'COUNT', ARGV[5])) do
+    answer[#answer + 1] = string.match(entry[1], '^%d+')
+    answer[#answer + 1] = log
+    answer[#answer + 1] = entry[2][2]
+  end
+end
+return answer
+""",
+    writes=False,
+)
+
+# ARGV: prefix, log, last seq or +, limit. Answers seq, payload …
+READ_TAIL = Script(
+    """
+local answer = {}
+for _, entry in ipairs(redis.call('XREVRANGE', ARGV[1] .. 'log:' .. ARGV[2], ARGV[3], '-', 'COUNT', ARGV[4])) do
+  answer[#answer + 1] = string.match(entry[1], '^%d+')
+  answer[#answer + 1] = entry[2][2]
+end
+return answer
+""",
+    writes=False,
+)
+
+# ARGV: prefix, log, first seq to keep. Answers how many went.
+TRIM = Script(
+    """
+local p, log = ARGV[1], ARGV[2]
+local num = redis.call('XTRIM', p .. 'log:' .. log, 'MINID', ARGV[3])
+if redis.call('XLEN', p .. 'log:' .. log) == 0 then
+  redis.call('DEL', p .. 'log:' .. log)
+  redis.call('ZREM', p .. 'logs', log)
+end
+return num
+"""
+)
+
+_BLOB = (
+    _CLOCK
+    + """
+local index, hex = p .. 'blobs:' .. ARGV[2], ARGV[3]
+local blob = p .. 'blob:' .. ARGV[2] .. ':' .. hex
+local function entry()
+  local stored = redis.call('HGET', index, hex)
+  if not stored then return end
+  return string.match(stored, '^(%d+) (%d+) (.*)$')
+end
+local function enter(size, place)
+  redis.call('HSET', index, hex, whole(now()) .. ' ' .. size .. ' ' .. place)
+end
+"""
+)
+
+# ARGV: prefix, tenant, hex, bytes. Answers the place of other bytes that these replace.
+PUT_BLOB = Script(
+    _BLOB
+    + """
+local _, _, place = entry()
+redis.call('SET', blob, ARGV[4])
+enter(#ARGV[4], '')
+return place or ''
+"""
+)
+
+# ARGV: prefix, tenant, hex, size, place of the bytes outside. Answers the place that it replaces.
+PLACE_BLOB = Script(
+    _BLOB
+    + """
+local _, _, place = entry()
+redis.call('DEL', blob)
+enter(ARGV[4], ARGV[5])
+return place or ''
+"""
+)
+
+# ARGV: prefix, tenant, hex, place. Answers 1 where the blob is still there, and now younger.
+RENEW_BLOB = Script(
+    _BLOB
+    + """
+local _, size, place = entry()
+if place ~= ARGV[4] then return 0 end
+enter(size, place)
+return 1
+"""
+)
+
+# ARGV: prefix, tenant, hex. Answers nothing, or the place and the bytes that lie here.
+GET_BLOB = Script(
+    _BLOB
+    + """
+local _, _, place = entry()
+if not place then return false end
+return {place, redis.call('GET', blob) or false}
+""",
+    writes=False,
+)
+
+# ARGV: prefix, tenant, hex, least age in microseconds. Answers the place of what was deleted.
+DELETE_BLOB = Script(
+    _BLOB
+    + """
+local put_at, _, place = entry()
+if not place or now() - tonumber(put_at) < tonumber(ARGV[4]) then return false end
+redis.call('HDEL', index, hex)
+redis.call('DEL', blob)
+return place
+"""
+)
+
+# ARGV: prefix, tenant, hex, place, sha1 of the corrupt bytes. Sets aside what lies here, unless it was replaced since.
+QUARANTINE_BLOB = Script(
+    _BLOB
+    + f"""
+local _, _, place = entry()
+if place ~= ARGV[4] then return 0 end
+if place == '' then
+  local data = redis.call('GET', blob)
+  if data and redis.sha1hex(data) ~= ARGV[5] then return 0 end
+  if data then
+    local aside = p .. 'quarantine:' .. ARGV[2] .. ':' .. hex .. ':' .. whole(now())
+    redis.call('RENAME', blob, aside)
+    redis.call('EXPIRE', aside, {QUARANTINE_SECONDS})
+  end
+end
+redis.call('HDEL', index, hex)
+return 1
+"""
+)

@@ -1,0 +1,316 @@
+"""The Redis store's own promises: what it does when Redis is away, slow, full or broken, and with damaged blobs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from promptd_store import (
+    Append,
+    BlobCorruptError,
+    BlobNotFoundError,
+    Check,
+    CheckFailedError,
+    Put,
+    StoreUnavailableError,
+)
+from promptd_store.objects import BucketObjects, FolderObjects
+from promptd_store.redis_backend.store import RedisStore
+
+from tests.fault_proxy import FaultProxy
+from tests.redis_server import RedisServer, running_redis
+
+pytestmark = pytest.mark.anyio
+
+KEY = "{acme}:thing:a"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of this test's own, to be killed and stopped."""
+    with running_redis(tmp_path / "redis") as running:
+        yield running
+
+
+@pytest.fixture
+async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
+    """A store that gives up on an answer after half a second."""
+    opened = await RedisStore.open(server.url + "?socket_timeout=0.5")
+    yield opened
+    await opened.close()
+
+
+async def seconds_until(works: Callable[[], Any], limit: float = 10) -> float:
+    """How long it takes until a call works again."""
+    started = time.monotonic()
+    while time.monotonic() < started + limit:
+        try:
+            await works()
+            return time.monotonic() - started
+        except StoreUnavailableError:
+            await asyncio.sleep(0.01)
+    raise AssertionError(f"nothing worked for {limit} seconds")
+
+
+async def test_a_killed_redis_comes_back(server: RedisServer, store: RedisStore) -> None:
+    """While Redis is dead every call says so at once; after its restart everything acknowledged is there in 2 s."""
+    subscription = await store.subscribe("{acme}:")
+    etags = await store.transact(puts=[Put(KEY, b"1")], appends=[Append("{acme}:e", b"1")])
+    digest = await store.put_blob("acme", b"blob")
+    assert (await anext(subscription)).payload == b"1"
+    server.kill()
+    waiting = asyncio.create_task(anext(subscription))
+    slowest = 0.0
+    for _ in range(200):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError) as caught:
+            await store.get(KEY)
+        slowest = max(slowest, time.monotonic() - started)
+        await asyncio.sleep(0.002)
+    assert slowest < 0.25 and str(server.port) not in str(caught.value)
+    await asyncio.to_thread(server.start)
+    assert await seconds_until(lambda: store.get(KEY)) < 2
+    record = await store.get(KEY)
+    assert record is not None and (record.value, record.etag) == (b"1", etags[KEY])
+    assert await store.get_blob("acme", digest) == b"blob"
+    await store.publish("{acme}:e", b"2")
+    async with asyncio.timeout(5):
+        assert (await waiting).payload == b"2"
+
+
+async def test_a_restart_between_two_calls_is_not_noticed(server: RedisServer, store: RedisStore) -> None:
+    """Connections of before are replaced and the call repeated: whoever asks after a restart gets an answer."""
+    await asyncio.gather(*(store.transact(puts=[Put(KEY, b"1")]) for _ in range(20)))
+    for number in range(3):
+        server.kill()
+        await asyncio.to_thread(server.start)
+        await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i}", b"%d" % number)]) for i in range(20)))
+    assert len(await store.scan(KEY)) == 21
+
+
+async def test_a_silent_redis_is_found_out(server: RedisServer, store: RedisStore) -> None:
+    """Half-open: connections stand and nobody answers. The first calls wait their time, all others fail at once."""
+    await store.get(KEY)
+    server.pause()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="no answer in time"):
+        await store.get(KEY)
+    assert 0.4 < time.monotonic() - started < 1.5
+    started = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(StoreUnavailableError):
+            await store.transact(puts=[Put(KEY, b"1")])
+    assert time.monotonic() - started < 0.3
+    server.resume()
+    assert await seconds_until(lambda: store.get(KEY)) < 2
+
+
+async def test_a_slow_redis_is_waited_for(server: RedisServer) -> None:
+    """Slower than usual is not away: 200 ms an answer, every call works."""
+    async with FaultProxy(server.port).running() as proxy:
+        store = await RedisStore.open(f"redis://127.0.0.1:{proxy.port}?socket_timeout=1")
+        proxy.delay_seconds = 0.2
+        await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i}", b"1")]) for i in range(10)))
+        assert store.is_up and len(await store.scan(KEY)) == 10
+        await store.close()
+
+
+async def test_a_lost_answer_does_nothing_twice(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Redis did it but the answer was lost on the way, the repeated step changes nothing more and answers alike.
+
+    The control: a step that cannot be recognized is done twice, or refused by its own first half.
+    """
+    async with FaultProxy(server.port).running() as proxy:
+        store = await RedisStore.open(f"redis://127.0.0.1:{proxy.port}")
+        for number in range(5):
+            key = f"{KEY}{number}"
+            proxy.mode = "cut"
+            etags = await store.transact([Check(key, None)], [Put(key, b"1")], appends=[Append("{acme}:e", b"x")])
+            record = await store.get(key)
+            assert record is not None and record.etag == etags[key]
+            proxy.mode = "cut"
+            lease = await store.acquire_lease(key, "w1", 60)
+            assert lease is not None and (await store.renew_lease(lease, 60)).epoch == lease.epoch
+        assert proxy.num_cut == 10
+        assert len(await store.read_log("{acme}:e")) == 5
+
+        script = store._link.script
+
+        async def forgetful(step: Any, key: str, *args: Any) -> Any:
+            async def once() -> Any:
+                words = [args[0], secrets.token_hex(8), *args[2:]]
+                return await store._link._client.execute_command("EVAL", step.text, 1, key, *words)
+
+            return await store._link._call(once)
+
+        monkeypatch.setattr(store._link, "script", forgetful)
+        proxy.mode = "cut"
+        await store.publish("{acme}:e", b"twice")
+        proxy.mode = "cut"
+        with pytest.raises(CheckFailedError):
+            await store.transact([Check(KEY, None)], [Put(KEY, b"1")])
+        monkeypatch.setattr(store._link, "script", script)
+        assert [event.payload for event in await store.read_log("{acme}:e")][5:] == [b"twice", b"twice"]
+        await store.close()
+
+
+async def test_a_full_redis_refuses_writes_only(server: RedisServer, store: RedisStore) -> None:
+    """Out of memory is a typed error for writers; readers do not notice, and nothing is dropped."""
+    await store.transact(puts=[Put(KEY, b"kept")])
+    used = (await store._link.command("INFO", "memory"))["used_memory"]
+    await store._link.command("CONFIG", "SET", "maxmemory", used + (1 << 19))
+    with pytest.raises(StoreUnavailableError, match=r"OOM|maxmemory"):
+        for number in range(20):
+            await store.put_blob("acme", bytes(100_000) + bytes([number]))
+    assert store.is_up
+    record = await store.get(KEY)
+    assert record is not None and record.value == b"kept"
+    await store._link.command("CONFIG", "SET", "maxmemory", 0)
+    await store.transact(puts=[Put(KEY, b"again")])
+
+
+async def test_calls_beyond_the_pool_wait_their_turn(store: RedisStore) -> None:
+    """A thousand calls at once all get their answer over a bounded number of connections."""
+    await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i:04}", b"x")]) for i in range(1000)))
+    clients = int((await store._link.command("INFO", "clients"))["connected_clients"])
+    assert len(await store.scan(KEY)) == 1000 and clients <= 70
+
+
+async def test_cancelled_calls_leave_no_mess(store: RedisStore) -> None:
+    """Callers that are cancelled at any moment never make another caller see an answer that is not its own."""
+    await store.transact(puts=[Put(f"{KEY}{i}", b"%d" % i) for i in range(20)])
+    dice = random.Random(1)
+
+    async def read(i: int) -> None:
+        record = await store.get(f"{KEY}{i}")
+        assert record is not None and record.value == b"%d" % i
+
+    for _ in range(40):
+        tasks = [asyncio.create_task(read(i % 20)) for i in range(40)]
+        await asyncio.sleep(dice.random() * 0.004)
+        for task in dice.sample(tasks, 20):
+            task.cancel()
+        for done in await asyncio.gather(*tasks, return_exceptions=True):
+            assert done is None or isinstance(done, asyncio.CancelledError)
+
+
+@pytest.fixture(params=["in Redis", "in a folder", "in a bucket"])
+async def blob_store(request: pytest.FixtureRequest, server: RedisServer, tmp_path: Path) -> AsyncIterator[RedisStore]:
+    """A store for each place that blobs may lie in; the bucket is fsspec's own, in memory."""
+    objects: FolderObjects | BucketObjects | None = None
+    if request.param == "in a folder":
+        objects = FolderObjects(tmp_path / "blobs")
+    elif request.param == "in a bucket":
+        objects = BucketObjects(f"memory://{secrets.token_hex(8)}/blobs")
+    opened = await RedisStore.open(server.url, objects=objects, inline_bytes=100)
+    yield opened
+    await opened.close()
+
+
+async def damage(store: RedisStore, digest: str, data: bytes | None) -> None:
+    """Change the stored bytes behind the store's back; None takes them away."""
+    found = await store._blobs._entries("acme")
+    (place,) = [place for name, _, _, place in found if "sha256:" + name == digest]
+    if not place:
+        key = f"promptd:blob:acme:{digest[7:]}"
+        await (store._link.command("DEL", key) if data is None else store._link.command("SET", key, data))
+    elif isinstance(store._blobs._objects, FolderObjects):
+        path = store._blobs._objects._root / place
+        path.unlink() if data is None else path.write_bytes(data)
+    else:
+        assert store._blobs._objects is not None
+        store._blobs._objects.delete(place)
+        if data is not None:
+            store._blobs._objects.put(place, data)
+
+
+@pytest.mark.parametrize("changed", [b"", b"evil" * 50, b"x" * 1000])
+async def test_corrupt_blob_is_never_served(blob_store: RedisStore, changed: bytes) -> None:
+    """Changed bytes are a typed error, they are set aside, and the same content can be stored again."""
+    data = bytes(200)
+    digest = await blob_store.put_blob("acme", data)
+    await damage(blob_store, digest, changed)
+    with pytest.raises(BlobCorruptError):
+        await blob_store.get_blob("acme", digest)
+    with pytest.raises(BlobNotFoundError):
+        await blob_store.get_blob("acme", digest)
+    assert not await blob_store.has_blob("acme", digest)
+    await blob_store.put_blob("acme", data)
+    assert await blob_store.get_blob("acme", digest) == data
+
+
+async def test_lost_bytes_are_a_typed_error(blob_store: RedisStore) -> None:
+    """A blob whose bytes are gone is not found; storing it again repairs it."""
+    digest = await blob_store.put_blob("acme", bytes(200))
+    await damage(blob_store, digest, None)
+    with pytest.raises(BlobNotFoundError):
+        await blob_store.get_blob("acme", digest)
+    await blob_store.put_blob("acme", bytes(200))
+    assert await blob_store.get_blob("acme", digest) == bytes(200)
+
+
+async def test_putting_again_repairs(blob_store: RedisStore) -> None:
+    """Storing content whose bytes were damaged replaces them instead of trusting their name."""
+    digest = await blob_store.put_blob("acme", bytes(200))
+    await damage(blob_store, digest, b"evil" * 50)
+    await blob_store.put_blob("acme", bytes(200))
+    assert await blob_store.get_blob("acme", digest) == bytes(200)
+
+
+async def test_deleting_and_putting_at_once(blob_store: RedisStore) -> None:
+    """Whatever a collector deletes while writers put the same bytes: a put that returned has its blob."""
+    data = bytes(200)
+    digest = await blob_store.put_blob("acme", data)
+    done = False
+
+    async def collect() -> None:
+        while not done:
+            await blob_store.delete_blob("acme", digest)
+
+    async def write() -> None:
+        for _ in range(30):
+            await blob_store.put_blob("acme", data)
+            if await blob_store.has_blob("acme", digest):
+                await blob_store.get_blob("acme", digest)
+
+    collector = asyncio.create_task(collect())
+    missing = [
+        one for one in await asyncio.gather(*(write() for _ in range(4)), return_exceptions=True) if one is not None
+    ]
+    done = True
+    await collector
+    # Between `has` and `get` a collector may come; bytes that are not the blob's may not.
+    assert all(isinstance(one, BlobNotFoundError) for one in missing)
+    await blob_store.put_blob("acme", data)
+    assert await blob_store.get_blob("acme", digest) == data
+
+
+async def test_what_killed_writers_leave_is_swept(server: RedisServer, tmp_path: Path) -> None:
+    """Objects that no blob names go when they are old enough; named ones and young ones stay."""
+    objects = FolderObjects(tmp_path / "blobs")
+    store = await RedisStore.open(server.url, objects=objects, inline_bytes=0)
+    digest = await store.put_blob("acme", b"kept")
+    objects.put(f"acme/aa/{'a' * 64}.orphan", b"left behind")
+    assert await store.sweep_blobs("acme", older_than_seconds=60) == []
+    assert await store.sweep_blobs("acme", older_than_seconds=-1) == [f"acme/aa/{'a' * 64}.orphan"]
+    assert await store.get_blob("acme", digest) == b"kept"
+    assert [path.name[:64] for path in (tmp_path / "blobs" / "objects").rglob("*.*")] == [digest[7:]]
+    await store.close()
+
+
+async def test_a_place_that_was_not_told(server: RedisServer, tmp_path: Path) -> None:
+    """A server that was started without the blobs' place says so, instead of losing or serving anything."""
+    one = await RedisStore.open(server.url, objects=FolderObjects(tmp_path / "blobs"), inline_bytes=0)
+    digest = await one.put_blob("acme", b"far away")
+    other = await RedisStore.open(server.url)
+    with pytest.raises(StoreUnavailableError, match="was not told where"):
+        await other.get_blob("acme", digest)
+    assert await one.get_blob("acme", digest) == b"far away"
+    await one.close()
+    await other.close()
