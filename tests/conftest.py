@@ -11,6 +11,7 @@ import pytest
 import structlog
 import torch
 
+from tests.family_models import ENCODERS, make_encoder_tokenizer, write_model
 from tests.tiny_models import FAMILIES, make_tiny_model
 
 torch.set_num_threads(1)
@@ -22,3 +23,10 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family name -> folder of a tiny random model."""
     root = tmp_path_factory.mktemp("models")
     return {family: make_tiny_model(root / f"tiny-{family}", family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name -> folder of a tiny random encoder."""
+    root, tokenizer = tmp_path_factory.mktemp("encoders"), make_encoder_tokenizer()
+    return {name: write_model(make, tokenizer, root / f"tiny-{name}") for name, make in ENCODERS.items()}

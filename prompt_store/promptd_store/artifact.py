@@ -12,6 +12,8 @@ from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 
 SOFT_TENSOR = "prompt_embeddings"
 PREFIX_TENSOR = "prefix"
+HEAD_PREFIX = "head."
+"""Begins the names of a classification head's tensors, which may stand beside a prompt for an encoder."""
 
 DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
@@ -38,6 +40,17 @@ class BaseModelSpec:
     """Largest |K| of each layer on a probe text, as it lies in the cache."""
     max_value_abs: tuple[float, ...]
     """Largest |V| of each layer on the same text."""
+    takes_head: bool = False
+    """Whether a classification head may come with a prompt: encoders."""
+    num_encoder_layers: int = 0
+    """Layers of the stack that reads sources, in a sequence-to-sequence model; `num_layers` are then the decoder's."""
+
+    @property
+    def prefix_layers(self) -> tuple[int, ...]:
+        """How many layers a prefix may have: the answering stack's own; with a second stack also all of its banks'
+        (the decoder's own, the encoder's own, the decoder's to the encoder)."""
+        own, other = self.num_layers, self.num_encoder_layers
+        return (own, 2 * own + other) if other else (own,)
 
     @property
     def prefix_width(self) -> int:
@@ -55,7 +68,7 @@ class PromptArtifact:
     """The uploaded bytes, never re-encoded: native safetensors or PEFT's."""
     tensors: Mapping[str, torch.Tensor]
     """Canonical, dtype as stored: soft {"prompt_embeddings": [n, hidden_size]}, text {}, prefix
-    {"prefix": [num_layers, 2, num_kv_heads, n, head_dim]}."""
+    {"prefix": [num_layers, 2, num_kv_heads, n, head_dim]}; with a classification head also its "head.…"."""
     adapter_config: bytes | None = None
     """The bytes of PEFT's adapter_config.json where they came with the upload."""
     is_native: bool = True
@@ -70,6 +83,23 @@ class PromptArtifact:
     def num_virtual_tokens(self) -> int:
         """Positions that the prompt takes; 0 for a text, which is tokenized like any other."""
         return self.manifest.num_virtual_tokens
+
+    @property
+    def head(self) -> Mapping[str, torch.Tensor]:
+        """The classification head's tensors without the prefix of their names; empty where there is none."""
+        return {
+            name.removeprefix(HEAD_PREFIX): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(HEAD_PREFIX)
+        }
+
+    @property
+    def class_labels(self) -> tuple[str, ...] | None:
+        """Names of the head's classes, in their order; None where there is no head."""
+        rows = [tensor.shape[0] for name, tensor in self.head.items() if name in ("weight", "out_proj.weight")]
+        if not rows:
+            return None
+        return self.manifest.labels or tuple(f"LABEL_{number}" for number in range(rows[0]))
 
     @property
     def num_bytes(self) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from promptd_store.artifact import PREFIX_TENSOR, BaseModelSpec
 from promptd_store.errors import ArtifactError
+from promptd_store.head import check_head, name_from_peft
 from promptd_store.header import Header, TensorEntry
 from promptd_store.layout import TENSOR_NAMES, check_length, check_shape, expected_shape, load_tensor
 from promptd_store.manifest import Manifest, PromptKind
@@ -23,7 +24,10 @@ def decode_bare(
     num_virtual_tokens: int | None,
     adapter_config: Mapping[str, Any] | bytes | None,
 ) -> tuple[Manifest, AdapterConfig | None, dict[str, torch.Tensor]]:
-    """Read the one tensor of a file without a manifest; the caller's wishes and the adapter_config must agree."""
+    """Read the one tensor of a file without a manifest, and the classification head that PEFT may have saved beside it.
+
+    The caller's wishes and the adapter_config must agree.
+    """
     if adapter_config is None and "adapter_config" in header.metadata:
         adapter_config = header.metadata["adapter_config"].encode()
     config = None if adapter_config is None else parse_adapter_config(adapter_config)
@@ -43,11 +47,13 @@ def decode_bare(
                     "num_virtual_tokens",
                 )
             num_virtual_tokens = config.num_virtual_tokens
-    if len(header.tensors) != 1:
+    head = {name: entry for entry in header.tensors if (name := name_from_peft(entry.name)) is not None}
+    if len(header.tensors) != 1 + len(head):
         raise ArtifactError(
             "tensor_count_mismatch", f"file has {len(header.tensors)} tensors, a prompt without a manifest has 1"
         )
-    (entry,) = header.tensors
+    check_head({name: entry.shape for name, entry in head.items()}, spec)
+    (entry,) = [entry for entry in header.tensors if name_from_peft(entry.name) is None]
     kind, rows = _infer(entry, spec, kind)
     if num_virtual_tokens not in (None, rows):
         raise ArtifactError(
@@ -60,7 +66,8 @@ def decode_bare(
     tensor = load_tensor(content, entry)
     if kind is PromptKind.PREFIX and tensor.dim() == 2:
         tensor = unflatten_prefix(tensor, spec.num_layers, spec.num_kv_heads, spec.head_dim)
-    return manifest, config, {TENSOR_NAMES[kind][0]: tensor}
+    tensors = {TENSOR_NAMES[kind][0]: tensor}
+    return manifest, config, tensors | {name: load_tensor(content, entry) for name, entry in head.items()}
 
 
 def _infer(entry: TensorEntry, spec: BaseModelSpec, kind: PromptKind | None) -> tuple[PromptKind, int]:

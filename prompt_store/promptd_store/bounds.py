@@ -49,6 +49,13 @@ def check_prefix(tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> N
     _check("prefix", tensor, rows, spec, bounds)
 
 
+def check_finite(name: str, tensor: torch.Tensor, spec: BaseModelSpec) -> None:
+    """Check a tensor that may have any size: finite, here and in the serving dtype."""
+    low, high = torch.aminmax(tensor)
+    largest = max(-low.item(), high.item())
+    _check(name, tensor, [(name, largest, float("inf"))], spec, Bounds(allow_all_zero=True))
+
+
 def _check(
     name: str, tensor: torch.Tensor, rows: Sequence[tuple[str, float, float]], spec: BaseModelSpec, bounds: Bounds
 ) -> None:

@@ -11,8 +11,9 @@ from safetensors.torch import save
 
 from promptd_store.artifact import DTYPE_NAMES, BaseModelSpec, PromptArtifact, tensor_info
 from promptd_store.bare import decode_bare
-from promptd_store.bounds import Bounds, check_prefix, check_soft
+from promptd_store.bounds import Bounds, check_finite, check_prefix, check_soft
 from promptd_store.errors import ArtifactError
+from promptd_store.head import check_head, check_labels, is_head
 from promptd_store.header import MAX_HEADER_BYTES, Header, read_header
 from promptd_store.layout import TENSOR_NAMES, check_length, check_shape, expected_shape, load_tensor, parse_kind
 from promptd_store.manifest import Manifest, PromptKind
@@ -54,8 +55,12 @@ def decode(
     else:
         manifest, config, tensors = decode_bare(content, header, spec, asked, num_virtual_tokens, adapter_config)
     check_length(manifest, spec, num_virtual_tokens)
-    for tensor in tensors.values():
-        (check_soft if manifest.kind is PromptKind.SOFT else check_prefix)(tensor, spec, bounds)
+    for name, tensor in tensors.items():
+        if is_head(name):
+            check_finite(name, tensor, spec)
+        else:
+            (check_soft if manifest.kind is PromptKind.SOFT else check_prefix)(tensor, spec, bounds)
+    check_labels(manifest, {name: tensor.shape for name, tensor in tensors.items()})
     manifest = _with_tensors(manifest, tensors)
     return PromptArtifact(
         manifest=manifest,
@@ -81,13 +86,17 @@ def encode(
     default_sampling: Mapping[str, float | int] | None = None,
     stop: tuple[str, ...] = (),
     label_words: Mapping[str, str] | None = None,
+    labels: tuple[str, ...] | None = None,
     text: str | None = None,
 ) -> PromptArtifact:
-    """Make a native artifact from a canonical tensor (none for a text). The same input gives the same bytes."""
+    """Make a native artifact from a canonical tensor (none for a text), or from several by their names where a
+    classification head comes with it. The same input gives the same bytes."""
     chosen = parse_kind(kind) or PromptKind.SOFT
     named = _named(chosen, tensors)
     count = 0
     for name, tensor in named.items():
+        if is_head(name):
+            continue
         rank, axis = (2, 0) if chosen is PromptKind.SOFT else (5, 3)
         if tensor.dim() != rank or tensor.dtype not in DTYPE_NAMES:
             raise ArtifactError(
@@ -111,8 +120,10 @@ def encode(
         default_sampling=dict(default_sampling or {}),
         stop=tuple(stop),
         label_words=None if label_words is None else dict(label_words),
+        labels=None if labels is None else tuple(labels),
         text=text,
     )
+    check_labels(manifest, {name: tensor.shape for name, tensor in named.items()})
     content = save(named, {METADATA_KEY: manifest.to_json()})
     header_bytes = int.from_bytes(content[:8], "little")
     if header_bytes > MAX_HEADER_BYTES:
@@ -134,7 +145,7 @@ def _named(kind: PromptKind, tensors: torch.Tensor | Mapping[str, torch.Tensor] 
     if isinstance(tensors, torch.Tensor):
         tensors = dict.fromkeys(expected, tensors)
     named = dict(tensors or {})
-    if tuple(named) != expected:
+    if tuple(name for name in named if not is_head(name)) != expected:
         raise ArtifactError(
             "tensor_name_not_allowed", f"kind {kind} has the tensors {list(expected)}, got {list(named)}", "tensors"
         )
@@ -142,7 +153,7 @@ def _named(kind: PromptKind, tensors: torch.Tensor | Mapping[str, torch.Tensor] 
 
 
 def _check_names(header: Header, kind: PromptKind) -> None:
-    names = tuple(entry.name for entry in header.tensors)
+    names = tuple(entry.name for entry in header.tensors if not is_head(entry.name))
     if names != TENSOR_NAMES[kind]:
         raise ArtifactError(
             "tensor_name_not_allowed",
@@ -163,8 +174,10 @@ def _check_base(manifest: Manifest, spec: BaseModelSpec) -> None:
 
 def _native_tensors(content: bytes, header: Header, manifest: Manifest, spec: BaseModelSpec) -> dict[str, torch.Tensor]:
     tensors = {}
+    check_head({entry.name: entry.shape for entry in header.tensors if is_head(entry.name)}, spec)
     for entry in header.tensors:
-        check_shape(entry, expected_shape(manifest.kind, manifest.num_virtual_tokens, spec))
+        if not is_head(entry.name):
+            check_shape(entry, expected_shape(manifest.kind, manifest.num_virtual_tokens, spec))
         tensors[entry.name] = load_tensor(content, entry)
     return tensors
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptd_store.errors import ArtifactError
+from promptd_store.head import is_head, name_from_peft
 from promptd_store.strict_json import parse_object, shown
 
 MAX_HEADER_BYTES = 64 << 10
-MAX_TENSORS = 4
+MAX_TENSORS = 6
 MAX_RANK = 5
 
 _ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
@@ -106,7 +107,7 @@ def _metadata(value: Any) -> Mapping[str, str]:
 
 
 def _entry(name: str, value: Any, start: int) -> TensorEntry:
-    if name not in _ALLOWED_NAMES:
+    if name not in _ALLOWED_NAMES and not is_head(name) and name_from_peft(name) is None:
         raise ArtifactError(
             "tensor_name_not_allowed",
             f"tensor name {shown(name)} is not one of {sorted(_ALLOWED_NAMES)}{_hint(name)}",
@@ -150,5 +151,5 @@ def _hint(name: str) -> str:
     if "lora_" in name:
         return "; this looks like LoRA, which is not a prompt"
     if name.startswith("base_model."):
-        return "; modules_to_save are not supported: a prompt never changes the base model"
+        return "; of modules_to_save only a classification head is taken: a prompt never changes the base model"
     return ""

@@ -69,6 +69,8 @@ class Manifest:
     stop: tuple[str, ...] = ()
     label_words: Mapping[str, str] | None = None
     """label -> the continuation that is scored for it; the order is kept and part of the identity."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes of the head that comes with the prompt, in the order of its rows."""
     text: str | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -115,6 +117,7 @@ class Manifest:
         plain["stop"] = list(self.stop)
         plain["default_sampling"] = dict(self.default_sampling)
         plain["label_words"] = None if self.label_words is None else dict(self.label_words)
+        plain["labels"] = None if self.labels is None else list(self.labels)
         return plain
 
     @classmethod
@@ -142,6 +145,8 @@ class Manifest:
         values["kind"] = PromptKind(values["kind"])
         values["tensors"] = tuple(_tensor_info(entry) for entry in _listed(values, "tensors"))
         values["stop"] = tuple(_listed(values, "stop"))
+        if values.get("labels") is not None:
+            values["labels"] = tuple(_listed(values, "labels"))
         if isinstance(values.get("label_words"), list):
             values["label_words"] = _pairs(values["label_words"])
         return cls(**values)
@@ -173,6 +178,7 @@ _IDENTITY_DEFAULTS: Mapping[str, Any] = {
     "truncation_side": "right",
     "default_sampling": {},
     "stop": (),
+    "labels": None,
     "text": None,
 }
 
@@ -203,6 +209,12 @@ def _is_label_words(value: Any) -> bool:
     return isinstance(value, Mapping) and len(value) > 0 and all(_is_text(x) for pair in value.items() for x in pair)
 
 
+def _is_labels(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, tuple) and len(value) > 1 and all(map(_is_text, value)) and len(set(value)) == len(value)
+
+
 def _is_stop(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) <= MAX_STOP_STRINGS and all(_is_text(text) for text in value)
 
@@ -222,6 +234,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("default_sampling", _is_sampling, f"an object of numbers in range, of {sorted(_SAMPLING)}"),
     ("stop", _is_stop, f"at most {MAX_STOP_STRINGS} non-empty strings"),
     ("label_words", _is_label_words, "a non-empty object of label -> non-empty text, or null"),
+    ("labels", _is_labels, "at least two different non-empty strings, or null"),
     ("text", lambda v: v is None or _is_text(v), "a non-empty string or null"),
 )
 

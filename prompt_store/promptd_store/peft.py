@@ -8,10 +8,11 @@ from typing import Any
 
 from safetensors.torch import save
 
-from promptd_store.artifact import PREFIX_TENSOR, SOFT_TENSOR, BaseModelSpec, PromptArtifact
+from promptd_store.artifact import HEAD_PREFIX, PREFIX_TENSOR, SOFT_TENSOR, BaseModelSpec, PromptArtifact
 from promptd_store.bounds import Bounds
 from promptd_store.codec import decode
 from promptd_store.errors import ArtifactError
+from promptd_store.head import name_to_peft
 from promptd_store.header import read_header
 from promptd_store.manifest import PromptKind
 from promptd_store.peft_config import MAX_CONFIG_BYTES, dump_config, flatten_prefix
@@ -55,7 +56,9 @@ def to_peft(
         return config, artifact.content
     tensor = artifact.tensors[SOFT_TENSOR if manifest.kind is PromptKind.SOFT else PREFIX_TENSOR]
     flat = tensor if manifest.kind is PromptKind.SOFT else flatten_prefix(tensor)
-    return config, save({SOFT_TENSOR: flat.contiguous()}, {"format": "pt"})
+    tensors = {SOFT_TENSOR: flat.contiguous()}
+    tensors |= {name_to_peft(HEAD_PREFIX + name): tensor for name, tensor in artifact.head.items()}
+    return config, save(tensors, {"format": "pt"})
 
 
 def write_peft(
@@ -78,12 +81,12 @@ def _config(artifact: PromptArtifact, spec: BaseModelSpec | None, base_model: st
         "auto_mapping": None,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": ["classifier", "score"] if artifact.head else None,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": artifact.num_virtual_tokens,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if artifact.head else "CAUSAL_LM",
     }
     if artifact.kind is PromptKind.SOFT:
         return common | {

@@ -159,6 +159,7 @@ def make_engine(settings: Settings) -> AsyncEngine:
         kv_cache_bytes=settings.kv_cache_bytes,
         prompt_cache_bytes=settings.prompt_cache_bytes,
         max_queue=settings.max_queue,
+        batch_wait_seconds=settings.batch_wait_seconds,
         enable_prefix_caching=settings.enable_prefix_caching,
         strict=settings.strict,
     )

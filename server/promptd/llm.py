@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from promptd_store import PromptArtifact, decode, read_peft, render_template
 
@@ -14,6 +15,10 @@ from promptd.engine.engine import Engine
 from promptd.engine.request import (
     FinishReason,
     GenerateRequest,
+    Output,
+    PoolOutput,
+    PoolRequest,
+    Request,
     RequestOutput,
     SamplingParams,
     ScoreOutput,
@@ -99,6 +104,26 @@ class LLM:
             if isinstance(output, ScoreOutput)
         ]
 
+    def pool(
+        self,
+        inputs: Sequence[Input],
+        kind: Literal["classes", "embedding"],
+        prompts: Sequence[Prompt | Sequence[Prompt] | None] | None = None,
+    ) -> list[tuple[float, ...]]:
+        """Return each input's scores (logits) by a classification head, or its embedding."""
+        chains = self._chains(inputs, prompts)
+        requests = [
+            PoolRequest(str(uuid.uuid4()), self._tokens(text, chain), kind, chain)
+            for text, chain in zip(inputs, chains, strict=True)
+        ]
+        outputs = self._run(requests)
+        return [
+            output.values
+            for request in requests
+            for output in outputs[request.request_id]
+            if isinstance(output, PoolOutput)
+        ]
+
     def _chains(
         self, inputs: Sequence[Input], prompts: Sequence[Prompt | Sequence[Prompt] | None] | None
     ) -> list[tuple[PromptArtifact, ...]]:
@@ -123,8 +148,8 @@ class LLM:
         special = chain[-1].manifest.add_special_tokens if chain else None
         return tuple(self.model.encode(text, add_special_tokens=special if special is not None else True))
 
-    def _run(self, requests: Sequence[GenerateRequest | ScoreRequest]) -> dict[str, list[RequestOutput | ScoreOutput]]:
-        outputs: dict[str, list[RequestOutput | ScoreOutput]] = {request.request_id: [] for request in requests}
+    def _run(self, requests: Sequence[Request]) -> dict[str, list[Output]]:
+        outputs: dict[str, list[Output]] = {request.request_id: [] for request in requests}
         try:
             todo = list(reversed(requests))
             while todo or self.engine.has_work:
@@ -140,7 +165,7 @@ class LLM:
         return outputs
 
 
-def _completion(outputs: list[RequestOutput | ScoreOutput]) -> Completion:
+def _completion(outputs: list[Output]) -> Completion:
     parts = [output for output in outputs if isinstance(output, RequestOutput)]
     last = parts[-1]
     return Completion(

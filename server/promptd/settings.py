@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     kv_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of texts")
     prompt_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of learned prompts")
     max_queue: int = Field(256, ge=1, description="Requests that may wait")
+    batch_wait_seconds: float = Field(
+        0.0, ge=0, lt=60, description="How long a request may wait, when the engine is idle, for others to run with"
+    )
     enable_prefix_caching: bool = Field(True, description="Reuse K/V of equal text prefixes")
     strict: bool = Field(False, description="A row's bits do not depend on its neighbours; slower")
     training: Literal["inline", "worker", "off"] = Field(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptd.modeling.attention import PooledAttention
+from promptd.modeling.attention import PooledAttention, Site
 from promptd.modeling.frozen import attention_for
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
@@ -54,7 +54,7 @@ def compare(num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
     found = []
     for pool, attention in zip(pools, (attention_triton.TritonAttention, PooledAttention), strict=True):
         pool.write(0, held, old_keys, old_values)
-        found.append(attention(PackedBatch(rows, pool)).attend(0, query, key, value, 0.3, window))
+        found.append(attention(PackedBatch(rows, pool)).attend(Site(0, 0.3, window), query, key, value))
     assert torch.isfinite(found[1]).all()
     torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=2e-5)
 

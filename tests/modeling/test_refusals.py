@@ -104,6 +104,6 @@ def test_the_probe_sees_a_wrong_attention(tiny_models: dict[str, Path], monkeypa
     """Control: with the merge of spans broken, the probe refuses a good model."""
     from promptd.modeling import attention
 
-    monkeypatch.setattr(attention, "_merge", lambda outs, log_sums, parts: outs.unflatten(2, (parts, -1)).mean(2))
+    monkeypatch.setattr(attention, "merge_parts", lambda outs, log_sums, parts: outs.unflatten(2, (parts, -1)).mean(2))
     with pytest.raises(ModelRefusedError, match="probe row"):
         load_model(tiny_models["llama"])

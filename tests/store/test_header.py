@@ -49,7 +49,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "header of 100 MB claimed": (raw_file(b"{}", header_bytes=100 << 20), "header_too_large"),
     "header just too large": (raw_file(b"{}" + b" " * MAX_HEADER_BYTES), "header_too_large"),
     "100,000 zero-size tensors": (raw_file(MANY), "header_too_large"),
-    "many tensors": (raw_file({f"t{i}": entry([1], 4, begin=4 * i) for i in range(5)}, bytes(20)), "too_many_tensors"),
+    "many tensors": (raw_file({f"t{i}": entry([1], 4, begin=4 * i) for i in range(7)}, bytes(28)), "too_many_tensors"),
     "pickle": (pickle.dumps({"prompt_embeddings": [0.0] * 240}), "unsupported_format"),
     "old pickle": (pickle.dumps({"prompt_embeddings": [0.0] * 240}, protocol=2), "unsupported_format"),
     "zip": (zip_bytes(), "unsupported_format"),

@@ -27,12 +27,20 @@ from promptd_client.models import (
     ChatCompletionChunk,
     Classification,
     Completion,
+    Embeddings,
     Evaluation,
     Model,
     Prompt,
     Tokenization,
 )
-from promptd_client.options import ChatOptions, ClassifyOptions, CompletionOptions, Message, TextInput
+from promptd_client.options import (
+    ChatOptions,
+    ClassifyOptions,
+    CompletionOptions,
+    Message,
+    PromptOptions,
+    TextInput,
+)
 
 T = TypeVar("T")
 PromptList = list[Prompt]  # `list` is a method of Prompts
@@ -103,6 +111,10 @@ class AsyncClient:
     async def classify(self, text: TextInput, **options: Unpack[ClassifyOptions]) -> Classification:
         """Pick one of the prompt's labels for every text."""
         return await self.run(_requests.classify(text, options))
+
+    async def embed(self, text: TextInput, **options: Unpack[PromptOptions]) -> Embeddings:
+        """Make a vector of every text."""
+        return await self.run(_requests.embed(text, options))
 
     async def models(self) -> list[Model]:
         """List base models and prompts."""

@@ -17,13 +17,14 @@ from promptd_client.models import (
     ChatCompletionChunk,
     Classification,
     Completion,
+    Embeddings,
     Evaluation,
     Model,
     Prompt,
     PromptPage,
     Tokenization,
 )
-from promptd_client.options import ChatOptions, ClassifyOptions, CompletionOptions, Message, TextInput
+from promptd_client.options import ChatOptions, ClassifyOptions, CompletionOptions, Message, PromptOptions, TextInput
 
 T = TypeVar("T")
 ContentFormat = Literal["native", "peft"]
@@ -98,6 +99,11 @@ def chat_stream(messages: Sequence[Message], options: ChatOptions) -> StreamCall
 def classify(text: TextInput, options: ClassifyOptions) -> Call[Classification]:
     """Pick a label for every input; changes nothing, so it may be repeated."""
     return _post("/v1/classify", body_of({"input": text}, options), reader(Classification), is_idempotent=True)
+
+
+def embed(text: TextInput, options: PromptOptions) -> Call[Embeddings]:
+    """Make a vector of every input; changes nothing, so it may be repeated."""
+    return _post("/v1/embeddings", body_of({"input": text}, options), reader(Embeddings), is_idempotent=True)
 
 
 def models() -> Call[list[Model]]:

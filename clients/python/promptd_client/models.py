@@ -160,6 +160,27 @@ class Classification(Reply):
         return [result.label for result in self.data]
 
 
+class Embedding(Reply):
+    """One text's vector."""
+
+    index: int
+    embedding: list[float]
+
+
+class Embeddings(Reply):
+    """The reply to a request for embeddings, one an input."""
+
+    model: str
+    prompt_versions: list[str] = []
+    data: list[Embedding]
+    usage: Usage | None = None
+
+    @property
+    def vectors(self) -> list[list[float]]:
+        """The vector of every input."""
+        return [one.embedding for one in self.data]
+
+
 class Model(Reply):
     """A base model (`parent` is None) or a prompt."""
 

@@ -1,10 +1,11 @@
-"""`POST /v1/classify`: label words scored in one packed pass, in vLLM's shape."""
+"""`POST /v1/classify`: a classification head, or label words scored in one packed pass; in vLLM's shape."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
@@ -24,13 +25,22 @@ from promptd.api.services import (
     tokenize,
 )
 from promptd.engine.ensemble import mean_probabilities, softmax
-from promptd.engine.request import ScoreOutput, ScoreRequest
+from promptd.engine.request import PoolOutput, PoolRequest, ScoreOutput, ScoreRequest
 from promptd.errors import InvalidRequestError
 
 Candidates = tuple[tuple[int, ...], ...]
 """The label words' tokens."""
 _FIELDS: dict[str | None, str] = {"candidates": "labels", "prompt": "input"}
 """The engine's words for what this route calls otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a prompt tells apart, and how."""
+
+    names: tuple[str, ...]
+    candidates: Candidates | None
+    """Each label's word; None where a head scores the labels."""
 
 
 async def create_classification(body: ClassifyBody, request: Request) -> Response:
@@ -45,23 +55,20 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
     members = [
         await resolve_prompts(services, principal_of(request), chain, model_name, body.naming_field) for chain in chains
     ]
-    words = [_label_words(body, prompts) for prompts in members]
-    if any(list(one) != list(words[0]) for one in words):
+    told = [await _labels(services, body, prompts) for prompts in members]
+    if any(one.names != told[0].names for one in told):
         raise InvalidRequestError("the prompts of an ensemble must have the same labels", param="ensemble")
-    candidates = [await label_candidates(services, own) for own in words]
     # One request fills the next batch, never the queue: others find room in it.
     config = services.engine.engine.config
     turns = asyncio.Semaphore(max(1, min(config.max_num_seqs, config.max_queue // 2)))
 
-    async def ask(prompts: NamedPrompts, own: Candidates, text: Any) -> tuple[list[float], ScoreOutput]:
+    async def ask(prompts: NamedPrompts, own: Labels, text: Any) -> tuple[list[float], ScoreOutput | PoolOutput]:
         async with turns:
-            return await label_probabilities(services, prompts, own, text)
+            return await label_probabilities(services, prompts, own.candidates, text)
 
-    work = together(
-        ask(prompts, own, text) for prompts, own in zip(members, candidates, strict=True) for text in inputs
-    )
+    work = together(ask(prompts, own, text) for prompts, own in zip(members, told, strict=True) for text in inputs)
     results = await while_connected(request, work)
-    labels = list(words[0])
+    labels = list(told[0].names)
     data, num_prompt, num_virtual, num_cached = [], 0, 0, 0
     for _, output in results:
         num_prompt += output.num_prompt_tokens
@@ -91,6 +98,23 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
     )
 
 
+async def _labels(services: Services, body: ClassifyBody, prompts: NamedPrompts) -> Labels:
+    """The prompt's own head, else label words, else the base model's head."""
+    own = prompts.last.class_labels if prompts.last is not None else None
+    if own is not None and not isinstance(body.labels, dict):
+        if body.labels is not None and len(body.labels) != len(own):
+            raise InvalidRequestError(
+                f"labels names {len(body.labels)} classes, this prompt's head has {len(own)}", param="labels"
+            )
+        return Labels(tuple(body.labels or own), None)
+    base = services.model.class_labels
+    has_words = body.labels is not None or (prompts.last is not None and bool(prompts.last.manifest.label_words))
+    if base is not None and not has_words:
+        return Labels(base, None)
+    words = _label_words(body, prompts)
+    return Labels(tuple(words), await label_candidates(services, words))
+
+
 def _label_words(body: ClassifyBody, prompts: NamedPrompts) -> dict[str, str]:
     """Label -> the text that is scored: from the request, else from the prompt."""
     if isinstance(body.labels, dict):
@@ -118,16 +142,16 @@ async def label_candidates(services: Services, words: Mapping[str, str]) -> Cand
 
 
 async def label_probabilities(
-    services: Services, prompts: NamedPrompts, candidates: Candidates, text: Any
-) -> tuple[list[float], ScoreOutput]:
-    """Score the labels of one input in one pass."""
+    services: Services, prompts: NamedPrompts, candidates: Candidates | None, text: Any
+) -> tuple[list[float], ScoreOutput | PoolOutput]:
+    """Score the labels of one input in one pass: by their words, or by a head where there are none."""
     token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
-    request = ScoreRequest(
-        new_id("score"), token_ids, candidates, prompts.artifacts, prompts.salt, prompts.num_public,
-        services.limits.request_timeout_seconds,
-    )  # fmt: skip
+    rest = (prompts.artifacts, prompts.salt, prompts.num_public, services.limits.request_timeout_seconds)
     try:
-        output = await services.engine.score(request)
+        if candidates is None:
+            classes = await services.engine.pool(PoolRequest(new_id("pool"), token_ids, "classes", *rest))
+            return softmax(classes.values), classes
+        output = await services.engine.score(ScoreRequest(new_id("score"), token_ids, candidates, *rest))
     except InvalidRequestError as error:
         error.param = _FIELDS.get(error.param) or error.param
         raise

@@ -128,10 +128,23 @@ class ChatBody(Sampling):
 
 
 class ClassifyBody(PromptChoice):
-    """`POST /v1/classify`: vLLM's `input`; label words come from the prompt, or from `labels`."""
+    """`POST /v1/classify`: vLLM's `input`; labels come from a head, from the prompt's label words, or from `labels`."""
 
     input: Text | Fields | Annotated[list[Text | Fields], Field(min_length=1, max_length=256)]
     labels: Annotated[dict[str, Text] | list[Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+
+
+class EmbeddingsBody(PromptChoice):
+    """`POST /v1/embeddings`: OpenAI's shape; token ids are used as given."""
+
+    input: (
+        Text
+        | Fields
+        | TokenIds
+        | Annotated[list[Text | Fields], Field(min_length=1, max_length=256)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=256)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
 
 
 class EvaluateBody(Strict):

@@ -152,11 +152,11 @@ def _sizes(model: str | None) -> ModelSizes:
     from transformers import AutoConfig
 
     from promptd.errors import ModelRefusedError
-    from promptd.modeling.families.decoder import check_config
+    from promptd.modeling.families.decoder import decoder_sizes
 
     try:
         config = AutoConfig.from_pretrained(_path(model), trust_remote_code=False)
-        found = check_config(config)
+        found = decoder_sizes(config)
     except (OSError, ValueError, ModelRefusedError) as error:
         _fail(f"cannot read the sizes of the base model: {error}", hint="Name the server's base model with --model.")
     return ModelSizes(config.vocab_size, found.hidden_size, found.num_layers, found.num_kv_heads, found.head_dim)

@@ -92,6 +92,10 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(help="Requests that may wait (256).", metavar="N", rich_help_panel=_LIMITS)
     ] = None,
+    batch_wait_seconds: Annotated[
+        float | None,
+        typer.Option(help="Wait of an idle engine for a fuller batch (0).", metavar="S", rich_help_panel=_LIMITS),
+    ] = None,
     max_body_bytes: Annotated[
         int | None, typer.Option(help="Largest JSON body (1 MiB).", metavar="N", rich_help_panel=_LIMITS)
     ] = None,

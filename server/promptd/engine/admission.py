@@ -6,49 +6,95 @@ import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from promptd_store import BaseModelSpec
+from promptd_store import PromptArtifact, PromptKind
 
 from promptd.engine.detokenizer import Detokenizer
-from promptd.engine.prompt_cache import Segment, make_segments
-from promptd.engine.request import GenerateRequest, ScoreRequest
+from promptd.engine.prompt_cache import make_segments
+from promptd.engine.request import GenerateRequest, Request, ScoreRequest
 from promptd.engine.sequence import Sequence
 from promptd.errors import ContextLengthError, InvalidArtifactError, InvalidRequestError
+from promptd.modeling import Asked, FrozenModel, Reading
 
 if TYPE_CHECKING:
     from promptd.engine.engine import Engine
 
 
-def admit(request: GenerateRequest | ScoreRequest, engine: Engine) -> Sequence:
+def admit(request: Request, engine: Engine) -> Sequence:
     """Check a request against the model and the pools; raises a typed error naming the field and the value."""
     model = engine.model
     _check_tokens("prompt", request.prompt_token_ids, model.spec.vocab_size)
-    segments = make_segments(
-        request.prompts,
-        lambda text: model.encode(text, add_special_tokens=False),
-        model.bos_token_id,
-        request.num_public_prompts,
-    )
-    for segment in segments:
-        _check_segment(segment, model.spec)
-    num_virtual = sum(segment.num_tokens for segment in segments)
-    if num_virtual > engine.prompts.capacity_tokens:
+    for artifact in request.prompts:
+        _check_artifact(artifact, model)
+    asked = Asked(request.prompts, request.prompt_token_ids, _reading(request), request.num_public_prompts)
+    arranged = model.arrange(asked)
+    segments = make_segments(arranged, model)
+    num_slots = sum(segment.num_slots for segment in segments)
+    if num_slots > engine.prompts.capacity_tokens:
         raise InvalidRequestError(
-            f"the prompts take {num_virtual} virtual tokens, the prompt cache holds {engine.prompts.capacity_tokens}",
+            f"the prompts take {num_slots} virtual tokens, the prompt cache holds {engine.prompts.capacity_tokens}",
             param="prompt_ids",
         )
-    num_text = len(request.prompt_token_ids)
-    detokenizer, seed = None, 0
+    target, source = arranged.target_ids, arranged.source
+    detokenizer, seed, num_more, num_extra = None, 0, 0, 0
     if isinstance(request, GenerateRequest):
-        num_more, num_extra = request.params.max_tokens, 0
+        if request.params.prompt_logprobs is not None and not arranged.continues_text:
+            raise InvalidRequestError(
+                "this base model does not predict the text it reads: there is no prompt_logprobs to echo", param="echo"
+            )
+        num_more = request.params.max_tokens
         for name, token_ids in (
             ("logit_bias", request.params.logit_bias),
             ("stop_token_ids", request.params.stop_token_ids),
         ):
             _check_range(name, token_ids, model.spec.vocab_size)
-        detokenizer = Detokenizer(model.decode, request.prompt_token_ids, request.params.stop)
+        detokenizer = Detokenizer(model.decode, target, request.params.stop)
         seed = request.params.seed if request.params.seed is not None else secrets.randbits(63)
-    else:
+    elif isinstance(request, ScoreRequest):
         num_more, num_extra = _check_candidates(request, engine)
+        if arranged.readout is not None:
+            num_more = num_extra = 0
+    num_cached = sum(segment.num_tokens for segment in segments)
+    _check_length(engine, num_cached, len(target), num_more)
+    num_source = 0 if source is None else len(source.token_ids)
+    _check_length(engine, num_cached, num_source, 0)
+    if num_source > engine.config.max_num_batched_tokens:
+        raise ContextLengthError(
+            f"{num_source} tokens are read whole, in one step, which holds {engine.config.max_num_batched_tokens}",
+            param="prompt",
+        )
+    size = engine.config.block_size
+    num_kept = num_source if source is not None and source.is_kept else 0
+    num_blocks = -(-(len(target) + num_more) // size) + -(-num_extra // size) + -(-num_kept // size)
+    if num_blocks > engine.blocks.num_blocks:
+        raise ContextLengthError(
+            f"{num_kept + len(target) + num_more} tokens need {num_blocks} K/V blocks, "
+            f"there are {engine.blocks.num_blocks}",
+            param="prompt",
+        )
+    num_in_source = 0 if source is None else sum(part.embeds.shape[0] for part in source.virtual)
+    key = tuple(artifact.version for artifact in request.prompts)
+    return Sequence(
+        request,
+        segments,
+        target,
+        source=source,
+        readout=arranged.readout,
+        num_virtual_tokens=num_cached + num_in_source,
+        prefix_key=(request.salt, *key, () if source is None else source.token_ids),
+        detokenizer=detokenizer,
+        seed=seed,
+    )
+
+
+def _reading(request: Request) -> Reading | None:
+    if isinstance(request, GenerateRequest):
+        return None
+    if isinstance(request, ScoreRequest):
+        return Reading("words", request.candidates)
+    return Reading(request.kind)
+
+
+def _check_length(engine: Engine, num_virtual: int, num_text: int, num_more: int) -> None:
     total = num_virtual + num_text + num_more
     if total > engine.max_model_len:
         raise ContextLengthError(
@@ -56,34 +102,25 @@ def admit(request: GenerateRequest | ScoreRequest, engine: Engine) -> Sequence:
             f"more than this model's {engine.max_model_len}",
             param="prompt",
         )
-    size = engine.config.block_size
-    num_blocks = -(-(num_text + num_more) // size) + -(-num_extra // size)
-    if num_blocks > engine.blocks.num_blocks:
-        raise ContextLengthError(
-            f"{num_text + num_more} tokens need {num_blocks} K/V blocks, there are {engine.blocks.num_blocks}",
-            param="prompt",
-        )
-    return Sequence(
-        request,
-        segments,
-        num_virtual_tokens=num_virtual,
-        prefix_key=(request.salt, *(segment.version for segment in segments)),
-        detokenizer=detokenizer,
-        seed=seed,
-    )
 
 
-def _check_segment(segment: Segment, spec: BaseModelSpec) -> None:
+def _check_artifact(artifact: PromptArtifact, model: FrozenModel) -> None:
     """An artifact made for another model must fail here, not inside a batch."""
-    shapes = {
-        "prompt_embeddings": (segment.embeds, (segment.num_tokens, spec.hidden_size)),
-        "prefix": (segment.prefix, (spec.num_layers, 2, spec.num_kv_heads, segment.num_tokens, spec.head_dim)),
-    }
-    for name, (tensor, expected) in shapes.items():
-        if tensor is not None and tuple(tensor.shape) != expected:
-            raise InvalidArtifactError(
-                f"{name} of {segment.version} has shape {tuple(tensor.shape)}, this model takes {expected}", param=name
-            )
+    spec, count = model.spec, artifact.num_virtual_tokens
+    expected: list[tuple[int, ...]]
+    if artifact.kind is PromptKind.SOFT:
+        name, expected = "prompt_embeddings", [(count, spec.hidden_size)]
+    elif artifact.kind is PromptKind.PREFIX:
+        name = "prefix"
+        expected = [(layers, 2, spec.num_kv_heads, count, spec.head_dim) for layers in spec.prefix_layers]
+    else:
+        return
+    found = tuple(artifact.tensors[name].shape)
+    if found not in expected:
+        raise InvalidArtifactError(
+            f"{name} of {artifact.version} has shape {found}, this model takes " + " or ".join(map(str, expected)),
+            param=name,
+        )
 
 
 def _check_tokens(name: str, token_ids: tuple[int, ...], vocab_size: int) -> None:

@@ -8,8 +8,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from promptd.engine.engine import Engine, Output
-from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
+from promptd.engine.engine import Engine
+from promptd.engine.request import (
+    GenerateRequest,
+    Output,
+    PoolOutput,
+    PoolRequest,
+    Request,
+    RequestOutput,
+    ScoreOutput,
+    ScoreRequest,
+)
 from promptd.engine.sequence import Sequence
 from promptd.engine.spare_time import SpareTime, Turns
 from promptd.engine.stats import EngineStats
@@ -51,7 +60,7 @@ class Stream:
             self.abort()
             raise
         output = self._outputs.popleft()
-        self._is_done = isinstance(output, ScoreOutput) or output.is_last
+        self._is_done = output.is_last
         if output.error is not None:
             raise output.error
         return output
@@ -140,7 +149,14 @@ class AsyncEngine:
             return float("inf")
         return time.monotonic() - self._progress if self._streams else 0.0
 
-    def _enter(self, request: GenerateRequest | ScoreRequest) -> Stream:
+    async def pool(self, request: PoolRequest) -> PoolOutput:
+        """Read numbers off a text; raises typed errors."""
+        output = await self._enter(request).next_output()
+        if not isinstance(output, PoolOutput):
+            raise EngineDeadError(f"the engine lost request {request.request_id!r}")
+        return output
+
+    def _enter(self, request: Request) -> Stream:
         if self._death is not None:
             raise EngineDeadError(f"the engine ended: {self._death}")
         if self._is_draining:
@@ -168,6 +184,8 @@ class AsyncEngine:
                     self.spare_time.run(self._serve)
                     if self._death is not None:
                         raise self._death
+                elif (wait := self.engine.seconds_to_gather()) > 0:
+                    self._wake.wait(wait)
                 elif self.engine.has_work:
                     self._step()
                 else:
@@ -215,7 +233,7 @@ class AsyncEngine:
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted meanwhile
-                if isinstance(output, ScoreOutput) or output.is_last:
+                if output.is_last:
                     del self._streams[output.request_id]
                 stream.deliver(output)
 

@@ -20,6 +20,8 @@ class EngineConfig:
     prompt_cache_bytes: int = DEFAULT_CACHE_BYTES
     block_size: int = 16
     max_queue: int = 256
+    batch_wait_seconds: float = 0.0
+    """How long an idle engine lets the first request wait for others that fill its batch."""
     enable_prefix_caching: bool = True
     strict: bool = False
     """A row's bits do not depend on its neighbours: fixed prefill chunks, no text-prefix reuse, no preemption."""
@@ -28,6 +30,11 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if not 0 <= self.batch_wait_seconds < 60:
+            raise InvalidRequestError(
+                f"batch_wait_seconds must be at least 0 and below 60, got {self.batch_wait_seconds}",
+                param="batch_wait_seconds",
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidRequestError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "

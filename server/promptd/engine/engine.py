@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence as Rows
 
 import torch
 
@@ -14,9 +13,9 @@ from promptd.engine.config import EngineConfig
 from promptd.engine.extents import ExtentAllocator
 from promptd.engine.output import Emitter
 from promptd.engine.prompt_cache import PromptCache
-from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
-from promptd.engine.runner import Runner
-from promptd.engine.scheduler import Schedule, ScheduledRow, Scheduler
+from promptd.engine.request import Output, Request
+from promptd.engine.runner import Answers, Runner
+from promptd.engine.scheduler import Schedule, Scheduler
 from promptd.engine.sequence import Sequence
 from promptd.engine.stats import EngineCounters, EngineStats
 from promptd.errors import (
@@ -28,8 +27,6 @@ from promptd.errors import (
 )
 from promptd.modeling import FrozenModel, KVPool, kv_bytes_per_token
 
-Output = RequestOutput | ScoreOutput
-
 
 class Engine:
     """Many prompts, one packed batch. Used by one thread at a time."""
@@ -38,12 +35,12 @@ class Engine:
         self.model = model
         self.config = config or EngineConfig()
         spec, size = model.spec, self.config.block_size
-        slot_bytes = kv_bytes_per_token(spec.num_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
-        num_blocks = max(1, self.config.kv_cache_bytes // (slot_bytes * size))
+        slot_bytes = kv_bytes_per_token(model.num_stored_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
+        num_blocks = max(1, self.config.kv_cache_bytes // (slot_bytes * size)) if model.stores_text else 1
         num_prompt_slots = self.config.prompt_cache_bytes // slot_bytes
         self.max_model_len = min(self.config.max_model_len or spec.max_model_len, spec.max_model_len)
         self.pool = KVPool(
-            num_layers=spec.num_layers,
+            num_layers=model.num_stored_layers,
             num_slots=num_blocks * size + num_prompt_slots,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
@@ -64,11 +61,18 @@ class Engine:
         """Whether `step()` has anything to do."""
         return bool(self._sequences)
 
-    def add_request(self, request: GenerateRequest | ScoreRequest) -> None:
+    def seconds_to_gather(self) -> float:
+        """How long requests are to wait for others now: 0 when one runs, the batch is full, the first waited enough."""
+        waiting = self.scheduler.waiting
+        if not waiting or self.scheduler.running or len(waiting) >= self.config.max_num_seqs:
+            return 0.0
+        return max(0.0, waiting[0].arrived + self.config.batch_wait_seconds - time.monotonic())
+
+    def add_request(self, request: Request) -> None:
         """Queue a request. Raises a typed error at once where it can never run, or where the queue is full."""
         self.enqueue(self.prepare(request))
 
-    def prepare(self, request: GenerateRequest | ScoreRequest, *, num_ahead: int = 0) -> Sequence:
+    def prepare(self, request: Request, *, num_ahead: int = 0) -> Sequence:
         """Check a request and the room in the queue; touches nothing, so any thread may call it."""
         num_waiting = len(self.scheduler.waiting) + num_ahead
         if num_waiting >= self.config.max_queue:
@@ -98,14 +102,13 @@ class Engine:
         outputs = self._expire(began)
         step = self.scheduler.schedule()
         if step:
-            for seq in (row.seq for row in step.rows):
+            for seq in (*step.sources, *(row.seq for row in step.rows)):
                 seq.scheduled = seq.scheduled or began
-            logits = self._run(step, outputs)
+            answers = self._run(step, outputs)
             self._advance(step)
-            outputs += self._hand_out(step.rows, logits)
+            outputs += self._hand_out(step, answers)
             self.counters.steps += 1
-            num_tokens = sum(load.num_tokens for load in step.loads) + sum(row.num_tokens for row in step.rows)
-            self._last_step = (time.monotonic() - began, num_tokens)
+            self._last_step = (time.monotonic() - began, step.num_tokens)
         return outputs
 
     def _expire(self, now: float) -> list[Output]:
@@ -113,13 +116,13 @@ class Engine:
         message = "the request's deadline passed before it was done"
         return [self._fail(seq, DeadlineExceededError(message)) for seq in late]
 
-    def _run(self, step: Schedule, outputs: list[Output]) -> torch.Tensor:
+    def _run(self, step: Schedule, outputs: list[Output]) -> Answers:
         """Run the batch; where it raises, run everything alone, so that only the guilty ones fail."""
         try:
             return self._runner.run(step)
         except Exception:  # noqa: BLE001 - whatever it was, one row caused it; the replay finds which
             self._replay_loads(step, outputs)
-            return self._replay_rows(step, outputs)
+            return Answers(self._replay_sources(step, outputs), self._replay_rows(step, outputs))
 
     def _replay_loads(self, step: Schedule, outputs: list[Output]) -> None:
         for load in list(step.loads):
@@ -133,17 +136,28 @@ class Engine:
                     outputs.append(self._fail(seq, PromptdError(f"the prompt failed in the model: {error}")))
         step.loads = [load for load in step.loads if load.entry in self.prompts.loading]
 
+    def _replay_sources(self, step: Schedule, outputs: list[Output]) -> list[torch.Tensor]:
+        read: list[torch.Tensor] = []
+        for seq in list(step.sources):
+            try:
+                read += self._runner.run(Schedule(sources=[seq])).read
+            except Exception as error:  # noqa: BLE001 - becomes that row's typed error
+                self._drop_row(step, seq)
+                outputs.append(self._fail(seq, PromptdError(f"this row failed in the model: {error}")))
+        return read
+
     def _replay_rows(self, step: Schedule, outputs: list[Output]) -> torch.Tensor:
         parts = [torch.empty(0, self.model.spec.vocab_size, device=self.model.device)]
         for row in list(step.rows):
             try:
-                parts.append(self._runner.run(Schedule(rows=[row])))
+                parts.append(self._runner.run(Schedule(rows=[row])).logits)
             except Exception as error:  # noqa: BLE001 - becomes that row's typed error
                 self._drop_row(step, row.seq)
                 outputs.append(self._fail(row.seq, PromptdError(f"this row failed in the model: {error}")))
         return torch.cat(parts)
 
     def _drop_row(self, step: Schedule, seq: Sequence) -> None:
+        step.sources = [other for other in step.sources if other is not seq]
         for row in [row for row in step.rows if row.seq is seq]:
             step.rows.remove(row)
             self.blocks.release(row.candidate_blocks)
@@ -153,15 +167,17 @@ class Engine:
             load.entry.num_computed += load.num_tokens
             self.counters.virtual_tokens_computed += load.num_tokens
         self.prompts.finish_loading()
+        for seq in step.sources:
+            seq.is_source_read = True
         for row in step.rows:
             row.seq.num_computed += row.num_tokens
             self.scheduler.register_blocks(row.seq)
             self.blocks.release(row.candidate_blocks)
 
-    def _hand_out(self, rows: Rows[ScheduledRow], logits: torch.Tensor) -> list[Output]:
-        outputs = self._emitter.emit(rows, logits)
+    def _hand_out(self, step: Schedule, answers: Answers) -> list[Output]:
+        outputs = self._emitter.emit_read(step.sources, answers.read) + self._emitter.emit(step.rows, answers.logits)
         for output in outputs:
-            if isinstance(output, ScoreOutput) or output.is_last:
+            if output.is_last:
                 self._end(self._sequences[output.request_id], output.error)
         return outputs
 
@@ -209,7 +225,7 @@ class Engine:
         self.blocks.check_integrity()
         self.prompts.check_integrity()
         sequences = self._sequences.values()
-        self.blocks.check_references(Counter(block for seq in sequences for block in seq.blocks))
+        self.blocks.check_references(Counter(block for seq in sequences for block in seq.blocks + seq.source_blocks))
         self.prompts.check_pins(Counter(entry.key for seq in sequences for entry in seq.chain))
         if len(self._sequences) != len(self.scheduler.waiting) + len(self.scheduler.running):
             raise RuntimeError("a sequence is neither waiting nor running")

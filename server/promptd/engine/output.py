@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence as Rows
 from typing import TypedDict
@@ -11,6 +12,9 @@ import torch
 from promptd.engine.request import (
     FinishReason,
     GenerateRequest,
+    Output,
+    PoolOutput,
+    PoolRequest,
     RequestOutput,
     SamplingParams,
     ScoreOutput,
@@ -23,8 +27,6 @@ from promptd.engine.sequence import Sequence
 from promptd.engine.stats import EngineCounters
 from promptd.errors import NumericalError, PromptdError
 from promptd.modeling import FrozenModel
-
-Output = RequestOutput | ScoreOutput
 
 
 class Emitter:
@@ -53,7 +55,7 @@ class Emitter:
             elif isinstance(seq.request, ScoreRequest):
                 outputs.append(_scored(seq, seq.request, logits[own]))
             else:
-                if seq.wants_prompt_logprobs and row.start < seq.num_prompt_tokens:
+                if seq.wants_prompt_logprobs and row.start < seq.num_target_tokens:
                     _note_prompt_logprobs(seq, row, logits[own])
                 if row.is_final:
                     sampled.append((seq, at - 1))
@@ -61,9 +63,28 @@ class Emitter:
             outputs += self._sample(sampled, logits)
         return outputs
 
+    def emit_read(self, sources: Rows[Sequence], read: Rows[torch.Tensor]) -> list[Output]:
+        """Hand out what was read off the sources that are answers themselves."""
+        now = time.monotonic()
+        outputs: list[Output] = []
+        for seq, found in zip([seq for seq in sources if seq.readout is not None], read, strict=True):
+            self._note_first(seq, now)
+            values = tuple(found.tolist())
+            if not all(map(math.isfinite, values)):
+                self._counters.numerical_errors += 1
+                outputs.append(self.failure(seq, NumericalError("the model's numbers for this text are not finite")))
+            elif isinstance(seq.request, ScoreRequest):
+                each = tuple((value,) for value in values)
+                request_id = seq.request.request_id
+                outputs.append(ScoreOutput(request_id, values, each, timings=seq.timings(now), **_counts(seq)))
+            else:
+                outputs.append(PoolOutput(seq.request.request_id, values, timings=seq.timings(now), **_counts(seq)))
+        return outputs
+
     def failure(self, seq: Sequence, error: PromptdError) -> Output:
         """The last answer of a request that failed."""
-        kind = ScoreOutput if seq.is_score else RequestOutput
+        kinds = {ScoreRequest: ScoreOutput, PoolRequest: PoolOutput}
+        kind: type[Output] = kinds.get(type(seq.request), RequestOutput)
         return kind(seq.request.request_id, error=error, timings=seq.timings(time.monotonic()), **_counts(seq))
 
     def _sample(self, sampled: list[tuple[Sequence, int]], logits: torch.Tensor) -> list[Output]:
@@ -73,7 +94,8 @@ class Emitter:
         for seq, _ in sampled:
             own: SamplingParams = seq.request.params  # type: ignore[union-attr]
             params.append(own)
-            rows.append(SamplingRow(own, seq.seed, seq.request.prompt_token_ids, seq.output_token_ids, self._eos))
+            target = tuple(seq.token_ids[: seq.num_target_tokens])
+            rows.append(SamplingRow(own, seq.seed, target, seq.output_token_ids, self._eos))
         wanted = [number for number, own in enumerate(params) if own.logprobs is not None]
         raw = torch.log_softmax(chosen[wanted], -1) if wanted else None  # before penalties and temperature
         tokens = sample(chosen, rows)
@@ -110,7 +132,7 @@ class Emitter:
         detokenizer = seq.detokenizer
         text = ""
         if detokenizer is not None:
-            may_stop = len(seq.token_ids) - seq.num_prompt_tokens >= params.min_tokens
+            may_stop = len(seq.token_ids) - seq.num_target_tokens >= params.min_tokens
             stopped = None if is_hidden else detokenizer.push(token, may_stop=may_stop)
             if stopped is not None:
                 reason, stop_reason = FinishReason.STOP, stopped
@@ -138,7 +160,7 @@ class Emitter:
         self, seq: Sequence, params: SamplingParams, token: int
     ) -> tuple[FinishReason | None, str | int | None, bool]:
         """Return (reason, what stopped it, whether the token stays out of the text)."""
-        num_output = len(seq.token_ids) - seq.num_prompt_tokens
+        num_output = len(seq.token_ids) - seq.num_target_tokens
         if num_output >= params.min_tokens:
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token, True
@@ -152,7 +174,7 @@ class Emitter:
 def _num_logits(row: ScheduledRow) -> int:
     """How many logits rows `runner` asked for on behalf of this row."""
     seq = row.seq
-    if seq.wants_prompt_logprobs and row.start < seq.num_prompt_tokens:
+    if seq.wants_prompt_logprobs and row.start < seq.num_target_tokens:
         return row.num_tokens
     return 1 + seq.num_candidate_tokens if row.is_final else 0
 
@@ -199,7 +221,7 @@ def _scored(seq: Sequence, request: ScoreRequest, logits: torch.Tensor) -> Score
 
 def _note_prompt_logprobs(seq: Sequence, row: ScheduledRow, logits: torch.Tensor) -> None:
     """Keep the log-probabilities of the text tokens that follow this chunk's tokens."""
-    following = seq.token_ids[row.start + 1 : min(row.start + row.num_tokens + 1, seq.num_prompt_tokens)]
+    following = seq.token_ids[row.start + 1 : min(row.start + row.num_tokens + 1, seq.num_target_tokens)]
     if following and isinstance(seq.request, GenerateRequest):
         logprobs = torch.log_softmax(logits[: len(following)], -1)
         seq.prompt_logprobs += top_logprobs(logprobs, following, seq.request.params.prompt_logprobs or 0)

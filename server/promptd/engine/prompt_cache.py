@@ -10,14 +10,14 @@ Entries in use are pinned; the others leave least recently used first, longest c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from promptd_store import PromptArtifact, PromptKind
+from promptd_store import PromptKind
 
 from promptd.engine.extents import ExtentAllocator
-from promptd.modeling import KVPool, Span
+from promptd.modeling import Arrangement, FrozenModel, KVPool, Span
 
 PUBLIC_SALT = "public"
 """No caller's own salt."""
@@ -34,10 +34,16 @@ class Segment:
     num_positions: int
     """How far the element moves the positions of what follows (0 for an unshifted prefix)."""
     embeds: torch.Tensor | None = None  # [num_tokens, hidden_size]
-    prefix: torch.Tensor | None = None  # [num_layers, 2, num_kv_heads, num_tokens, head_dim]
+    prefix: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Bank -> `[num_layers, 2, num_kv_heads, num_tokens, head_dim]`; all else is a target's."""
     token_ids: tuple[int, ...] = ()
     is_public: bool = False
     """Whether this and all before it may be shared by everybody."""
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of keys and values that it takes."""
+        return self.num_tokens * max(1, len(self.prefix))
 
 
 @dataclass(eq=False)
@@ -46,7 +52,8 @@ class PromptEntry:
 
     key: ChainKey
     segment: Segment
-    spans: tuple[Span, ...]
+    banks: dict[str, tuple[Span, ...]]
+    """Bank -> where its keys and values are."""
     parent: PromptEntry | None
     first_position: int
     num_computed: int = 0
@@ -60,6 +67,11 @@ class PromptEntry:
         return self.segment.num_tokens
 
     @property
+    def spans(self) -> tuple[Span, ...]:
+        """Where the keys and values are that a target reads in front of itself."""
+        return self.banks.get("target", ())
+
+    @property
     def is_ready(self) -> bool:
         """Whether all of its keys and values are stored."""
         return self.num_computed == self.num_tokens
@@ -71,7 +83,7 @@ class PromptEntry:
 
     def drop_tensors(self) -> None:
         """Forget what the K/V was made from: a resident prompt costs its K/V and nothing beside it."""
-        self.segment = replace(self.segment, embeds=None, prefix=None, token_ids=())
+        self.segment = replace(self.segment, embeds=None, prefix={}, token_ids=())
 
     @property
     def next_position(self) -> int:
@@ -162,18 +174,21 @@ class PromptCache:
     def _create(self, key: ChainKey, segment: Segment, parent: PromptEntry | None) -> PromptEntry | None:
         if parent is not None:
             parent.num_pins += 1  # must not be evicted to make room for its own child
-        room = self._make_room(segment.num_tokens)
+        room = self._make_room(segment.num_slots)
         if parent is not None:
             parent.num_pins -= 1
         if not room:
             return None
         first = parent.next_position if parent is not None else 0
-        entry = PromptEntry(key, segment, self._extents.allocate(segment.num_tokens), parent, first)
+        names = list(segment.prefix) or ["target"]
+        banks = {name: self._extents.allocate(segment.num_tokens) for name in names}
+        entry = PromptEntry(key, segment, banks, parent, first)
         entry.slots = [slot for start, length in entry.spans for slot in range(start, start + length)]
         if parent is not None:
             parent.num_children += 1
-        if segment.prefix is not None:
-            self._pool.load_prefix(entry.spans, segment.prefix)
+        if segment.prefix:
+            for name, prefix in segment.prefix.items():
+                self._pool.load_prefix(banks[name], prefix)
             entry.num_computed = segment.num_tokens
             entry.drop_tensors()
         else:
@@ -192,7 +207,8 @@ class PromptCache:
 
     def _remove(self, entry: PromptEntry) -> None:
         del self._entries[entry.key]
-        self._extents.release(entry.spans)
+        for spans in entry.banks.values():
+            self._extents.release(spans)
         if entry.parent is not None:
             entry.parent.num_children -= 1
         if not entry.is_ready:
@@ -213,30 +229,22 @@ class PromptCache:
                 children[entry.parent.key] = children.get(entry.parent.key, 0) + 1
                 if self._entries.get(entry.parent.key) is not entry.parent:
                     raise RuntimeError(f"prompt entry {entry.key} outlived its parent")
-        held = sum(entry.segment.num_tokens for entry in self._entries.values())
+        held = sum(entry.num_tokens * len(entry.banks) for entry in self._entries.values())
         if held + self._extents.num_free != self._extents.num_slots:
             raise RuntimeError("prompt entries and free slots do not add up")
         if any(entry.num_children != children.get(entry.key, 0) for entry in self._entries.values()):
             raise RuntimeError("prompt entries disagree about their children")
 
 
-def make_segments(
-    prompts: Sequence[PromptArtifact],
-    encode: Callable[[str], list[int]],
-    bos_token_id: int | None,
-    num_public: int = 0,
-) -> tuple[Segment, ...]:
-    """Turn artifacts into the elements of a chain, the first `num_public` of them shared by everybody.
-
-    BOS becomes the first element where the first artifact stands behind it.
-    """
+def make_segments(arranged: Arrangement, model: FrozenModel) -> tuple[Segment, ...]:
+    """Turn the cached artifacts of a request into the elements of a chain, public ones marked."""
     segments: list[Segment] = []
-    if prompts and prompts[0].manifest.prompt_after_bos and bos_token_id is not None:
-        segments.append(Segment("bos", 1, 1, token_ids=(bos_token_id,), is_public=num_public > 0))
-    for number, artifact in enumerate(prompts):
-        is_public = number < num_public
+    if arranged.bos_token_id is not None:
+        segments.append(Segment("bos", 1, 1, token_ids=(arranged.bos_token_id,), is_public=arranged.num_public > 0))
+    for number, artifact in enumerate(arranged.cached):
+        is_public = number < arranged.num_public
         if artifact.kind is PromptKind.TEXT:
-            ids = tuple(encode(artifact.manifest.text or ""))
+            ids = tuple(model.encode(artifact.manifest.text or "", add_special_tokens=False))
             segments.append(Segment(artifact.version, len(ids), len(ids), token_ids=ids, is_public=is_public))
         elif artifact.kind is PromptKind.SOFT:
             embeds = artifact.tensors["prompt_embeddings"]
@@ -245,5 +253,6 @@ def make_segments(
         else:
             prefix = artifact.tensors["prefix"]
             moved = prefix.shape[3] if artifact.manifest.position_convention == "shifted" else 0
-            segments.append(Segment(artifact.version, prefix.shape[3], moved, prefix=prefix, is_public=is_public))
+            banks = model.split_prefix(prefix)
+            segments.append(Segment(artifact.version, prefix.shape[3], moved, prefix=banks, is_public=is_public))
     return tuple(segments)

@@ -1,6 +1,7 @@
 """What the engine is asked and what it answers: plain dataclasses, no torch.
 
-Two kinds of request exist, `GenerateRequest` and `ScoreRequest`; everything else is built from these.
+Three kinds of request exist: continue a text (`GenerateRequest`), tell how likely some words are in it
+(`ScoreRequest`), read numbers off it (`PoolRequest`: classes or an embedding). Everything else is built from these.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from promptd.errors import InvalidRequestError, PromptdError
 
@@ -102,7 +103,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """Log-probability of each candidate continuation of one text, in one packed pass."""
+    """Log-probability of each candidate continuation of one text (or word at its mask), in one packed pass."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -111,6 +112,22 @@ class ScoreRequest:
     salt: str = ""
     num_public_prompts: int = 0
     deadline_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRequest:
+    """The scores of a classification head on one text, or the text's embedding."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    kind: Literal["classes", "embedding"]
+    prompts: tuple[PromptArtifact, ...] = ()
+    salt: str = ""
+    num_public_prompts: int = 0
+    deadline_seconds: float | None = None
+
+
+Request = GenerateRequest | ScoreRequest | PoolRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +186,29 @@ class ScoreOutput:
     num_virtual_tokens: int = 0
     num_cached_tokens: int = 0
     timings: RequestTimings | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Always: a score is one output."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOutput:
+    """The numbers that were asked for: a score (logit) for every class, or the embedding."""
+
+    request_id: str
+    values: tuple[float, ...] = ()
+    error: PromptdError | None = None
+    num_prompt_tokens: int = 0
+    num_virtual_tokens: int = 0
+    num_cached_tokens: int = 0
+    timings: RequestTimings | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Always: the numbers are one output."""
+        return True
+
+
+Output = RequestOutput | ScoreOutput | PoolOutput

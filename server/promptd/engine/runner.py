@@ -1,29 +1,63 @@
-"""A schedule to packed rows to logits."""
+"""A schedule to packed rows to answers."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
 from promptd.engine.request import ScoreRequest
 from promptd.engine.scheduler import Schedule, ScheduledLoad, ScheduledRow
-from promptd.modeling import FrozenModel, KVPool, PackedBatch, PackedRow, Span
+from promptd.engine.sequence import Sequence
+from promptd.modeling import FrozenModel, KVPool, PackedBatch, PackedRow, Span, Virtual
+
+
+@dataclass(slots=True)
+class Answers:
+    """What the model said in one step."""
+
+    read: list[torch.Tensor]
+    """What was read off each source that is an answer, in the order of the sources; fp32."""
+    logits: torch.Tensor
+    """`[num_logits, vocab_size]` in the order of the rows, fp32."""
 
 
 class Runner:
-    """Builds the packed batch of a step and runs the model over it."""
+    """Builds the packed batches of a step and runs the model over them: sources first, then what may read them."""
 
     def __init__(self, model: FrozenModel, pool: KVPool, block_size: int) -> None:
         self._model = model
         self._pool = pool
         self._block_size = block_size
 
-    def run(self, step: Schedule) -> torch.Tensor:
-        """Return logits `[num_logits, vocab_size]` in the order of the rows, fp32; loads want none."""
+    def run(self, step: Schedule) -> Answers:
+        """Run one step; loads want no answers."""
+        read = self._read(step.sources)
         rows = [self._load(load) for load in step.loads]
         for row in step.rows:
             rows.append(self._row(row))
             rows += self._candidates(row)
-        return self._model.forward_packed(PackedBatch(rows, self._pool)).float()
+        if not rows:
+            return Answers(read, torch.empty(0, self._model.spec.vocab_size, device=self._model.device))
+        return Answers(read, self._model.forward_packed(PackedBatch(rows, self._pool)).float())
+
+    def _read(self, sources: list[Sequence]) -> list[torch.Tensor]:
+        if not sources:
+            return []
+        rows = [
+            PackedRow(
+                token_ids=seq.source.token_ids,
+                first_position=seq.first_position,
+                slots=seq.source_slots(self._block_size),
+                context=seq.bank("source"),
+                virtual=seq.source.virtual,
+            )
+            for seq in sources
+        ]
+        hidden = self._model.read_sources(PackedBatch(rows, self._pool, is_causal=False))
+        wanted = [(seq.readout, own) for seq, own in zip(sources, hidden, strict=True) if seq.readout is not None]
+        with torch.no_grad():
+            return [readout(own).float() for readout, own in wanted]
 
     def _load(self, load: ScheduledLoad) -> PackedRow:
         entry = load.entry
@@ -39,17 +73,18 @@ class Runner:
                 context.append((first, min(left, length)))
                 left -= length
         segment = entry.segment
+        embeds = segment.embeds
         return PackedRow(
-            token_ids=segment.token_ids[start:stop],
+            token_ids=segment.token_ids[start:stop] if embeds is None else [0] * (stop - start),
             first_position=entry.first_position + start,
             slots=entry.slots[start:stop],
             context=context,
-            embeds=None if segment.embeds is None else segment.embeds[start:stop],
+            virtual=() if embeds is None else (Virtual(0, embeds[start:stop]),),
         )
 
     def _row(self, row: ScheduledRow) -> PackedRow:
         seq, start, stop = row.seq, row.start, row.start + row.num_tokens
-        if seq.wants_prompt_logprobs and start < seq.num_prompt_tokens:
+        if seq.wants_prompt_logprobs and start < seq.num_target_tokens:
             logits: range | tuple[int, ...] = range(row.num_tokens)
         else:
             logits = (row.num_tokens - 1,) if row.is_final else ()
@@ -59,6 +94,7 @@ class Runner:
             slots=seq.slots(start, stop, self._block_size),
             context=seq.context(start, self._block_size),
             logits=logits,
+            cross=seq.cross(self._block_size),
         )
 
     def _candidates(self, row: ScheduledRow) -> list[PackedRow]:
@@ -80,6 +116,7 @@ class Runner:
                         slots=slots[taken : taken + count],
                         context=context,
                         logits=range(count),
+                        cross=seq.cross(size),
                     )
                 )
                 taken += count

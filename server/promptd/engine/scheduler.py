@@ -1,8 +1,9 @@
 """Which tokens run in the next step. Decides only; computes nothing. No torch.
 
 Order: prompts on their way into the cache, running rows (each decode token before any prefill chunk), then
-waiting rows first come first served while rows, tokens and blocks last. A row that finds no block preempts the
-youngest row, which later starts again from its tokens and, drawing from its own seed, makes the same ones.
+waiting rows first come first served while rows, tokens and blocks last. A source is read whole, in one step. A row
+that finds no block preempts the youngest row, which later starts again from its tokens and, drawing from its own seed,
+makes the same ones.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ class ScheduledRow:
 
 @dataclass(slots=True)
 class Schedule:
-    """One step."""
+    """One step. Its sources are read first: the rows may read what they leave."""
 
     loads: list[ScheduledLoad] = field(default_factory=list)
+    sources: list[Sequence] = field(default_factory=list)
     rows: list[ScheduledRow] = field(default_factory=list)
 
     def completes(self, entry: Any) -> bool:
@@ -58,7 +60,13 @@ class Schedule:
         return True
 
     def __bool__(self) -> bool:
-        return bool(self.loads or self.rows)
+        return bool(self.loads or self.sources or self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that run, but for candidates'."""
+        parts = [load.num_tokens for load in self.loads] + [row.num_tokens for row in self.rows]
+        return sum(parts) + sum(len(seq.source.token_ids) for seq in self.sources)
 
 
 class Scheduler:
@@ -136,9 +144,26 @@ class Scheduler:
         step.rows.append(ScheduledRow(seq, seq.num_computed, 1))
 
     def _schedule_prefill(self, step: Schedule, seq: Sequence, budget: int) -> int:
-        """Add a chunk of the row's text once its prompts are there; return the tokens it takes of the budget."""
+        """Add the row's source and a chunk of its target once its prompts are there; return the tokens they take."""
         if seq.chain and not step.completes(seq.chain[-1]):
             return 0
+        num_source = self._schedule_source(step, seq, budget)
+        if seq.num_source_tokens and not num_source:
+            return 0
+        return num_source + self._schedule_target(step, seq, budget - num_source)
+
+    def _schedule_source(self, step: Schedule, seq: Sequence, budget: int) -> int:
+        """Add the row's source where it fits; return the tokens it takes of the budget."""
+        num_tokens = seq.num_source_tokens
+        num_blocks = -(-seq.num_kept_tokens // self.config.block_size)
+        if not num_tokens or num_tokens > budget or not self.blocks.can_allocate(num_blocks):
+            return 0
+        seq.source_blocks = self.blocks.allocate(num_blocks)
+        step.sources.append(seq)
+        return num_tokens
+
+    def _schedule_target(self, step: Schedule, seq: Sequence, budget: int) -> int:
+        """Add a chunk of the row's target; return the tokens it takes of the budget."""
         size = self.config.block_size
         num_tokens = self._chunk(seq.num_uncomputed, budget)
         extra = seq.num_candidate_tokens
@@ -170,6 +195,7 @@ class Scheduler:
         self.running.remove(seq)
         self._free(seq)
         seq.num_computed = seq.num_registered_blocks = 0
+        seq.is_source_read = seq.source is None
         seq.prompt_logprobs.clear()
         seq.status = SequenceStatus.WAITING
         self.waiting.appendleft(seq)
@@ -181,7 +207,6 @@ class Scheduler:
         if chain is None:
             return False
         seq.chain = chain
-        seq.first_position = chain[-1].next_position if chain else 0
         seq.prefix_node = self.blocks.root(seq.prefix_key)
         if self.config.enable_prefix_caching and not self.config.strict and not seq.wants_prompt_logprobs:
             # At least one token must run, or there would be no logits.
@@ -189,8 +214,8 @@ class Scheduler:
             seq.num_computed = len(seq.blocks) * self.config.block_size
             seq.num_registered_blocks = len(seq.blocks)
             if seq.scheduled is None:  # a row that comes back finds its own blocks: those saved nobody a thing
-                seq.num_cached_tokens = min(seq.num_computed, seq.num_prompt_tokens)
-        tokens_now = seq.num_expected_tokens if self.config.strict else seq.num_computed + 1
+                seq.num_cached_tokens = min(seq.num_computed, seq.num_target_tokens)
+        tokens_now = seq.num_expected_tokens if self.config.strict else min(seq.num_computed + 1, len(seq.token_ids))
         needed = -(-tokens_now // self.config.block_size) - len(seq.blocks)
         if not self.blocks.can_allocate(needed):
             self._free(seq)
@@ -222,5 +247,6 @@ class Scheduler:
 
     def _free(self, seq: Sequence) -> None:
         self.blocks.release(seq.blocks)
+        self.blocks.release(seq.source_blocks)
         self.prompts.release(seq.chain)
-        seq.blocks, seq.chain = [], ()
+        seq.blocks, seq.source_blocks, seq.chain = [], [], ()

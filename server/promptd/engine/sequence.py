@@ -9,7 +9,7 @@ from collections.abc import Sequence as Tokens
 from typing import Any
 
 from promptd.engine.detokenizer import Detokenizer
-from promptd.engine.request import GenerateRequest, RequestTimings, ScoreRequest
+from promptd.engine.request import GenerateRequest, Request, RequestTimings, ScoreRequest
 
 Span = tuple[int, int]
 
@@ -23,13 +23,18 @@ class SequenceStatus(enum.Enum):
 
 
 class Sequence:
-    """A generation or a scoring in progress. `token_ids[:num_computed]` have their K/V in `blocks`."""
+    """One request in progress. `token_ids`, its target, is read left to right; `token_ids[:num_computed]` have their
+    K/V in `blocks`. Its source, where it has one, is read whole first; what the target sees of it is in
+    `source_blocks`."""
 
     def __init__(
         self,
-        request: GenerateRequest | ScoreRequest,
+        request: Request,
         segments: Any,
+        target_ids: Tokens[int],
         *,
+        source: Any = None,
+        readout: Any = None,
         num_virtual_tokens: int,
         prefix_key: Hashable,
         detokenizer: Detokenizer | None,
@@ -41,11 +46,14 @@ class Sequence:
         self.prefix_key = prefix_key
         self.detokenizer = detokenizer
         self.seed = seed
-        self.token_ids = list(request.prompt_token_ids)
-        self.num_prompt_tokens = len(self.token_ids)
+        self.token_ids = list(target_ids)
+        self.num_target_tokens = len(self.token_ids)
+        self.source = source
+        self.readout = readout
+        self.source_blocks: list[int] = []
+        self.is_source_read = source is None
         self.status = SequenceStatus.WAITING
         self.chain: Tokens[Any] = ()
-        self.first_position = 0
         self.num_computed = 0
         self.num_cached_tokens = 0
         self.blocks: list[int] = []
@@ -59,14 +67,29 @@ class Sequence:
         self.deadline = None if limit is None else self.arrived + limit
 
     @property
-    def is_score(self) -> bool:
-        """Whether this is a `ScoreRequest`."""
-        return isinstance(self.request, ScoreRequest)
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the text that was asked about."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_source_tokens(self) -> int:
+        """Tokens that are still to be read whole."""
+        return 0 if self.is_source_read else len(self.source.token_ids)
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens of the source whose keys the target will read."""
+        return len(self.source.token_ids) if self.source is not None and self.source.is_kept else 0
+
+    @property
+    def first_position(self) -> int:
+        """Position of the target's first token."""
+        return self.chain[-1].next_position if self.chain else 0
 
     @property
     def num_candidate_tokens(self) -> int:
         """Tokens of the candidates that run in the scoring step (each but its last)."""
-        if isinstance(self.request, ScoreRequest):
+        if isinstance(self.request, ScoreRequest) and self.readout is None:
             return sum(len(candidate) - 1 for candidate in self.request.candidates)
         return 0
 
@@ -83,45 +106,65 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """Whether all but the newest token have their K/V."""
-        return self.num_uncomputed == 1 and self.num_computed >= self.num_prompt_tokens
+        return self.num_uncomputed == 1 and self.num_computed >= self.num_target_tokens
 
     @property
     def output_token_ids(self) -> list[int]:
         """Tokens made so far."""
-        return self.token_ids[self.num_prompt_tokens :]
+        return self.token_ids[self.num_target_tokens :]
 
     @property
     def num_expected_tokens(self) -> int:
-        """Text tokens when this sequence has run to its limit."""
+        """Tokens of the target when this sequence has run to its limit."""
         if isinstance(self.request, GenerateRequest):
-            return self.num_prompt_tokens + self.request.params.max_tokens
-        return self.num_prompt_tokens
+            return self.num_target_tokens + self.request.params.max_tokens
+        return self.num_target_tokens
 
     def slots(self, start: int, stop: int, block_size: int) -> list[int]:
-        """Slots of text tokens `start..stop`."""
-        blocks = self.blocks
-        return [blocks[i // block_size] * block_size + i % block_size for i in range(start, stop)]
+        """Slots of the target's tokens `start..stop`."""
+        return _slots(self.blocks, start, stop, block_size)
+
+    def source_slots(self, block_size: int) -> list[int]:
+        """Slots of what the target will read of the source."""
+        return _slots(self.source_blocks, 0, self.num_kept_tokens, block_size)
 
     def context(self, num_tokens: int, block_size: int) -> list[Span]:
-        """Spans of the chain and of the first `num_tokens` text tokens, adjacent ones joined."""
-        spans = [span for entry in self.chain for span in entry.spans]
-        start, length, last = -1, 0, -2
-        left = num_tokens
-        for block in self.blocks:
-            if left <= 0:
-                break
-            if block != last + 1:
-                if length:
-                    spans.append((start, length))
-                start, length = block * block_size, 0
-            take = min(left, block_size)
-            length += take
-            left -= take
-            last = block
-        if length:
-            spans.append((start, length))
-        return spans
+        """Spans of the chain and of the target's first `num_tokens` tokens, adjacent ones joined."""
+        return [*self.bank("target"), *_spans(self.blocks, num_tokens, block_size)]
+
+    def cross(self, block_size: int) -> list[Span]:
+        """Spans of what the target reads of the source: learned keys, then the source's."""
+        return [*self.bank("cross"), *_spans(self.source_blocks, self.num_kept_tokens, block_size)]
+
+    def bank(self, name: str) -> list[Span]:
+        """Spans of the chain in one bank."""
+        return [span for entry in self.chain for span in entry.banks.get(name, ())]
 
     def timings(self, finished: float | None = None) -> RequestTimings:
         """When this sequence arrived, ran first, made its first token, ended."""
         return RequestTimings(self.arrived, self.scheduled, self.first_token, finished)
+
+
+def _slots(blocks: Tokens[int], start: int, stop: int, block_size: int) -> list[int]:
+    return [blocks[i // block_size] * block_size + i % block_size for i in range(start, stop)]
+
+
+def _spans(blocks: Tokens[int], num_tokens: int, block_size: int) -> list[Span]:
+    """Spans of the first `num_tokens` slots of some blocks, adjacent ones joined."""
+    spans: list[Span] = []
+    start, length, last = -1, 0, -2
+    left = num_tokens
+    for block in blocks:
+        if left <= 0:
+            break
+        if block != last + 1:
+            if length:
+                spans.append((start, length))
+            start, length = block * block_size, 0
+        take = min(left, block_size)
+        length += take
+        left -= take
+        last = block
+    if length:
+        spans.append((start, length))
+    return spans

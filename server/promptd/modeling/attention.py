@@ -9,6 +9,7 @@ weighted by each part's share of the total.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,16 +26,37 @@ _flash: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
 )
 
 #: Arguments that change the result and that we do not implement; a model that passes one is refused.
-_REFUSED_ARGUMENTS = ("softcap", "s_aux", "position_bias", "attn_bias", "block_mask")
+_REFUSED_ARGUMENTS = ("softcap", "s_aux", "attn_bias", "block_mask")
+
+
+class PositionBias(Protocol):
+    """What a model adds to its scores for the distance of two positions; the same in all of its layers."""
+
+    def between(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Return `[1, num_heads, num_queries, num_keys]` for positions `[num_queries]` and `[num_keys]`, int64."""
+
+
+NO_BIAS = object()
+"""Stands for a bias of zero where a model would make one for the whole packed length if it were given none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One attention of the model, as it calls."""
+
+    layer: int
+    scale: float
+    window: int | None = None
+    bias: PositionBias | None = None
+    is_cross: bool = False
+    """Whether it reads the source's keys and values; those that come with the call are placeholders."""
 
 
 class Attends(Protocol):
     """What travels through the model's `batch=` argument."""
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
-        """Return `[1, num_tokens, num_heads, head_dim]`."""
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Map `[1, heads, num_tokens, head_dim]` to `[1, num_tokens, num_heads, head_dim]`."""
 
 
 def packed_attention(
@@ -47,6 +69,8 @@ def packed_attention(
     batch: Attends | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    position_bias: PositionBias | object | None = None,
+    is_cross: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Hand one layer's attention to the batch that travels with the call."""
@@ -56,8 +80,12 @@ def packed_attention(
     for name in _REFUSED_ARGUMENTS:
         if kwargs.get(name) is not None:
             raise ModelRefusedError(f"layer {layer}: attention argument {name!r} is not implemented")
+    if isinstance(position_bias, torch.Tensor):  # made for the packed length: no hook of ours stood in front
+        raise ModelRefusedError(f"layer {layer}: attention argument 'position_bias' is not implemented")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return batch.attend(layer, query, key, value, scale, sliding_window), None
+    bias = None if position_bias is NO_BIAS else position_bias
+    site = Site(layer, scale, sliding_window, bias, is_cross)  # type: ignore[arg-type]
+    return batch.attend(site, query, key, value), None
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
@@ -70,13 +98,11 @@ class PooledAttention:
         self.batch = batch
         self._windowed: dict[int, list[DecodeGroup]] = {}  # decode groups by sliding window, cut once a batch
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
-        batch = self.batch
-        batch.pool.write(layer, batch.slot_mapping, key, value)
-        keys, values = batch.pool.keys[None, layer], batch.pool.values[None, layer]  # [1, heads, num_slots, head_dim]
+        batch, scale, window = self.batch, site.scale, site.window
+        batch.pool.write(site.layer, batch.slot_mapping, key, value)
+        keys, values = batch.pool.heads(site.layer)
         groups = list(batch.decode_groups.values())
         if window is not None:
             if window not in self._windowed:
@@ -114,7 +140,7 @@ class PooledAttention:
         merged = torch.cat(outs, 2)
         if group.num_parts == 1:
             return merged
-        return _merge(merged, torch.cat(sums, 2), group.num_parts)
+        return merge_parts(merged, torch.cat(sums, 2), group.num_parts)
 
     @staticmethod
     def _prefill(
@@ -137,10 +163,27 @@ class PooledAttention:
             out, log_sum = _flash(query, keys.narrow(2, start, length), values.narrow(2, start, length), scale=scale)
             outs.append(out)
             sums.append(log_sum)
-        return _merge(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
+        return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
 
 
-def _merge(outs: torch.Tensor, log_sums: torch.Tensor, num_parts: int) -> torch.Tensor:
+def flash_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend one row `[1, num_heads, length, head_dim]`; return it and its log-sum-exps `[1, num_heads, length]`.
+
+    `mask` is added to the scores. Elsewhere than on the CPU this is plain products, in float32.
+    """
+    if query.device.type == "cpu":
+        return _flash(query, key, value, attn_mask=mask, scale=scale)
+    group = query.shape[1] // key.shape[1]
+    keys, values = (stored.repeat_interleave(group, 1).float() for stored in (key, value))
+    scores = query.float() @ keys.transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1) @ values).to(query.dtype), scores.logsumexp(-1)
+
+
+def merge_parts(outs: torch.Tensor, log_sums: torch.Tensor, num_parts: int) -> torch.Tensor:
     """Merge part-major outputs `[1, H, parts * rows, D]` by their log-sum-exps into `[1, H, rows, D]`."""
     weights = torch.softmax(log_sums.unflatten(2, (num_parts, -1)), dim=2).unsqueeze(-1)
     parts = outs.unflatten(2, (num_parts, -1))

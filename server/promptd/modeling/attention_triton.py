@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from promptd.modeling.attention import Site
 from promptd.modeling.kv_pool import Span
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
 
@@ -136,13 +137,11 @@ class TritonAttention:
             self._launches[group] = launches
         return self._launches[group]
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`; fp32 accumulation, IEEE products for fp32."""
         pool = self._batch.pool
-        pool.write(layer, self._batch.slot_mapping, key, value)
-        keys, values = pool.keys[layer], pool.values[layer]  # [num_kv_heads, num_slots, head_dim]
+        pool.write(site.layer, self._batch.slot_mapping, key, value)
+        keys, values = pool.keys[site.layer], pool.values[site.layer]  # [num_kv_heads, num_slots, head_dim]
         _, num_heads, num_tokens, head_dim = query.shape
         if query.stride(-1) != 1:
             query = query.contiguous()
@@ -153,7 +152,7 @@ class TritonAttention:
             _span_attention[(len(launch.block_row), key.shape[1], self._num_splits)](
                 query, keys, values, out, log_sums,
                 launch.block_row, launch.block_query, *self._metadata,
-                scale, window or 0,
+                site.scale, site.window or 0,
                 query.stride(1), query.stride(2), keys.stride(1), keys.stride(0),
                 out.stride(0), out.stride(1), out.stride(2), log_sums.stride(0), log_sums.stride(1),
                 GROUP=group, HEAD_DIM=head_dim, PADDED_DIM=max(16, triton.next_power_of_2(head_dim)),

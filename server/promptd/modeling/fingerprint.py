@@ -18,6 +18,8 @@ COMPUTING_SETTINGS = (
     "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
     "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling",
     "query_pre_attn_scalar", "use_parallel_residual", "scale_attn_by_inverse_layer_idx",
+    "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj", "scale_decoder_outputs",
+    "encoder_attention_heads", "decoder_attention_heads", "scale_embedding", "decoder_start_token_id",
 )  # fmt: skip
 """Settings that change what a model computes and leave no trace in the names and shapes of its tensors."""
 

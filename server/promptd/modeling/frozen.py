@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from promptd_store import BaseModelSpec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptd.modeling.attention import Attends, PooledAttention
+from promptd.modeling.attention_rows import RowAttention
+from promptd.modeling.families.base import Arrangement, Asked, Family
 from promptd.modeling.fingerprint import digest_of_tensors
 from promptd.modeling.packed_batch import PackedBatch
 
@@ -21,12 +22,14 @@ EMBEDDING_CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class FrozenModel:
-    """A causal language model of transformers whose attention is ours and whose weights never change."""
+    """A model of transformers whose attention is ours and whose weights never change."""
 
     hf: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     spec: BaseModelSpec
     served_name: str
+    family: Family
+    """What only this kind of model does; nobody but this class and the loader asks for more than it tells."""
 
     @property
     def device(self) -> torch.device:
@@ -59,28 +62,59 @@ class FrozenModel:
         embedded: torch.Tensor = self.hf.get_input_embeddings()(token_ids)
         return embedded
 
+    @property
+    def stores_text(self) -> bool:
+        """Whether texts leave keys and values behind that take room in the K/V pool."""
+        return self.family.stores_text
+
+    @property
+    def num_stored_layers(self) -> int:
+        """Layers of a slot of the K/V pool: those of the deepest stack."""
+        return max(self.family.sizes.num_layers, self.family.sizes.num_encoder_layers)
+
+    @property
+    def class_labels(self) -> tuple[str, ...] | None:
+        """The classes that the base model's own head tells apart; None where it has none."""
+        return self.family.class_labels
+
+    def arrange(self, asked: Asked) -> Arrangement:
+        """Say where the parts of a request go. Raises `InvalidRequestError` for what this model cannot answer."""
+        return self.family.arrange(asked, lambda text: self.encode(text, add_special_tokens=False))
+
+    def split_prefix(self, prefix: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cut a prefix into its banks, `[num_layers, 2, num_kv_heads, n, head_dim]` each."""
+        return self.family.split_prefix(prefix)
+
     def forward(
         self, embeds: torch.Tensor, positions: torch.Tensor, logits_index: torch.Tensor, batch: Attends
     ) -> torch.Tensor:
         """Run packed tokens `[num_tokens, hidden_size]` at `positions`; return logits `[num_logits, vocab_size]`."""
-        output: Any = self.hf(
-            inputs_embeds=embeds.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=logits_index,
-            batch=batch,
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return self.family.read(embeds, positions, logits_index, batch)
 
     @torch.no_grad()
     def forward_packed(self, batch: PackedBatch) -> torch.Tensor:
-        """Run one serving step and return logits `[num_logits, vocab_size]`; K/V of all its tokens are stored."""
+        """Read one step's targets and return logits `[num_logits, vocab_size]`; K/V of all its tokens are stored."""
+        return self.forward(self._embed_rows(batch), batch.position_ids, batch.logits_index, attention_for(batch))
+
+    @torch.no_grad()
+    def read_sources(self, batch: PackedBatch) -> list[torch.Tensor]:
+        """Read one step's sources whole; return each row's hidden states `[num_tokens, hidden_size]`.
+
+        Where the rows have slots, the keys and values that their targets will read are stored there.
+        """
+        hidden = self.family.read_whole(self._embed_rows(batch), batch.position_ids, attention_for(batch))
+        if len(batch.slot_mapping):
+            for layer, (key, value) in enumerate(self.family.cross_keys(hidden)):
+                batch.pool.write(layer, batch.slot_mapping, key, value)
+        return list(hidden.split([len(row.token_ids) for row in batch.rows]))
+
+    def _embed_rows(self, batch: PackedBatch) -> torch.Tensor:
         embeds = self.embed(batch.input_ids)
         for start, row in zip(batch.row_starts, batch.rows, strict=True):
-            if row.embeds is not None:
-                embeds[start : start + row.embeds.shape[0]] = row.embeds.to(embeds)
-        return self.forward(embeds, batch.position_ids, batch.logits_index, attention_for(batch))
+            for virtual in row.virtual:
+                first = start + virtual.offset
+                embeds[first : first + virtual.embeds.shape[0]] = virtual.embeds.to(embeds)
+        return embeds
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenize one text."""
@@ -111,7 +145,9 @@ class FrozenModel:
 
 
 def attention_for(batch: PackedBatch) -> Attends:
-    """Pick the attention of the batch's device."""
+    """Pick the attention of the batch: row by row where rows are more than texts that continue."""
+    if not batch.is_plain:
+        return RowAttention(batch)
     if batch.pool.keys.is_cuda:
         from promptd.modeling.attention_triton import TritonAttention
 

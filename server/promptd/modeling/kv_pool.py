@@ -39,13 +39,21 @@ class KVPool:
         self.keys[layer].index_copy_(1, slots, key[0])
         self.values[layer].index_copy_(1, slots, value[0])
 
+    def heads(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one layer's keys and values as attention reads them, `[1, num_kv_heads, num_slots, head_dim]` each."""
+        return self.keys[None, layer], self.values[None, layer]
+
     def load_prefix(self, spans: Sequence[Span], prefix: torch.Tensor) -> None:
-        """Copy a learned prefix `[num_layers, 2, num_kv_heads, num_tokens, head_dim]` into `spans`, any float dtype."""
+        """Copy a learned prefix `[num_layers, 2, num_kv_heads, num_tokens, head_dim]` into `spans`, any float dtype.
+
+        It may have fewer layers than the pool: those of a shallower stack.
+        """
+        layers = prefix.shape[0]
         done = 0
         for start, length in spans:
             part = prefix[:, :, :, done : done + length]  # [num_layers, 2, num_kv_heads, length, head_dim]
-            self.keys[:, :, start : start + length].copy_(part[:, 0], non_blocking=True)
-            self.values[:, :, start : start + length].copy_(part[:, 1], non_blocking=True)
+            self.keys[:layers, :, start : start + length].copy_(part[:, 0], non_blocking=True)
+            self.values[:layers, :, start : start + length].copy_(part[:, 1], non_blocking=True)
             done += length
 
 

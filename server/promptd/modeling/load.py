@@ -10,17 +10,16 @@ from pathlib import Path
 
 import torch
 from promptd_store import BaseModelSpec
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling.activations import fuse_activations
 from promptd.modeling.attention import ATTENTION_NAME
-from promptd.modeling.families.decoder import DecoderSizes, check_config
+from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint_files
 from promptd.modeling.frozen import FrozenModel
 from promptd.modeling.packed_linear import can_pack, pack_linears
-from promptd.modeling.probe import check_layers, expected_rows, run_probe
 
 STRICT_TILE_ROWS = 16
 _WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -36,7 +35,7 @@ def load_model(
     strict: bool = False,
     served_name: str | None = None,
 ) -> FrozenModel:
-    """Load a causal language model of transformers and prove that packed rows equal its own forward.
+    """Load a model of transformers and prove that packed rows equal its own forward.
 
     `dtype="auto"` is float32 on the CPU and the checkpoint's on CUDA. `strict` multiplies in fixed tiles of rows, so
     that a row's bits do not depend on its neighbours. Weights must be safetensors; remote code is never run.
@@ -44,10 +43,11 @@ def load_model(
     """
     folder = _folder(path_or_id)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    sizes = check_config(config)
+    choice = choose(config)
+    sizes = choice.sizes
     files = _weight_files(folder)
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    hf = _frozen(folder, target, _dtype(dtype, target))
+    hf = _frozen(folder, choice, target, _dtype(dtype, target))
     spec = BaseModelSpec(
         architecture=type(hf).__name__,
         fingerprint=fingerprint_files(type(hf).__name__, computing_settings(hf.config), files),
@@ -57,6 +57,8 @@ def load_model(
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
         num_attention_heads=sizes.num_attention_heads,
+        num_encoder_layers=sizes.num_encoder_layers,
+        takes_head=choice.takes_head,
         max_model_len=min(max_model_len or sizes.max_positions, sizes.max_positions),
         serving_dtype=str(hf.dtype).removeprefix("torch."),
         max_embedding_abs=_max_embedding(hf),
@@ -64,17 +66,19 @@ def load_model(
         max_value_abs=(),
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = FrozenModel(hf, tokenizer, spec, served_name or folder.resolve().name)
-    return _proven(model, sizes, packed_linears=packed_linears, strict=strict)
+    family = choice.make(hf, tokenizer, folder)
+    model = FrozenModel(hf, tokenizer, spec, served_name or folder.resolve().name, family)
+    return _proven(model, packed_linears=packed_linears, strict=strict)
 
 
-def _proven(model: FrozenModel, sizes: DecoderSizes, *, packed_linears: bool, strict: bool) -> FrozenModel:
+def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool) -> FrozenModel:
     """Switch to our attention and linears, compare with transformers' answers, measure the K/V magnitudes."""
     hf = model.hf
     try:
-        rows = expected_rows(hf, sizes)
+        prove = model.family.prove()
         hf.set_attn_implementation(ATTENTION_NAME)
-        check_layers(model, sizes)
+        model.family.install()
+        model.family.check_layers()
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         raise ModelRefusedError(
             f"layer 0: {model.spec.architecture} does not take positions and a registered attention function ({error})"
@@ -83,11 +87,8 @@ def _proven(model: FrozenModel, sizes: DecoderSizes, *, packed_linears: bool, st
     if pack or strict:
         pack_linears(hf, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0)
     fuse_activations(hf)
-    pool = run_probe(model, rows)
-    num_tokens = len(rows[0].token_ids)
-    spec = dataclasses.replace(
-        model.spec, max_key_abs=_largest(pool.keys, num_tokens), max_value_abs=_largest(pool.values, num_tokens)
-    )
+    largest = prove(model)
+    spec = dataclasses.replace(model.spec, max_key_abs=largest.keys, max_value_abs=largest.values)
     return dataclasses.replace(model, spec=spec)
 
 
@@ -133,15 +134,23 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     return dtype  # type: ignore[no-any-return]
 
 
-def _frozen(folder: Path, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
+def _frozen(folder: Path, choice: Choice, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
     try:
         with _without_bars():
-            hf: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+            hf, report = choice.auto_class.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                output_loading_info=True,
             )
     except ValueError as error:  # a class that bypasses AttentionInterface has no sdpa either
         raise ModelRefusedError(f"layer 0: transformers cannot load {folder.name} for us: {error}") from error
-    return hf.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return, arg-type]
+    missing = choice.drop_missing(hf, set(report["missing_keys"]))
+    if missing:  # transformers would make them up
+        raise ModelRefusedError(f"{folder.name} lacks {len(missing)} tensors of its model, {min(missing)} first")
+    return hf.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -149,8 +158,3 @@ def _max_embedding(hf: PreTrainedModel) -> float:
     embedding = hf.get_input_embeddings()
     ids = torch.arange(hf.config.vocab_size, device=hf.device)
     return max(float(embedding(chunk).abs().max()) for chunk in ids.split(4096))
-
-
-def _largest(stored: torch.Tensor, num_tokens: int) -> tuple[float, ...]:
-    """Largest magnitude in every layer over the first `num_tokens` slots; KVPool layout."""
-    return tuple(stored[:, :, :num_tokens].abs().amax(dim=(1, 2, 3)).float().tolist())

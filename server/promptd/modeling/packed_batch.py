@@ -1,4 +1,4 @@
-"""One step's tokens, end to end, and which keys each row of them may see."""
+"""One pass's tokens, end to end, and which keys each row of them may see."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ import torch
 from promptd.modeling.kv_pool import KVPool, Span
 
 
+@dataclass(frozen=True, slots=True)
+class Virtual:
+    """Input embeddings that stand for tokens of a row: a soft prompt."""
+
+    offset: int
+    embeds: torch.Tensor
+    """`[num_tokens, hidden_size]`; they stand for the row's tokens from `offset` on."""
+
+
 @dataclass(slots=True)
 class PackedRow:
-    """Adjacent tokens of one sequence: they see all of `context`, then each other causally."""
+    """Adjacent tokens of one sequence: they see all of `context`, then each other (left to right, or whole)."""
 
     token_ids: Sequence[int]
+    """Anything where `virtual` embeddings stand."""
     first_position: int
     slots: Sequence[int]
-    """Where the tokens' own keys and values go."""
+    """Where the tokens' own keys and values go; for a source those that its readers see, if it has readers."""
     context: Sequence[Span]
     """Keys before these tokens, in order; may include slots that another row of this batch writes."""
     logits: Sequence[int] = ()
     """Offsets inside this row whose next-token logits are wanted, ascending."""
-    embeds: torch.Tensor | None = None
-    """`[num_tokens, hidden_size]`: input embeddings that stand for the tokens (a soft prompt)."""
+    virtual: Sequence[Virtual] = ()
+    cross: Sequence[Span] = ()
+    """Keys of the source that cross attention reads, in order."""
 
 
 @dataclass(slots=True)
@@ -45,11 +56,16 @@ class PrefillRow:
 
 
 class PackedBatch:
-    """Rows packed into one `[1, num_tokens]` forward pass over a `KVPool`."""
+    """Rows packed into one `[1, num_tokens]` forward pass over a `KVPool`.
 
-    def __init__(self, rows: Sequence[PackedRow], pool: KVPool) -> None:
+    `is_causal` rows are read left to right and store their keys and values; others are sources, read whole.
+    """
+
+    def __init__(self, rows: Sequence[PackedRow], pool: KVPool, *, is_causal: bool = True) -> None:
         self.pool = pool
         self.rows = rows
+        self.is_causal = is_causal
+        self.is_plain = is_causal and not any(row.cross for row in rows)
         self.decode_groups: dict[int, DecodeGroup] = {}
         self.prefill_rows: list[PrefillRow] = []
         self.row_starts: list[int] = []
@@ -58,21 +74,24 @@ class PackedBatch:
         slots: list[int] = []
         logits: list[int] = []
         for row in rows:
-            start, length = len(slots), len(row.slots)
+            start, length = len(ids), len(row.token_ids)
             self.row_starts.append(start)
-            ids.extend(row.token_ids if row.embeds is None else [0] * length)
+            ids.extend(row.token_ids)
             positions.extend(range(row.first_position, row.first_position + length))
             slots.extend(row.slots)
             logits.extend(start + offset for offset in row.logits)
+            if not is_causal:
+                continue
             if length == 1:
                 self._add_decode(start, row)
             else:
                 self.prefill_rows.append(PrefillRow(start, length, row.context))
         device = pool.keys.device
-        self.num_tokens = len(slots)
+        self.num_tokens = len(ids)
         self.num_logits = len(logits)
-        packed = torch.tensor([ids, positions, slots], dtype=torch.int64).to(device, non_blocking=True)
-        self.input_ids, self.position_ids, self.slot_mapping = packed.unbind(0)  # [num_tokens] each
+        packed = torch.tensor([ids, positions], dtype=torch.int64).to(device, non_blocking=True)
+        self.input_ids, self.position_ids = packed.unbind(0)  # [num_tokens] each
+        self.slot_mapping = torch.tensor(slots, dtype=torch.int64).to(device, non_blocking=True)  # [num_slots]
         self.logits_index = torch.tensor(logits, dtype=torch.int64).to(device, non_blocking=True)
 
     def _add_decode(self, token: int, row: PackedRow) -> None:

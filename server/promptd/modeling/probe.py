@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from promptd.errors import ModelRefusedError
-from promptd.modeling.families.decoder import DecoderSizes
-from promptd.modeling.frozen import FrozenModel
+from promptd.modeling.attention import Site
+from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.kv_pool import KVPool
-from promptd.modeling.packed_batch import PackedBatch, PackedRow
+from promptd.modeling.packed_batch import PackedBatch, PackedRow, Virtual
 from promptd.modeling.reference import ReferenceRow, Segment
+
+if TYPE_CHECKING:
+    from promptd.modeling.frozen import FrozenModel
 
 #: Largest difference of a logit, as a share of the largest logit.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -28,7 +32,7 @@ class ProbeRow:
     expected: torch.Tensor
 
 
-def expected_rows(hf: PreTrainedModel, sizes: DecoderSizes) -> list[ProbeRow]:
+def expected_rows(hf: PreTrainedModel, sizes: Sizes) -> list[ProbeRow]:
     """Answer bare, soft, prefix and chained rows of ragged lengths with transformers' own attention."""
     generator = torch.Generator().manual_seed(0)
     vocabulary: int = hf.config.vocab_size
@@ -56,19 +60,34 @@ def expected_rows(hf: PreTrainedModel, sizes: DecoderSizes) -> list[ProbeRow]:
     return rows
 
 
-def run_probe(model: FrozenModel, rows: list[ProbeRow]) -> KVPool:
-    """Run the rows packed; raise `ModelRefusedError` on a mismatch, return the pool (row 0 lies at its slot 0)."""
-    spec = model.spec
-    pool = KVPool(
-        num_layers=spec.num_layers,
+def probe_pool(model: FrozenModel) -> KVPool:
+    """Return room for a few probe rows."""
+    sizes = model.family.sizes
+    return KVPool(
+        num_layers=model.num_stored_layers,
         num_slots=256,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
         dtype=model.dtype,
         device=model.device,
     )
+
+
+def check_equal(model: FrozenModel, name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise `ModelRefusedError` where two answers differ by more than the dtype explains."""
+    scale = expected.abs().max().item()
+    difference = (found - expected).abs().max().item()
+    if not difference <= TOLERANCE[model.dtype] * max(scale, 1.0):
+        raise ModelRefusedError(
+            f"probe row {name}: packed answers of {model.spec.architecture} differ from transformers' own "
+            f"by {difference:.3g} at scale {scale:.3g}; this model would not be served exactly"
+        )
+
+
+def prove_rows(model: FrozenModel, rows: list[ProbeRow]) -> Magnitudes:
+    """Run the rows packed and compare; the magnitudes are those of row 0."""
+    pool = probe_pool(model)
     packed: list[PackedRow] = []
-    answers: list[int] = []  # index of the packed row that answers each probe row
     free = 0
     for probe in rows:
         context: list[tuple[int, int]] = []
@@ -78,14 +97,14 @@ def run_probe(model: FrozenModel, rows: list[ProbeRow]) -> KVPool:
             if kind == "prefix":
                 pool.load_prefix([(free, count)], tensor)
             else:
-                ids = tensor.tolist() if kind == "text" else ()
-                embeds = tensor if kind == "soft" else None
-                packed.append(PackedRow(ids, position, range(free, free + count), tuple(context), embeds=embeds))
+                ids = tensor.tolist() if kind == "text" else [0] * count
+                virtual = (Virtual(0, tensor),) if kind == "soft" else ()
+                slots = range(free, free + count)
+                packed.append(PackedRow(ids, position, slots, tuple(context), virtual=virtual))
             context.append((free, count))
             free, position = free + count, position + count
         length = len(probe.token_ids)
         slots = range(free, free + length)
-        answers.append(len(packed))
         packed.append(PackedRow(probe.token_ids, position, slots, tuple(context), range(length)))
         free += length
     logits = model.forward_packed(PackedBatch(packed, pool)).float()
@@ -93,39 +112,32 @@ def run_probe(model: FrozenModel, rows: list[ProbeRow]) -> KVPool:
     for number, probe in enumerate(rows):
         found = logits[done : done + len(probe.token_ids)]
         done += len(probe.token_ids)
-        scale = probe.expected.abs().max().item()
-        difference = (found - probe.expected).abs().max().item()
-        if not difference <= TOLERANCE[model.dtype] * max(scale, 1.0):
-            kinds = "+".join(kind for kind, _ in probe.chain) or "bare"
-            raise ModelRefusedError(
-                f"probe row {number} ({kinds}): packed logits of {spec.architecture} differ from transformers' own "
-                f"by {difference:.3g} at scale {scale:.3g}; this model would not be served exactly"
-            )
-    return pool
+        kinds = "+".join(kind for kind, _ in probe.chain) or "bare"
+        check_equal(model, f"{number} ({kinds})", found, probe.expected)
+    num_tokens = len(rows[0].token_ids)
+    return Magnitudes(largest(pool.keys[:, :, :num_tokens]), largest(pool.values[:, :, :num_tokens]))
+
+
+def largest(stored: torch.Tensor) -> tuple[float, ...]:
+    """Largest magnitude in every layer, the first dimension."""
+    return tuple(stored.abs().flatten(1).amax(1).float().tolist())
 
 
 class LayerCalls:
     """Counts which layers' attention reached us: a class that bypasses `AttentionInterface` shows none."""
 
-    def __init__(self, sizes: DecoderSizes) -> None:
-        self.missing = set(range(sizes.num_layers))
+    def __init__(self, num_layers: int) -> None:
+        self._missing = set(range(num_layers))
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Note the layer; the result is thrown away."""
-        self.missing.discard(layer)
+        self._missing.discard(site.layer)
         return torch.zeros_like(query).transpose(1, 2)
 
-
-def check_layers(model: FrozenModel, sizes: DecoderSizes) -> None:
-    """Raise `ModelRefusedError` naming the first layer whose attention does not reach our function."""
-    calls = LayerCalls(sizes)
-    ids = torch.zeros(2, dtype=torch.int64, device=model.device)
-    with torch.no_grad():
-        model.forward(model.embed(ids), ids, ids[:1], calls)
-    if calls.missing:
-        raise ModelRefusedError(
-            f"layer {min(calls.missing)}: the attention of {model.spec.architecture} bypasses transformers' "
-            "AttentionInterface and cannot be served"
-        )
+    def check(self, architecture: str) -> None:
+        """Raise `ModelRefusedError` naming the first layer whose attention did not reach our function."""
+        if self._missing:
+            raise ModelRefusedError(
+                f"layer {min(self._missing)}: the attention of {architecture} bypasses transformers' "
+                "AttentionInterface and cannot be served"
+            )

@@ -18,7 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from promptd.modeling import FrozenModel
+    from promptd.modeling import FrozenModel, Site
     from promptd.training.context import FrozenContext
 
 SOFT_DIMS = 2
@@ -133,18 +133,16 @@ class GroupedBatch:
         self._rows = [_Rows(counts, contexts, start, device) for counts, contexts, start in parts if counts]
         self._between_layers = between_layers
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`."""
         if self._between_layers is not None:
             self._between_layers()
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [num_tokens, heads, head_dim]
         if self._given:
-            layers = [key_values[layer].to(key.dtype).transpose(1, 2) for key_values in self._given]
+            layers = [key_values[site.layer].to(key.dtype).transpose(1, 2) for key_values in self._given]
             key = torch.cat([key, *(keys_values[0] for keys_values in layers)])
             value = torch.cat([value, *(keys_values[1] for keys_values in layers)])
-        out = torch.cat([rows.attend(query, key, value, scale, window) for rows in self._rows])
+        out = torch.cat([rows.attend(query, key, value, site.scale, site.window) for rows in self._rows])
         if self._between_layers is not None and out.requires_grad:
             out.register_hook(self._between_layers_backward)
         return out.unsqueeze(0)
@@ -212,12 +210,10 @@ class _RecordingBatch(GroupedBatch):
 
     layers: list[torch.Tensor]
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`."""
         self.layers.append(torch.cat([key, value]))  # [2, num_kv_heads, n, head_dim]
-        return super().attend(layer, query, key, value, scale, window)
+        return super().attend(site, query, key, value)
 
 
 def prompt_key_values(

@@ -1,11 +1,16 @@
-"""Decoder-only models (GPT-2, Llama, Qwen2, Mistral and the like): sizes, and what is refused before loading."""
+"""Decoder-only models (GPT-2, Llama, Qwen2, Mistral and the like): sizes, what is refused, one pass for everything."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from promptd.errors import ModelRefusedError
+import torch
+
+from promptd.errors import InvalidRequestError, ModelRefusedError
+from promptd.modeling.attention import Attends
+from promptd.modeling.families.base import Arrangement, Asked, Family, Magnitudes, Sizes
+from promptd.modeling.probe import LayerCalls, expected_rows, prove_rows
 
 #: RoPE variants that look at the positions of the whole batch: rows would change each other.
 _REFUSED_ROPE = ("dynamic", "longrope")
@@ -13,22 +18,51 @@ _REFUSED_ROPE = ("dynamic", "longrope")
 _REFUSED_FIELDS = ("attn_logit_softcapping", "attention_chunk_size")
 
 
-@dataclass(frozen=True)
-class DecoderSizes:
-    """The numbers that a prompt must fit."""
+class DecoderFamily(Family):
+    """A text is its own target; every prompt becomes keys and values in front of it."""
 
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_positions: int
+    banks = ("target",)
+
+    def arrange(self, asked: Asked, encode: Callable[[str], list[int]]) -> Arrangement:
+        """Cache all prompts; the text goes on from them."""
+        if asked.reading is not None and asked.reading.kind != "words":
+            raise InvalidRequestError(
+                f"this base model continues texts; it has no {asked.reading.kind} to read off them", param="model"
+            )
+        is_after_bos = bool(asked.prompts) and asked.prompts[0].manifest.prompt_after_bos
+        bos = self.tokenizer.bos_token_id if is_after_bos else None
+        return Arrangement(asked.token_ids, asked.prompts, asked.num_public, bos)
+
+    def read(
+        self, embeds: torch.Tensor, positions: torch.Tensor, logits_index: torch.Tensor, batch: Attends
+    ) -> torch.Tensor:
+        """Read packed targets `[num_tokens, hidden_size]`; return logits `[num_logits, vocab_size]`."""
+        output: Any = self.hf(
+            inputs_embeds=embeds.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=logits_index,
+            batch=batch,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def check_layers(self) -> None:
+        """Raise `ModelRefusedError` naming the first layer whose attention does not reach our function."""
+        calls = LayerCalls(self.sizes.num_layers)
+        ids = torch.zeros(2, dtype=torch.int64, device=self.hf.device)
+        with torch.no_grad():
+            self.read(self.hf.get_input_embeddings()(ids), ids, ids[:1], calls)
+        calls.check(type(self.hf).__name__)
+
+    def prove(self) -> Callable[[Any], Magnitudes]:
+        """Bare, soft, prefix and chained rows of ragged lengths."""
+        rows = expected_rows(self.hf, self.sizes)
+        return lambda model: prove_rows(model, rows)
 
 
-def check_config(config: Any) -> DecoderSizes:
+def decoder_sizes(config: Any) -> Sizes:
     """Return the sizes, or raise `ModelRefusedError` naming the layer and the feature."""
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelRefusedError(f"{config.model_type}: encoder-decoder models are not served by this version")
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"):
         if not isinstance(getattr(config, name, None), int):
             raise ModelRefusedError(f"layer 0: {config.model_type} has no {name}: it is not a decoder that we know")
@@ -42,7 +76,7 @@ def check_config(config: Any) -> DecoderSizes:
         if getattr(config, name, None) is not None:
             raise ModelRefusedError(f"layer 0: config.{name}={getattr(config, name)!r} is not implemented")
     heads = config.num_attention_heads
-    return DecoderSizes(
+    return Sizes(
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=heads,

@@ -1,0 +1,117 @@
+"""Attention one row after the other: sources read whole, cross attention, and scores with a position bias.
+
+Each row attends its spans in place and the parts are merged by their log-sum-exp, as in `attention`, which has the
+quicker way for rows that need none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from promptd.modeling.attention import Site, flash_attention, merge_parts
+from promptd.modeling.kv_pool import Span
+from promptd.modeling.packed_batch import PackedBatch, PackedRow
+
+Heads = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one layer, `[1, num_kv_heads, num_slots, head_dim]` each."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    """One row: its tokens `[start, start + length)`, and the spans it reads in front of its own keys."""
+
+    row: PackedRow
+    start: int
+    length: int
+    spans: list[Span]
+    has_own: bool
+    """Whether its own keys come with the call; a single token's lie in the last of the spans."""
+
+    @property
+    def num_keys(self) -> int:
+        """All keys that the row reads."""
+        return sum(count for _, count in self.spans) + (self.length if self.has_own else 0)
+
+
+class RowAttention:
+    """Attention of one batch on any device. Rows of a causal batch store their keys and values first."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self._batch = batch
+        self._plans = [
+            _plan(row, start, batch.is_causal) for row, start in zip(batch.rows, batch.row_starts, strict=True)
+        ]
+        self._masks: list[torch.Tensor | None] | None = None
+
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return `[1, num_tokens, num_heads, head_dim]`."""
+        pool, layer = self._batch.pool, site.layer
+        if self._batch.is_causal and not site.is_cross:
+            pool.write(layer, self._batch.slot_mapping, key, value)
+        stored = pool.heads(layer)
+        out = query.new_empty(query.shape)  # [1, num_heads, num_tokens, head_dim]
+        for number, plan in enumerate(self._plans):
+            own = slice(plan.start, plan.start + plan.length)
+            if site.is_cross:
+                out[:, :, own] = _attend(query[:, :, own], _views(stored, plan.row.cross), None, site.scale)
+                continue
+            parts = _views(stored, plan.spans)
+            if plan.has_own:
+                parts.append((key[:, :, own], value[:, :, own]))
+            out[:, :, own] = _attend(query[:, :, own], parts, self._mask(number, site), site.scale)
+        return out.transpose(1, 2)
+
+    def _mask(self, number: int, site: Site) -> torch.Tensor | None:
+        """Return what is added to a row's scores, `[1, num_heads or 1, length, num_keys]`; the same in every layer."""
+        if self._masks is None:
+            self._masks = [self._make_mask(plan, site) for plan in self._plans]
+        return self._masks[number]
+
+    def _make_mask(self, plan: _Plan, site: Site) -> torch.Tensor | None:
+        mask = None
+        pool = self._batch.pool.keys
+        first = plan.row.first_position
+        queries = torch.arange(first, first + plan.length, device=pool.device)
+        # Keys lie one behind the other up to the row's last token.
+        keys = torch.arange(first + plan.length - plan.num_keys, first + plan.length, device=pool.device)
+        if site.bias is not None:
+            mask = site.bias.between(queries, keys).to(pool.dtype)
+        if self._batch.is_causal and plan.length > 1:
+            hidden = torch.zeros(1, 1, plan.length, plan.num_keys, dtype=pool.dtype, device=pool.device)
+            hidden.masked_fill_(keys > queries.unsqueeze(1), float("-inf"))
+            mask = hidden if mask is None else mask + hidden
+        return mask
+
+
+def _plan(row: PackedRow, start: int, is_causal: bool) -> _Plan:
+    length, spans = len(row.token_ids), list(row.context)
+    if not is_causal or length > 1:
+        return _Plan(row, start, length, spans, has_own=True)
+    slot = row.slots[0]  # stored before it is read: where it continues the last span, one span covers both
+    if spans and sum(spans[-1]) == slot:
+        spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+    else:
+        spans.append((slot, 1))
+    return _Plan(row, start, length, spans, has_own=False)
+
+
+def _views(stored: Heads, spans: Sequence[Span]) -> list[Heads]:
+    return [(stored[0].narrow(2, start, count), stored[1].narrow(2, start, count)) for start, count in spans]
+
+
+def _attend(query: torch.Tensor, parts: list[Heads], mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Attend `[1, num_heads, length, head_dim]` to all parts, with their columns of the mask."""
+    outs, sums, at = [], [], 0
+    for key, value in parts:
+        count = key.shape[2]
+        own = None if mask is None else mask[..., at : at + count].expand(-1, query.shape[1], -1, -1)
+        out, log_sum = flash_attention(query, key, value, own, scale)
+        outs.append(out)
+        sums.append(log_sum)
+        at += count
+    if len(outs) == 1:
+        return outs[0]
+    return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
