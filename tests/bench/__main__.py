@@ -32,6 +32,7 @@ CHECKS: dict[str, Check] = {
     "train-step": training.check_step,
     "many-jobs": training.check_many,
     "inline": training.check_inline,
+    "after-job": server.check_after_job,
 }
 DEFAULT_FOLDER = Path("build/bench")  # ignored by git
 

@@ -28,6 +28,7 @@ class Scale:
     num_growth_prompts: int = 500
     num_growth_budget: int = 100
     num_starts: int = 3
+    num_trained: int = 20
     train_batch: int = 32
     train_longest: int = 40
     train_steps: int = 3
@@ -54,6 +55,7 @@ SMOKE = Scale(
     num_growth_prompts=12,
     num_growth_budget=5,
     num_starts=1,
+    num_trained=2,
     train_batch=3,
     train_longest=12,
     train_steps=1,

@@ -1,8 +1,10 @@
-"""The server as a process: how long until it is ready, and what a resident prompt adds over HTTP."""
+"""The server as a process: how long until it is ready, what a resident prompt adds over HTTP, and how soon a trained
+prompt answers."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import statistics
@@ -23,6 +25,7 @@ from tests.bench.rows import fresh_tokens, soft_prompts
 from tests.bench.scale import Scale
 
 READY_TARGET_SECONDS = 8.0
+AFTER_JOB_TARGET_MS = 100.0
 _LIMIT_SECONDS = 120.0
 
 
@@ -115,3 +118,49 @@ def _first_event(http: httpx.Client, vocab_size: int, with_prompt: bool) -> floa
     if first is None:
         raise RuntimeError("the stream had no event")
     return 1e3 * (first - began)
+
+
+def check_after_job(scale: Scale, book: Book, root: Path) -> list[Row]:
+    """From the event that a job has succeeded to the first answer with its prompt, both over HTTP."""
+    rows = []
+    for name in scale.latency_models:
+        key = f"after_job/{name}/ms"
+        missing = scale.num_trained - len(book.series(key))
+        if missing > 0:
+            with serving(folder_of(name, root)) as (http, _):
+                _after_job(http, "warm-up")
+                for number in range(missing):
+                    book.add(key, [_after_job(http, f"trained-{number}")])
+        times = book.series(key)
+        median, worst = statistics.median(times), max(times)
+        rows.append(
+            Row(
+                f"job has succeeded -> first answer with its prompt, {name}",
+                f"<= {AFTER_JOB_TARGET_MS:g} ms",
+                f"{median:.1f} ms (worst of {len(times)}: {worst:.1f} ms)",
+                worst <= AFTER_JOB_TARGET_MS,
+            )
+        )
+    return rows
+
+
+def _after_job(http: httpx.Client, name: str) -> float:
+    """Train a prompt for two steps; return the milliseconds from its last event to its first token."""
+    rows = [{"prompt": f"line {number}", "completion": " end"} for number in range(12)]
+    body = {
+        "suffix": name,
+        "rows": rows,
+        "method": {"type": "residual", "residual": {"hyperparameters": {"num_steps": 2, "batch_size": 4}}},
+        "publish_worse": True,
+    }
+    job = http.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()
+    ended = None
+    with http.stream("GET", f"/v1/fine_tuning/jobs/{job['id']}/events", params={"stream": True}) as response:
+        for line in response.raise_for_status().iter_lines():
+            if line.startswith("data: {"):
+                event, ended = json.loads(line.removeprefix("data: ")), time.perf_counter()
+    if ended is None or event["data"].get("state") != "succeeded":
+        raise RuntimeError(f"the job of {name} ended otherwise: {event}" if ended else "the stream had no event")
+    asked = {"model": name, "prompt": "line 1", "max_tokens": 1}
+    http.post("/v1/completions", json=asked).raise_for_status()
+    return 1e3 * (time.perf_counter() - ended)

@@ -74,6 +74,16 @@ def test_equal_inputs_fall_on_the_same_side() -> None:
     assert len(train) + len(held_out) == 1000 and 130 < len(held_out) < 270
 
 
+def test_few_rows_are_split_too() -> None:
+    """However the hash falls, some rows are held out where that many are asked for; equal inputs stay together."""
+    for start in range(50):
+        rows = [example_of(n, {"text": f"text {start + n // 2}", "completion": f"answer {n}"}) for n in range(8)]
+        train, held_out = split_examples(rows, 0.01, least=2)
+        assert len(train) == 6 and len(held_out) == 2
+        assert held_out[0].fields == held_out[1].fields
+        assert split_examples(rows[:1], 0.01, least=2) in (([], rows[:1]), (rows[:1], []))
+
+
 def test_digest_follows_content_and_order() -> None:
     """The data digest changes with any row, target or order, and not with line numbers."""
     rows = [example_of(n, {"text": str(n), "label": "x"}) for n in range(3)]

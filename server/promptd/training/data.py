@@ -128,14 +128,24 @@ def render(template: str | None, example: Example) -> str:
         raise TrainingDataError(example.line, error.message) from None
 
 
-def split_examples(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """Split into (rest, held out) by a hash of the input: equal inputs fall on the same side, in every run."""
-    rest: list[Example] = []
-    held_out: list[Example] = []
-    for example in examples:
-        digest = hashlib.sha256(json.dumps(example.input, sort_keys=True).encode()).digest()
-        (held_out if int.from_bytes(digest[:8]) < fraction * 2**64 else rest).append(example)
-    return rest, held_out
+def split_examples(
+    examples: Sequence[Example], fraction: float, *, least: int = 0
+) -> tuple[list[Example], list[Example]]:
+    """Split into (rest, held out) by a hash of the input: equal inputs fall on the same side, in every run.
+
+    At least `least` rows are held out, where there are so many.
+    """
+    limit = int(fraction * 2**64)
+    places = [_place(example) for example in examples]
+    if 0 < least <= len(places):
+        limit = max(limit, sorted(places)[least - 1] + 1)
+    rest = [example for example, place in zip(examples, places, strict=True) if place >= limit]
+    return rest, [example for example, place in zip(examples, places, strict=True) if place < limit]
+
+
+def _place(example: Example) -> int:
+    digest = hashlib.sha256(json.dumps(example.input, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:8])
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:

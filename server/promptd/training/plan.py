@@ -22,6 +22,8 @@ from promptd.training.job_spec import read_rows, sets_num_steps, task_format, tr
 
 VALIDATION_SHARE = 0.2
 """Part of the rows that is held out where there is no validation file; half of it selects, the other half reports."""
+MIN_VALIDATION_ROWS = 2
+"""One to select by and one to report on."""
 MIN_STEPS, MAX_STEPS, NUM_EPOCHS = 200, 2000, 20
 """A job that names no number of steps sees its rows this often, but takes at least and at most so many steps."""
 
@@ -46,10 +48,11 @@ def make_job(
     if data.validation is not None:
         validation = read_rows(data.validation, spec)
     else:
-        train, validation = split_examples(train, VALIDATION_SHARE)
-    if not train or len(validation) < 2:  # one row to select by and one to report on
+        train, validation = split_examples(train, VALIDATION_SHARE, least=MIN_VALIDATION_ROWS)
+    if not train or len(validation) < MIN_VALIDATION_ROWS:
         raise InvalidRequestError(
-            f"{len(train)} training and {len(validation)} validation rows are too few: 1 and 2 are the least",
+            f"{len(train)} training and {len(validation)} validation rows are too few: 1 and {MIN_VALIDATION_ROWS} are "
+            "the least",
             param="training_file",
         )
     task, config = task_format(spec), training_config(spec)
