@@ -31,7 +31,7 @@ from promptd_store.errors import (
     TemplateError,
     VolatileStoreError,
 )
-from promptd_store.garbage import collect_garbage, scan_tenants, trim_events
+from promptd_store.garbage import collect_garbage, scan_tenants, trim_changes, trim_events
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
 from promptd_store.opening import is_shared, open_store, shown_address
@@ -99,6 +99,7 @@ __all__ = [
     "template_fields",
     "to_native",
     "to_peft",
+    "trim_changes",
     "trim_events",
     "write_peft",
 ]

@@ -20,6 +20,7 @@ from promptd_store.errors import (
     PromptModelMismatchError,
     PromptNameError,
     PromptNotFoundError,
+    StoreUnavailableError,
 )
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
@@ -38,6 +39,7 @@ from promptd_store.names import (
 from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
 from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
+from promptd_store.remembered import OUTAGE_SECONDS, RememberedNames
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
 MAX_READS = 20
@@ -55,6 +57,7 @@ class PromptCatalog:
         *,
         bounds: Bounds | None = None,
         reserved_names: Collection[str] = (),
+        outage_seconds: float = OUTAGE_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
@@ -63,12 +66,18 @@ class PromptCatalog:
         self._reserved_names = frozenset(reserved_names)
         self._clock = clock
         self._names = NameBook(store)
+        self._remembered = RememberedNames(outage_seconds)
         self._loader = ArtifactLoader(store, spec, self._bounds, cache_bytes)
 
     @property
     def cache_stats(self) -> CacheStats:
         """Counters of the host-side artifact cache."""
         return self._loader.stats
+
+    @property
+    def store_answers(self) -> bool:
+        """Whether the store answered when it was last looked at; True unless `follow_changes` runs."""
+        return self._remembered.store_answers
 
     async def publish(
         self,
@@ -130,7 +139,26 @@ class PromptCatalog:
         return await self._names.retry(tenant, name, step)
 
     async def resolve(self, tenant: str, ref: str) -> PromptRecord:
-        """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one."""
+        """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one.
+
+        While the store is away: what it last said, for a while, where `follow_changes` runs.
+        """
+        num_changes = self._remembered.num_changes
+        try:
+            record = await self._resolve(tenant, ref)
+        except StoreUnavailableError:
+            remembered = self._remembered.recall(tenant, ref)
+            if remembered is None:
+                raise
+            return remembered
+        self._remembered.keep(tenant, ref, record, num_changes)
+        return record
+
+    async def follow_changes(self) -> None:
+        """Keep what is remembered of names true, until cancelled."""
+        await self._remembered.follow(self.store)
+
+    async def _resolve(self, tenant: str, ref: str) -> PromptRecord:
         parsed = parse_ref(ref)
         async for owner in self._owners(check_tenant(tenant), parsed):
             found = await self._find(owner, parsed.name, parsed.number, parsed.version, viewer=tenant)

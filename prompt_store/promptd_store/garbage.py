@@ -7,9 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from promptd_store.base import Store
+from promptd_store.names import CHANGES_LOG
 
 UNUSED_FOR_SECONDS = 24 * 3600.0
 KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
+KEEP_CHANGES_SECONDS = 3600.0
+"""A server that has not read the store for so long has forgotten what it remembered."""
 PAGE = 1000
 LAST_CHAR = "\U0010ffff"
 
@@ -58,3 +61,8 @@ async def trim_events(
         if len(old) < len(page):
             break
     return await store.trim_log(log, before_seq=after + 1)
+
+
+async def trim_changes(store: Store, *, clock: Callable[[], float] = time.time) -> int:
+    """Delete old names of moved prompts, which servers read within seconds; return how many."""
+    return await trim_events(store, CHANGES_LOG, keep_seconds=KEEP_CHANGES_SECONDS, clock=clock)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from promptd_store.base import Append, Check, Lease, Put, Store
 from promptd_store.errors import CheckFailedError, StoreUnavailableError
-from promptd_store.names import digest_key, events_log, prompt_key, public_key, version_key
+from promptd_store.names import CHANGES_LOG, digest_key, events_log, prompt_key, public_key, version_key
 from promptd_store.record import PromptName, PromptRecord
 from promptd_store.strict_json import canonical_json
 
@@ -100,7 +100,9 @@ class NameBook:
             all_checks.append(Check(index_key, index.etag))
             all_deletes.append(index_key)
         payload = canonical_json({"tenant": tenant, "name": name, **event}).encode()
-        await self._store.transact(all_checks, all_puts, all_deletes, [Append(events_log(tenant), payload)])
+        change = f"{tenant}/{name}/{moved.revision}".encode()
+        appends = [Append(events_log(tenant), payload), Append(CHANGES_LOG, change)]
+        await self._store.transact(all_checks, all_puts, all_deletes, appends)
 
     async def retry(self, tenant: str, name: str, step: Callable[[StoredName], Awaitable[_T]]) -> _T:
         """Run read-check-move until no other writer came in between. Writers of this process queue up."""

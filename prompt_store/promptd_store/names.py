@@ -91,6 +91,10 @@ def public_key(name: str) -> str:
     return f"{{{PUBLIC_TENANT}}}:owner:{name}"
 
 
+CHANGES_LOG = f"{{{PUBLIC_TENANT}}}:prompt-changes"
+"""`tenant/name/revision` of every move of a name, of whatever tenant: every server reads it."""
+
+
 def events_log(tenant: str) -> str:
     """Log of what happened to a tenant's prompts."""
     return f"{{{tenant}}}:events"

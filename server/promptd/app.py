@@ -93,6 +93,7 @@ def create_app(
             asyncio.create_task(housekeeper.run()),
             asyncio.create_task(LoopMetrics(registry).run()),
             asyncio.create_task(tenants.follow()),
+            asyncio.create_task(prompts.follow_changes()),
         ]
         if isinstance(served.spare_time, TrainingLoop):
             background.append(asyncio.create_task(make_worker(settings, prompts, served.spare_time).run()))
@@ -194,7 +195,13 @@ def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) 
 async def open_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
     """Open the store that the settings name, for the running event loop."""
     store = await open_settings_store(settings)
-    return PromptCatalog(store, model.spec, settings.artifact_cache_bytes, reserved_names={model.served_name})
+    return PromptCatalog(
+        store,
+        model.spec,
+        settings.artifact_cache_bytes,
+        reserved_names={model.served_name},
+        outage_seconds=settings.outage_seconds,
+    )
 
 
 async def open_settings_store(settings: Settings) -> Store:

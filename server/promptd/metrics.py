@@ -68,6 +68,11 @@ class CatalogCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the host-side cache's size and counters."""
         stats = self._catalog.cache_stats
+        yield GaugeMetricFamily(
+            "promptd_store_up",
+            "Whether the store answered when it was last looked at",
+            value=self._catalog.store_answers,
+        )
         yield GaugeMetricFamily("promptd_artifact_cache_bytes", "Bytes of decoded prompts", value=stats.num_bytes)
         yield GaugeMetricFamily("promptd_artifact_cache_prompts", "Decoded prompts", value=stats.num_artifacts)
         yield CounterMetricFamily("promptd_artifact_cache_hits", "Prompts found decoded", value=stats.num_hits)

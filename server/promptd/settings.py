@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     blobs: str | None = Field(
         None, description="Folder or bucket for what is too large for Redis; Redis keeps all where none is given"
     )
+    outage_seconds: float = Field(
+        300.0, ge=0, description="While the store is away, prompts in memory are served for so long"
+    )
     allow_volatile_store: bool = Field(False, description="Take a Redis that may lose what was acknowledged")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def error_response(error: PromptdError | StoreError, extra_headers: Mapping[str,
     headers = dict(extra_headers or {})
     retry_after = getattr(error, "retry_after_seconds", None)
     if retry_after is None and error.status == 503:
-        retry_after = 1
+        retry_after = random.randint(1, 3)  # not everybody at the same moment
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
     if error.status == 401:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from promptd_store import (
@@ -19,6 +22,7 @@ from promptd_store import (
     PromptNotFoundError,
     PromptRecord,
     StoreError,
+    StoreUnavailableError,
     exact_name,
 )
 
@@ -49,6 +53,8 @@ SUSPECT_CHECKPOINT_SECONDS = 1.0
 MAX_PUBLISH_TRIES = 20
 GIVEN_UP = (LeaseLostError, ConflictError)
 """The job was taken by another worker, or has been ended or paused by its owner."""
+
+_T = TypeVar("_T")
 
 Message = Progress | bytes | TrainingResult | Exception
 
@@ -130,7 +136,7 @@ class JobRun:
 
     async def _train(self) -> None:
         try:
-            replaced = await self._enter()
+            replaced = await _patiently(self._enter)
             await self._publish(await self._follow(), replaced)
         except GIVEN_UP:
             self._loop.remove(self.claim.job.id)
@@ -138,7 +144,7 @@ class JobRun:
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is its reason, for its owner to read
             self._loop.remove(self.claim.job.id)
             with suppress(*GIVEN_UP):
-                self._ended_as(await self._claims.fail(self.claim, _reason(error)))
+                self._ended_as(await _patiently(partial(self._claims.fail, self.claim, _reason(error))))
         finally:
             self._saved.set()
 
@@ -202,7 +208,7 @@ class JobRun:
                 raise message
             if isinstance(message, bytes):
                 step = 0 if self._newest is None else self._newest.step
-                self.claim = await self._claims.save_checkpoint(self.claim, message, step)
+                self.claim = await _patiently(partial(self._claims.save_checkpoint, self.claim, message, step))
                 self._watcher.on_checkpoint = self._put_checkpoint
                 self._saved.set()
             else:
@@ -224,7 +230,7 @@ class JobRun:
         loss = None if progress.scores is None else progress.scores.loss
         told = JobProgress(progress.step, progress.num_steps, self._num_tokens, progress.loss, loss, rate, left)
         events = [] if progress.scores is None else [_evaluated(progress.step, progress.scores)]
-        self.claim = await self._claims.report(self.claim, told, events)
+        self.claim = await _patiently(partial(self._claims.report, self.claim, told, events))
 
     async def _publish(self, result: TrainingResult, replaced: PromptRecord | None) -> None:
         """Move the name to the new prompt, unless that is worse; the job's lease fences it."""
@@ -236,9 +242,10 @@ class JobRun:
         artifact = await asyncio.to_thread(make_artifact, self._loop.model, self._task, result)
         facts = {**provenance(result), "job": job.id}
         for _ in range(MAX_PUBLISH_TRIES):
-            checks = await self._claims.publication_checks(self.claim)
+            checks = await _patiently(partial(self._claims.publication_checks, self.claim))
             with suppress(CheckFailedError):  # the job was written to in between, by its owner or a heartbeat
-                record = await self._catalog.publish(
+                publish = partial(
+                    self._catalog.publish,
                     job.tenant,
                     job.prompt_name,
                     artifact.content,
@@ -247,6 +254,7 @@ class JobRun:
                     behind=job.spec.behind,
                     checks=checks,
                 )
+                record = await _patiently(publish)
                 break
         else:
             raise ConflictError(f"job {job.id!r} is written to all the time", code="job_state_conflict")
@@ -260,7 +268,19 @@ class JobRun:
             scores_before=_numbers(result.before),
             scores_after=_numbers(result.report),
         )
-        self._ended_as(await self._claims.finish(self.claim, published))
+        self._ended_as(await _patiently(partial(self._claims.finish, self.claim, published)))
+
+
+async def _patiently(step: Callable[[], Awaitable[_T]]) -> _T:
+    """Repeat a step until the store answers: training goes on meanwhile, and no job fails for want of a store.
+
+    Every step may be repeated: it is fenced by the lease, or changes nothing the second time.
+    """
+    while True:
+        try:
+            return await step()
+        except StoreUnavailableError:
+            await asyncio.sleep(random.uniform(0.5, 1.5))
 
 
 def _folded(artifact: PromptArtifact) -> torch.Tensor:

@@ -1,0 +1,100 @@
+"""Several servers over one Redis: what one publishes the others serve, and what they all do while Redis is away."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from promptd_store import PromptArtifact
+
+from tests.engine.harness import library
+from tests.redis_server import RedisServer
+from tests.replicas import Replica, ReplicaForge, running_replicas
+
+ROUNDS = 10
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_models: dict[str, Path]) -> tuple[PromptArtifact, ...]:
+    """Soft prompts and prefixes of the tiny model."""
+    return library(tiny_models["llama"])[:6]
+
+
+def complete(http: httpx.Client, model: str) -> httpx.Response:
+    """Ask for two tokens."""
+    return http.post("/v1/completions", json={"model": model, "prompt": "the quick", "max_tokens": 2})
+
+
+def test_what_one_publishes_the_other_serves(replicas: list[Replica], prompts: tuple[PromptArtifact, ...]) -> None:
+    """A prompt, a new version of it and its deletion on one server are true on the other at the very next request."""
+    with httpx.Client(base_url=replicas[0].url) as one, httpx.Client(base_url=replicas[1].url) as two:
+        for number, artifact in enumerate(prompts):
+            assert one.put("/v1/prompts/tone", content=artifact.content).status_code in (200, 201)
+            started = time.monotonic()
+            answer = complete(two, "tone")
+            assert answer.status_code == 200 and time.monotonic() - started < 1
+            assert two.get("/v1/prompts/tone").json()["version"] == artifact.version
+            assert artifact.version in answer.text, number
+        assert one.delete("/v1/prompts/tone").status_code < 300
+        assert complete(two, "tone").status_code == 404
+
+
+def test_while_redis_is_away(replicas: list[Replica], redis: RedisServer, prompts: tuple[PromptArtifact, ...]) -> None:
+    """Prompts in memory and the bare model are served without a fault; the rest is 503 with Retry-After, at once.
+
+    What was deleted before is not served, what is not in memory is not guessed, and 2 s after Redis is back all works.
+    """
+    with httpx.Client(base_url=replicas[0].url) as one, httpx.Client(base_url=replicas[1].url) as two:
+        for number, artifact in enumerate(prompts[:4]):
+            one.put(f"/v1/prompts/p{number}", content=artifact.content)
+        for name in ("p0", "p1"):
+            assert complete(two, name).status_code == 200
+        one.delete("/v1/prompts/p1")
+        time.sleep(1.2)  # two looks at the log of changes
+        for how, fresh in (("killed", "p2"), ("silent", "p3")):
+            redis.kill() if how == "killed" else redis.pause()
+            with pytest.raises(httpx.HTTPStatusError):
+                complete(two, fresh).raise_for_status()  # finds out that Redis is away
+            times = []
+            for _ in range(ROUNDS):
+                started = time.monotonic()
+                served = [complete(two, "p0"), complete(two, "tiny-llama")]
+                times.append(time.monotonic() - started)
+                assert [answer.status_code for answer in served] == [200, 200], served[0].text
+                assert prompts[0].version in served[0].text
+                for refused in (
+                    complete(two, "p1"), complete(two, fresh), two.get("/v1/prompts"), two.delete("/v1/prompts/p0"),
+                    two.put("/v1/prompts/new", content=prompts[4].content),
+                ):  # fmt: skip
+                    assert refused.status_code == 503 and refused.json()["error"]["code"] == "store_unavailable"
+                    assert int(refused.headers["retry-after"]) >= 1
+            assert statistics.median(times) < 0.4, times  # nobody waits for Redis' answer
+            assert two.get("/readyz").json() == {"status": "ok", "store": "away"}
+            assert "promptd_store_up 0.0" in two.get("/metrics").text
+            redis.start() if how == "killed" else redis.resume()
+            started = time.monotonic()
+            while complete(two, fresh).status_code != 200:
+                time.sleep(0.02)
+            recovered = time.monotonic() - started
+            assert recovered < 2, recovered
+            assert complete(two, "p1").status_code == 404
+            print(f"{how}: {2 * ROUNDS} served, slowest pair {max(times) * 1e3:.0f} ms, back after {recovered:.2f} s")
+
+
+def test_control_without_memory_nothing_is_served(
+    forge: ReplicaForge, redis: RedisServer, tmp_path: Path, prompts: tuple[PromptArtifact, ...]
+) -> None:
+    """With the memory for outages set to nothing the same request fails: it is the memory that serves it."""
+    with (
+        running_replicas(forge, tmp_path, redis.url, 1, outage_seconds=0) as (replica,),
+        httpx.Client(base_url=replica.url) as http,
+    ):
+        http.put("/v1/prompts/p0", content=prompts[0].content)
+        assert complete(http, "p0").status_code == 200
+        time.sleep(0.6)
+        redis.kill()
+        assert complete(http, "p0").status_code == 503
+        assert complete(http, "tiny-llama").status_code == 200

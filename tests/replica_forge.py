@@ -1,0 +1,79 @@
+"""A process that has imported everything and forks servers on order: real `promptd serve` processes in a second each.
+
+One JSON order a line on stdin, one line back: `{"load": folder}` loads a model once, so that what loading imports is
+imported before the forks; `{"settings": {…}, "log": path}` forks a server and answers its pid; `{"wait": pid}` answers
+its exit status when it has ended (negative: the signal).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+import torch
+
+import promptd.app  # noqa: F401 - imported here, once for all servers
+from promptd.commands.serve import _listen, _start
+from promptd.commands.worker import run_worker
+from promptd.modeling import load_model
+from promptd.settings import Settings
+
+
+def say(**message: object) -> None:
+    """Write one line in one system call."""
+    os.write(1, json.dumps(message).encode() + b"\n")
+
+
+def become(order: dict[str, object]) -> int:
+    """Be a server, or a worker, until the end; return the exit code."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    log = os.open(str(order["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    settings = Settings(**order["settings"])  # type: ignore[arg-type]
+    try:
+        if order.get("worker"):
+            import asyncio
+
+            asyncio.run(run_worker(settings))
+        else:
+            with _listen(settings) as listener:
+                _start(settings, listener)
+    except SystemExit as ending:
+        return int(ending.code or 0)
+    except BaseException:  # noqa: BLE001 - into the log, as a process of its own would
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Carry out orders until there are no more."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "load" in order:
+            load_model(order["load"])
+            say(loaded=order["load"])
+        elif "wait" in order:
+            _, status = os.waitpid(order["wait"], 0)
+            say(status=os.waitstatus_to_exitcode(status))
+        else:
+            pid = os.fork()
+            if pid == 0:
+                code = become(order)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            say(pid=pid)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Servers as real processes over one Redis: started in a second each, to be restarted, stopped and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.redis_server import free_port
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 60
+
+
+class ReplicaForge:
+    """The test's end of `replica_forge`."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = model
+        command = [sys.executable, "-m", "tests.replica_forge"]
+        self._parent = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True, bufsize=1
+        )
+        self.ask(load=str(model))
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Give an order and read its answer."""
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(order) + "\n")
+        answer: dict[str, Any] = json.loads(self._parent.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End: the parent leaves when there are no more orders."""
+        self._parent.communicate(timeout=20)
+
+
+class Replica:
+    """One server, or with `worker` one `promptd worker`; its port stays the same over restarts."""
+
+    def __init__(self, forge: ReplicaForge, folder: Path, store: str, *, worker: bool = False, **settings: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"{self.port}.log"
+        self.is_worker = worker
+        self._forge = forge
+        self._settings = {"model": str(forge.model), "store": store, "port": self.port, "training": "off", **settings}
+        self.pid: int | None = None
+
+    def start(self) -> Replica:
+        """Start it."""
+        order = {"settings": self._settings, "log": str(self.log), "worker": self.is_worker}
+        self.pid = self._forge.ask(**order)["pid"]
+        return self
+
+    def until_ready(self) -> Replica:
+        """Wait until it says that new requests are welcome."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return self
+            time.sleep(0.02)
+        raise AssertionError(f"not ready after {START_SECONDS} s: {self.log.read_text()[-2000:]}")
+
+    def signal(self, how: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.pid is not None
+        os.kill(self.pid, how)
+
+    def wait(self) -> int:
+        """Wait for its end and return the exit status; negative: the signal."""
+        status: int = self._forge.ask(wait=self.pid)["status"]
+        self.pid = None
+        return status
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def close(self) -> None:
+        """End it if it runs."""
+        if self.pid is not None:
+            self.signal(signal.SIGCONT)
+            self.kill()
+
+
+@contextlib.contextmanager
+def running_replicas(
+    forge: ReplicaForge, folder: Path, store: str, count: int = 2, **settings: Any
+) -> Iterator[list[Replica]]:
+    """So many ready servers for a block."""
+    replicas = [Replica(forge, folder, store, **settings) for _ in range(count)]
+    try:
+        for replica in replicas:
+            replica.start()
+        for replica in replicas:
+            replica.until_ready()
+        yield replicas
+    finally:
+        for replica in replicas:
+            replica.close()
