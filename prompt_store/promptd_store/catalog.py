@@ -104,16 +104,15 @@ class PromptCatalog:
         """
         plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
         front = await self._front(tenant, behind, visibility)
-        state = (await self._names.read(tenant, name)).state
-        self._check_preconditions(state, if_match, if_none_match)  # before a byte is written
-        artifact = await asyncio.to_thread(
-            decode,
+        artifact = await self.check(  # before a byte is written
+            tenant,
+            name,
             content,
-            self.spec,
+            if_match=if_match,
+            if_none_match=if_none_match,
             kind=kind,
             num_virtual_tokens=num_virtual_tokens,
             adapter_config=adapter_config,
-            bounds=self._bounds,
         )
         draft = await self._draft(tenant, name, artifact, plain, visibility, sidecar)
         draft = replace(draft, behind=tuple(map(exact_name, front)))
@@ -137,6 +136,31 @@ class PromptCatalog:
             return record
 
         return await self._names.retry(tenant, name, step)
+
+    async def check(
+        self,
+        tenant: str,
+        name: str,
+        content: bytes,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        kind: PromptKind | str | None = None,
+        num_virtual_tokens: int | None = None,
+        adapter_config: Mapping[str, Any] | bytes | None = None,
+    ) -> PromptArtifact:
+        """Check an upload as `publish` does, and store nothing."""
+        check_publication(tenant, name, self._reserved_names, "private", None)
+        self._check_preconditions((await self._names.read(tenant, name)).state, if_match, if_none_match)
+        return await asyncio.to_thread(
+            decode,
+            content,
+            self.spec,
+            kind=kind,
+            num_virtual_tokens=num_virtual_tokens,
+            adapter_config=adapter_config,
+            bounds=self._bounds,
+        )
 
     async def resolve(self, tenant: str, ref: str) -> PromptRecord:
         """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one.

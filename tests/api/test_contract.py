@@ -323,11 +323,12 @@ def test_every_route_of_the_app_is_in_the_table(server: LiveServer) -> None:
         (method, route.path) for route in server.app.routes if isinstance(route, APIRoute) for method in route.methods
     }
     table = {(route.method, route.path) for route in ROUTES}
+    pages = {(route.method, route.path) for route in ROUTES if route.is_page}
     assert found <= table
     paths = {getattr(route, "path", "") for route in server.app.routes} - {""}
     assert paths - built_in <= {path for _, path in table}
     operations = {(method.upper(), path) for path, item in server.app.openapi()["paths"].items() for method in item}
-    assert operations == {(method, path.replace(":path", "")) for method, path in table}
+    assert operations == {(method, path.replace(":path", "")) for method, path in table - pages}
 
 
 def test_tenants_do_not_see_each_other(keyed: LiveServer) -> None:
@@ -352,6 +353,30 @@ def test_tenants_do_not_see_each_other(keyed: LiveServer) -> None:
         foreign = b.post("/v1/completions", json={**GOOD, "model": "a/mine"})
         assert foreign.status_code == 404
         assert a.post("/v1/completions", json={**GOOD, "model": "mine"}).status_code == 200  # control
+
+
+def test_dry_run_checks_and_stores_nothing(keyed: LiveServer) -> None:
+    """With `dry_run` an upload gets the errors and the version that it would get, and the name stays free."""
+    good = encode("soft", torch.full((2, keyed.model.spec.hidden_size), 0.5))
+    wide = encode("soft", torch.ones(2, keyed.model.spec.hidden_size + 1))
+    with keyed.http(Authorization="Bearer key-tenant-a") as http:
+        checked = http.put("/v1/prompts/tried?dry_run=true", content=good.content)
+        assert (checked.status_code, checked.json()["object"]) == (200, "prompt.check")
+        assert (checked.json()["version"], checked.json()["num_virtual_tokens"]) == (good.version, 2)
+        assert http.get("/v1/prompts/tried").status_code == 404
+        for name, content, status, param in (
+            ("tried", wide.content, 422, "prompt_embeddings"),
+            (MODEL, good.content, 409, "name"),
+            ("a b", good.content, 400, "name"),
+        ):
+            dry, wet = (http.put(f"/v1/prompts/{name}{query}", content=content) for query in ("?dry_run=true", ""))
+            assert dry.status_code == wet.status_code == status
+            assert dry.json() == wet.json()
+            assert dry.json()["error"]["param"] == param
+        late = http.put("/v1/prompts/tried?dry_run=true", content=good.content, headers={"If-Match": '"x"'})
+        assert late.status_code == 412
+        assert http.put("/v1/prompts/tried", content=good.content).json()["version"] == good.version
+        assert http.delete("/v1/prompts/tried").status_code == 200
 
 
 def test_owner_and_name(keyed: LiveServer) -> None:
@@ -416,6 +441,10 @@ def test_pages_do_not_repeat_or_skip(keyed: LiveServer) -> None:
         rest = b.get("/v1/prompts", params={"after": "page-1"}).json()["data"]
         assert [one["id"] for one in rest] == whole[whole.index("page-1") + 1 :]
         assert b.get("/v1/prompts", params={"after": "a b"}).json()["error"]["param"] == "after"
+        found = b.get("/v1/prompts", params={"search": "AGE-2"}).json()["data"]
+        assert [one["id"] for one in found] == [one for one in whole if "age-2" in one]
+        last = b.get("/v1/prompts", params={"search": "page", "after": found[-1]["id"]}).json()
+        assert last == {"object": "list", "data": [], "has_more": False}
         for name in ("page-1", "page-2"):
             assert admin.delete(f"/v1/prompts/{name}").status_code == 200
 

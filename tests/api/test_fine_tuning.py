@@ -12,7 +12,9 @@ import openai
 import pytest
 from promptd_store import PromptKind, encode
 
-from promptd.jobs import JobClaims, JobError, JobProgress
+from promptd.jobs import JobClaims, JobError, JobProgress, JobSpec
+from promptd.training import METHODS
+from promptd.training.job_spec import training_config
 from tests.api.conftest import MODEL, LiveServer
 from tests.api.training_server import TrainingServer, result
 from tests.engine.harness import library
@@ -369,6 +371,28 @@ def test_many_jobs_in_one_call(trainer: TrainingServer) -> None:
     assert unknown.status_code == empty.status_code == 400
     with trainer.http() as http:
         assert http.post("/admin/training/jobs", json=body).status_code == 403
+
+
+def test_methods_and_their_defaults(trainer: TrainingServer) -> None:
+    """The list is the trainer's own: every method with its defaults written out makes a job's settings as without."""
+    with trainer.http() as http:
+        methods = http.get("/v1/fine_tuning/methods").json()["data"]
+    assert [method["id"] for method in methods] == list(METHODS)
+    assert [method["is_default"] for method in methods] == [True, *[False] * (len(METHODS) - 1)]
+    for method in methods:
+        given = {name: field["default"] for name, field in method["hyperparameters"].items()}
+        spec = JobSpec({"type": method["id"], method["id"]: {"hyperparameters": given}})
+        bare = JobSpec({"type": method["id"]})
+        assert training_config(spec) == training_config(bare)
+        assert {"num_virtual_tokens", "learning_rate", "num_steps", "schedule"} <= set(given)
+    fields = methods[0]["hyperparameters"]
+    assert fields["init"] == {
+        "default": "sampled_vocabulary",
+        "type": "string",
+        "choices": ["sampled_vocabulary", "random_uniform", "class_labels", "text"],
+    }
+    assert (fields["patience"]["type"], fields["patience"]["nullable"]) == ("integer", True)
+    assert fields["num_steps"]["expected"] == "a whole number of at least 1"
 
 
 def test_training_off(server: LiveServer) -> None:

@@ -207,6 +207,18 @@ def test_streams_end_properly(server: LiveServer) -> None:
     assert [json.loads(event)["choices"][0]["finish_reason"] for event in events[:-1]][-1] == "length"
 
 
+def test_a_stream_names_the_tokens_of_its_input(server: LiveServer) -> None:
+    """With `return_token_ids` the first event of each choice has the input's tokens, as the whole answer has."""
+    body = {"model": "p1", "prompt": TEXT, "n": 2, "max_tokens": 3, "ignore_eos": True, "return_token_ids": True}
+    with server.http() as http:
+        lines = http.post("/v1/completions", json={**body, "stream": True}).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line and "[DONE]" not in line]
+    for index in range(2):
+        pieces = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
+        assert [piece.get("prompt_token_ids") for piece in pieces] == [TEXT, *[None] * (len(pieces) - 1)]
+        assert sum(len(piece["token_ids"]) for piece in pieces) == 3 and len(pieces) > 1
+
+
 def _until(condition: Any) -> None:
     until = time.monotonic() + 10
     while not condition():

@@ -115,15 +115,14 @@ async def _chunks(
     """One chunk for every step of every choice, the usage at the end where it was asked for."""
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     extra: dict[str, Any] = {"usage": None} if include_usage else {}
-    echoed = [False] * len(choices)
+    started = [False] * len(choices)
     lengths = [0] * len(choices)
     try:
         async for choice, output in merged(choices):
             text = output.text
             entries = list(output.logprobs)
             ids = [entry.token_id for entry in output.logprobs]
-            if body.echo and not echoed[choice.index]:
-                echoed[choice.index] = True
+            if body.echo and not started[choice.index]:
                 text = services.model.decode(choice.token_ids) + text
                 if body.logprobs is not None:
                     entries = [*(choice.prompt_logprobs or ()), *entries]  # type: ignore[list-item]
@@ -138,7 +137,10 @@ async def _chunks(
             if body.logprobs is not None:
                 piece["logprobs"] = completion_logprobs(services.model, entries, ids, lengths[choice.index])
             if body.return_token_ids:
+                if not started[choice.index]:
+                    piece["prompt_token_ids"] = list(choice.token_ids)
                 piece["token_ids"] = list(output.token_ids)
+            started[choice.index] = True
             lengths[choice.index] += len(text)
             yield {**header, "choices": [piece], **extra}
         if include_usage:

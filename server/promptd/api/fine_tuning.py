@@ -17,10 +17,17 @@ from promptd.api.services import Services, principal_of, services_of
 from promptd.api.sse import event_stream
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobEvent, JobRecord
+from promptd.training.job_spec import describe_methods
 
 _MAX_LISTED = 100
 _MAX_EVENTS = 1000
 _DRAIN_POLL_SECONDS = 0.5
+
+
+async def list_methods() -> Response:
+    """List the ways of training, the default first, each with its hyper-parameters and their defaults."""
+    methods = [{"object": "fine_tuning.method", **method} for method in describe_methods()]
+    return JSONResponse({"object": "list", "data": methods, "has_more": False})
 
 
 async def create_job(body: JobBody, request: Request) -> Response:

@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
-from promptd_store import MAX_CHAIN_PROMPTS, PromptNameError, PromptNotFoundError, PromptRecord, parse_name, to_peft
+from promptd_store import (
+    MAX_CHAIN_PROMPTS,
+    PromptArtifact,
+    PromptNameError,
+    PromptNotFoundError,
+    PromptRecord,
+    parse_name,
+    to_peft,
+)
 
 from promptd.api.auth import authorize
 from promptd.api.schemas import PromptName, RollbackBody
@@ -53,6 +61,20 @@ def _respond(record: PromptRecord, request: Request, status_code: int = 200) -> 
     return JSONResponse(shown, status_code=status_code, headers={"ETag": f'"{record.etag}"'})
 
 
+def _checked(name: str, artifact: PromptArtifact) -> dict[str, Any]:
+    """What an upload would publish."""
+    return {
+        "id": name,
+        "object": "prompt.check",
+        "version": artifact.version,
+        "kind": artifact.kind.value,
+        "num_virtual_tokens": artifact.num_virtual_tokens,
+        "num_bytes": len(artifact.content),
+        "verified": artifact.verified,
+        "manifest": artifact.manifest.to_dict(),
+    }
+
+
 async def put_prompt(
     name: str,
     request: Request,
@@ -60,28 +82,32 @@ async def put_prompt(
     num_virtual_tokens: Annotated[int | None, Query(ge=1, le=1 << 20)] = None,
     visibility: Annotated[Literal["private", "public"], Query()] = "private",
     behind: Annotated[list[PromptName] | None, Query(max_length=MAX_CHAIN_PROMPTS - 1)] = None,
+    dry_run: bool = False,
 ) -> Response:
     """Publish a version: the body is a safetensors file, native or from PEFT.
 
     A PEFT `adapter_config.json` may travel in the header `X-Promptd-Adapter-Config`, base64url-coded. `behind` names
     prompts that this one was learned behind: asking for it serves the whole chain.
+    With `dry_run` every check of the file is made, the answer says what it holds, and nothing is stored.
     """
     services, principal = services_of(request), principal_of(request)
     if visibility == "public":
         authorize(principal, Scope.ADMIN)
     own_name = _own_name(name, request)
     content = await _read(request, services.limits.max_upload_bytes)
+    given: dict[str, Any] = {
+        "if_match": request.headers.get("if-match"),
+        "if_none_match": request.headers.get("if-none-match"),
+        "kind": kind,
+        "num_virtual_tokens": num_virtual_tokens,
+        "adapter_config": _adapter_config(request.headers.get("x-promptd-adapter-config")),
+    }
+    if dry_run:
+        return JSONResponse(
+            _checked(own_name, await services.catalog.check(principal.tenant, own_name, content, **given))
+        )
     record = await services.catalog.publish(
-        principal.tenant,
-        own_name,
-        content,
-        if_match=request.headers.get("if-match"),
-        if_none_match=request.headers.get("if-none-match"),
-        kind=kind,
-        num_virtual_tokens=num_virtual_tokens,
-        adapter_config=_adapter_config(request.headers.get("x-promptd-adapter-config")),
-        visibility=visibility,
-        behind=behind or (),
+        principal.tenant, own_name, content, visibility=visibility, behind=behind or (), **given
     )
     return _respond(record, request, 201 if record.number == 1 else 200)
 
@@ -90,10 +116,16 @@ async def list_prompts(
     request: Request,
     after: Annotated[str | None, Query(max_length=_MAX_ID_CHARS)] = None,
     limit: Annotated[int, Query(ge=1, le=_MAX_LISTED)] = _MAX_LISTED,
+    search: Annotated[str | None, Query(max_length=_MAX_ID_CHARS)] = None,
 ) -> Response:
-    """List the caller's prompts by name, then others' public ones; `after` is the last id of the page before."""
+    """List the caller's prompts by name, then others' public ones; `after` is the last id of the page before.
+
+    With `search` only those whose name has these characters, whatever their case.
+    """
     tenant = principal_of(request).tenant
     records = await services_of(request).catalog.list(tenant, include_public=True)
+    if search is not None:
+        records = [record for record in records if search.lower() in record.name.lower()]
     if after is not None:
         passed = _cursor(after, tenant)  # also where that prompt was deleted since
         records = [record for record in records if (record.tenant != tenant, record.name) > passed]

@@ -14,6 +14,7 @@ from promptd.api import (
     chat,
     classify,
     completions,
+    console,
     embeddings,
     evaluation,
     files,
@@ -45,6 +46,8 @@ class Route:
     tag: str
     responses: openapi.Responses = field(default_factory=lambda: openapi.JSON)
     is_large: bool = False
+    is_page: bool = False
+    """For browsers: no part of the API's description."""
     takes_file: bool = False
     """The body is one file, which the handler reads itself."""
 
@@ -84,6 +87,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/files/{file_id}", Scope.TRAIN, files.get_file, "training"),
     Route("GET", "/v1/files/{file_id}/content", Scope.TRAIN, files.get_file_content, "training", openapi.FILE),
     Route("DELETE", "/v1/files/{file_id}", Scope.TRAIN, files.delete_file, "training"),
+    Route("GET", "/v1/fine_tuning/methods", Scope.TRAIN, fine_tuning.list_methods, "training"),
     Route("POST", _J, Scope.TRAIN, fine_tuning.create_job, "training", is_large=True),
     Route("GET", _J, Scope.TRAIN, fine_tuning.list_jobs, "training"),
     Route("GET", _J + "/{job_id}", Scope.TRAIN, fine_tuning.get_job, "training"),
@@ -112,6 +116,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/health", Scope.OPEN, health.livez, "health", openapi.PROBE),
     Route("GET", "/metrics", Scope.OPEN, health.metrics, "health", openapi.PLAIN),
     Route("GET", "/version", Scope.OPEN, health.version, "health"),
+    Route("GET", "/", Scope.OPEN, console.to_console, "console", is_page=True),
+    Route("GET", "/ui", Scope.OPEN, console.to_console, "console", is_page=True),
+    Route("GET", "/ui/{path:path}", Scope.OPEN, console.get_asset, "console", is_page=True),
 )
 
 
@@ -163,10 +170,11 @@ def build_router(limits: Limits) -> APIRouter:
             responses={**route.responses, **openapi.ERRORS},
             openapi_extra=openapi.UPLOAD if route.takes_file else None,
             tags=[route.tag],
+            include_in_schema=not route.is_page,
             max_body_size=limits.max_upload_bytes if route.is_large else limits.max_body_bytes,
             route_class_override=guarded(route),
         )
-        if route.tag == "health":  # balancers probe by HEAD too
+        if route.tag == "health" or route.is_page:  # balancers probe by HEAD too
             router.add_api_route(
                 route.path,
                 route.handler,

@@ -244,6 +244,7 @@ def _announce(app: FastAPI, settings: Settings, listener: socket.socket) -> None
     key = "" if app.state.services.keys.is_open else " -H 'Authorization: Bearer KEY'"
     console = err()
     console.print(f"[bold green]ready[/] {name} at [bold]{address}[/], prompts in {shown_store(settings)}")
+    console.print(f"[bold]console[/] {address}/ui/")
     console.print(
         f"[dim]curl {address}/v1/completions{key} -H 'Content-Type: application/json' "
         f"""-d '{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 16}}'[/]"""

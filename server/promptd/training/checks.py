@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -39,6 +39,7 @@ Positive = Annotated[float, Rule("a positive number", lambda value: value > 0)]
 NonNegative = Annotated[float, Rule("a number of at least 0", lambda value: value >= 0)]
 Share = Annotated[float, Rule("at least 0 and below 1", lambda value: 0 <= value < 1)]
 
+_JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _PLAIN = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a string"}
 
 Config = TypeVar("Config")
@@ -71,6 +72,28 @@ def from_json(config_class: type[Config], values: Mapping[str, Any], path: str) 
         return config_class(**values)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{path}.{error.message}", param=f"{path}.{error.param}") from None
+
+
+def describe_fields(config_class: type[Any], names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return the fields of a self-checking dataclass by name: type, default and what is allowed, as plain JSON."""
+    described = {}
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    for field, hint in _hints(config_class).items():
+        if names is None or field in names:
+            described[field] = {"default": defaults[field], **_described(hint)}
+    return described
+
+
+def _described(hint: Any) -> dict[str, Any]:
+    if get_origin(hint) in (Union, UnionType):  # here always: something or None
+        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+        return {**_described(hint), "nullable": True}
+    if get_origin(hint) is Literal:
+        return {"type": "string", "choices": list(get_args(hint))}
+    if get_origin(hint) is Annotated:
+        hint, rule = get_args(hint)
+        return {**_described(hint), "expected": rule.expected}
+    return {"type": _JSON_TYPES[hint]}
 
 
 def _hints(config_class: type[Any]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 from promptd_store import template_fields
 from promptd_store.strict_json import shown
 
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobSpec
-from promptd.training.checks import from_json
+from promptd.training.checks import describe_fields, from_json
 from promptd.training.config import TrainingConfig
 from promptd.training.data import Example, TrainingDataError, parse_examples, render
 from promptd.training.encoding import TaskFormat
@@ -42,6 +43,19 @@ def training_config(spec: JobSpec) -> TrainingConfig:
     if "seed" in spec.settings:
         general["seed"] = spec.settings["seed"]
     return from_json(TrainingConfig, {**general, "method": method}, path)
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """Return every method with its hyper-parameters, own and general: type, default, what is allowed."""
+    general = describe_fields(TrainingConfig, _GENERAL)
+    return [
+        {
+            "id": name,
+            "is_default": name == next(iter(METHODS)),
+            "hyperparameters": {**describe_fields(method.config_class), **general},
+        }
+        for name, method in METHODS.items()
+    ]
 
 
 def sets_num_steps(spec: JobSpec) -> bool:

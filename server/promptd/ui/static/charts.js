@@ -1,0 +1,165 @@
+// Line charts by uPlot, which is fetched when the first one is drawn. Colours come from the stylesheet.
+
+import { h } from "./dom.js";
+import { number } from "./format.js";
+
+const HEIGHT = 260;
+const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000]; // whole ones
+let loading = null;
+
+/** uPlot is a classic script that leaves one global. */
+function library() {
+  loading ??= new Promise((resolve, reject) => {
+    const style = h("link", { rel: "stylesheet", href: new URL("vendor/uPlot.min.css", import.meta.url).href });
+    const script = h("script", { src: new URL("vendor/uPlot.iife.min.js", import.meta.url).href });
+    script.addEventListener("load", () => resolve(window.uPlot));
+    script.addEventListener("error", () => reject(new Error("the chart library could not be loaded")));
+    document.head.prepend(style);
+    document.head.append(script);
+  });
+  return loading;
+}
+
+/** What a CSS colour, variables and all, is on this page now. */
+function resolved(color) {
+  const probe = h("span", { class: "visually-hidden" });
+  probe.style.color = color;
+  document.body.append(probe);
+  const value = getComputedStyle(probe).color;
+  probe.remove();
+  return value;
+}
+
+/**
+ * A chart that redraws itself at new data, sizes and themes.
+ * `series`: `[{ label, color, points: [[x, y], …], isDashed, isDotted, isFilled }]`, x rising in each.
+ */
+export class LineChart {
+  constructor({ label, xLabel = "", height = HEIGHT, isTime = false, isLog = false, format = number, signal, none = "Nothing to draw yet" }) {
+    Object.assign(this, { xLabel, height, isTime, isLog, format });
+    this.host = h("div", { class: "chart-host" });
+    this.none = h("div", { class: "chart-none" }, none);
+    this.element = h("div", { class: "chart", role: "img", "aria-label": label }, this.host, this.none);
+    this.series = [];
+    this.plot = null;
+    this.shape = "";
+    const observer = new ResizeObserver(() => this.resize());
+    observer.observe(this.element);
+    const retheme = () => this.draw(true);
+    document.documentElement.addEventListener("themechange", retheme);
+    signal?.addEventListener("abort", () => {
+      observer.disconnect();
+      document.documentElement.removeEventListener("themechange", retheme);
+      this.plot?.destroy();
+    });
+  }
+
+  /** Take new data. */
+  update(series) {
+    this.series = series;
+    return this.draw(false);
+  }
+
+  /** Change the scale of the values. */
+  setLog(isLog) {
+    this.isLog = isLog;
+    return this.draw(true);
+  }
+
+  resize() {
+    const width = this.element.clientWidth;
+    if (this.plot && width > 0 && width !== this.plot.width) this.plot.setSize({ width, height: this.height });
+  }
+
+  async draw(isNew) {
+    const UPlot = await library();
+    const hasData = this.series.some((one) => one.points.length > 0);
+    this.none.hidden = hasData;
+    this.host.hidden = !hasData;
+    const width = this.element.clientWidth;
+    if (!hasData || width === 0) return;
+    const shape = JSON.stringify(this.series.map(({ label, color, isDashed, isDotted, isFilled }) => [label, color, isDashed, isDotted, isFilled]));
+    const data = joined(this.series, this.isLog);
+    if (this.plot && !isNew && shape === this.shape) {
+      this.plot.setData(data);
+      return;
+    }
+    this.plot?.destroy();
+    this.shape = shape;
+    this.plot = new UPlot(this.options(UPlot, width), data, this.host);
+  }
+
+  options(UPlot, width) {
+    const line = resolved("var(--line)");
+    const muted = resolved("var(--muted)");
+    const font = `12px ${getComputedStyle(document.body).fontFamily}`;
+    const axis = { stroke: muted, font, labelFont: font, grid: { stroke: line, width: 1 }, ticks: { show: false } };
+    return {
+      width,
+      height: this.height,
+      padding: [12, 12, 0, 0],
+      legend: { live: true },
+      cursor: { points: { size: 7 }, drag: { x: true, y: false } },
+      scales: { x: { time: this.isTime }, y: this.isLog ? { distr: 3 } : { range: (_, low, high) => padded(low, high) } },
+      axes: [
+        { ...axis, label: this.xLabel || undefined, labelSize: this.xLabel ? 18 : 0, labelGap: 0, size: 30, ...(this.isTime ? {} : { incrs: STEPS }) },
+        { ...axis, size: 52, values: (_, ticks) => tickTexts(ticks, this.format) },
+      ],
+      series: [
+        { label: this.isTime ? "Time" : this.xLabel || "x", ...(this.isTime ? { value: "{HH}:{mm}:{ss}" } : {}) },
+        ...this.series.map((one) => {
+          const stroke = resolved(one.color);
+          return {
+            label: one.label,
+            stroke,
+            width: one.isDotted ? 1 : 2,
+            dash: one.isDashed ? [6, 4] : undefined,
+            fill: one.isFilled ? resolved(`color-mix(in srgb, ${one.color} 12%, transparent)`) : undefined,
+            spanGaps: !this.isTime,
+            points: { show: one.points.length < 2 || one.isDashed === true, size: 5, fill: stroke },
+            value: (_, value) => (value === null || value === undefined ? "–" : this.format(value)),
+            paths: UPlot.paths.linear(),
+          };
+        }),
+      ],
+    };
+  }
+}
+
+/** One x axis for all: what a series does not have there is null. */
+function joined(series, isLog) {
+  const xs = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
+  const at = new Map(xs.map((x, index) => [x, index]));
+  const rows = series.map((one) => {
+    const row = new Array(xs.length).fill(null);
+    for (const [x, y] of one.points) if (y !== null && (!isLog || y > 0)) row[at.get(x)] = y;
+    return row;
+  });
+  return [xs, ...rows];
+}
+
+/** Tick values with as many decimals as their distance needs, and no more. */
+function tickTexts(ticks, format) {
+  const shown = ticks.filter((one) => one !== null);
+  const gap = shown.length > 1 ? Math.min(...shown.slice(1).map((one, index) => one - shown[index])) : 1;
+  const places = gap >= 1 ? 0 : Math.min(6, Math.ceil(-Math.log10(gap) - 1e-9));
+  return ticks.map((one) => (one === null ? "" : Math.abs(one) >= 1000 ? format(one) : one.toFixed(places)));
+}
+
+function padded(low, high) {
+  if (low === null || high === null) return [0, 1];
+  const margin = (high - low || Math.abs(high) || 1) * 0.08;
+  return [low >= 0 ? Math.max(0, low - margin) : low - margin, high + margin];
+}
+
+/** Exponential moving average, without the bias of its start; `weight` 0 changes nothing. */
+export function smoothed(points, weight) {
+  if (!weight) return points;
+  let mean = 0;
+  let norm = 0;
+  return points.map(([x, y]) => {
+    mean = mean * weight + y * (1 - weight);
+    norm = norm * weight + (1 - weight);
+    return [x, mean / norm];
+  });
+}

@@ -1,0 +1,152 @@
+// Fleet: what the engine does right now, and did since this page was opened. Asked only while the page is in sight.
+
+import { ApiError, get, send } from "./api.js";
+import { LineChart } from "./charts.js";
+import { whileShown } from "./curves.js";
+import { add, fill, h, icon } from "./dom.js";
+import { bytes, count, duration, number, percent, plain, shortVersion } from "./format.js";
+import { between, buckets, parse, quantile, total } from "./prometheus.js";
+import { errorNotice, facts } from "./widgets.js";
+
+const POLL_MILLISECONDS = 2000;
+const NUM_KEPT = 300;
+const WINDOW_SECONDS = 300;
+const HISTOGRAMS = [
+  ["promptd_time_to_first_token_seconds", "First token"],
+  ["promptd_inter_token_latency_seconds", "Between tokens"],
+  ["promptd_request_queue_seconds", "In the queue"],
+  ["promptd_request_seconds", "Whole request"],
+];
+
+// Kept while the console is open: the page's past is there when one comes back.
+const readings = [];
+
+/** Show the page. */
+export async function show(root, { signal }) {
+  const notice = h("div", { "aria-live": "polite" });
+  const tiles = h("dl", { class: "stat-tiles" });
+  const meters = h("div", { class: "stack" });
+  const latency = h("tbody", {});
+  const engine = h("div", {});
+  const speed = new LineChart({ label: "Tokens per second over time", isTime: true, height: 200, format: count, signal, none: "The first two readings make a line" });
+  const rows = new LineChart({ label: "Rows running and waiting over time", isTime: true, height: 200, format: count, signal, none: "The first two readings make a line" });
+  const card = (title, note, content) => h("section", { class: "card" }, h("header", {}, h("h2", {}, title), note && h("span", { class: "small muted" }, note)), content);
+  add(
+    root,
+    h("div", { class: "page-head" }, h("div", { class: "grow" }, h("h1", {}, "Fleet"), h("p", {}, "What this server's engine does now. Read every two seconds while this page is in sight, and not otherwise."))),
+    h(
+      "div",
+      { class: "stack" },
+      notice,
+      tiles,
+      h("div", { class: "grid-2" }, card("Tokens per second", "", h("div", { class: "chart-pad" }, speed.element)), card("Rows", "running and waiting", h("div", { class: "chart-pad" }, rows.element))),
+      h(
+        "div",
+        { class: "grid-2" },
+        card("Latency", "of finished requests", h("div", { class: "table-wrap" }, h("table", { class: "list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), ["p50", "p90", "p99"].map((name) => h("th", { scope: "col", class: "num" }, name)), h("th", { scope: "col", class: "num" }, "Requests"))), latency))),
+        h("div", { class: "stack" }, card("Memory", "", h("div", { class: "pad-in" }, meters)), card("Engine", "", h("div", { class: "pad-in" }, engine))),
+      ),
+    ),
+  );
+  await whileShown(async () => {
+    try {
+      const [text, stats] = await Promise.all([send("GET", "/metrics", { signal }).then((reply) => reply.text()), engineStats(signal)]);
+      readings.push({ at: Date.now() / 1000, samples: parse(text), stats });
+      if (readings.length > NUM_KEPT) readings.shift();
+      fill(notice, stats === null && h("div", { class: "notice" }, icon("key"), "The engine's own figures need an admin key. The rest comes from the server's metrics."));
+      draw();
+    } catch (error) {
+      if (error.name === "AbortError") return 0;
+      fill(notice, errorNotice(error));
+    }
+    return POLL_MILLISECONDS;
+  }, signal);
+
+  function draw() {
+    const last = readings.at(-1);
+    const { samples, stats } = last;
+    const lines = { made: [], read: [], running: [], waiting: [] };
+    readings.forEach((one, index) => {
+      lines.running.push([one.at, total(one.samples, "promptd_requests_running")]);
+      lines.waiting.push([one.at, total(one.samples, "promptd_requests_waiting")]);
+      const before = readings[index - 1];
+      const seconds = before ? one.at - before.at : 0;
+      const isGap = !before || seconds > 5 * (POLL_MILLISECONDS / 1000);
+      lines.made.push([one.at, isGap ? null : rate(before, one, "promptd_generation_tokens_total", seconds)]);
+      lines.read.push([one.at, isGap ? null : rate(before, one, "promptd_prompt_tokens_total", seconds)]);
+    });
+    speed.update([
+      { label: "Made", color: "var(--series-1)", points: lines.made, isFilled: true },
+      { label: "Read", color: "var(--series-2)", points: lines.read },
+    ]);
+    rows.update([
+      { label: "Running", color: "var(--series-3)", points: lines.running, isFilled: true },
+      { label: "Waiting", color: "var(--series-7)", points: lines.waiting },
+    ]);
+    const hits = total(samples, "promptd_prompt_cache_hits_total");
+    const misses = total(samples, "promptd_prompt_cache_misses_total");
+    const ended = Object.fromEntries((samples.get("promptd_requests_total") ?? []).map(({ labels, value }) => [labels.outcome, value]));
+    fill(
+      tiles,
+      [
+        ["Running", `${count(total(samples, "promptd_requests_running"))}${stats ? ` / ${count(stats.config.max_num_seqs)}` : ""}`, "rows in the batch"],
+        ["Waiting", count(total(samples, "promptd_requests_waiting")), "rows in the queue"],
+        ["Made", `${count(lines.made.at(-1)[1])}`, "tokens/s"],
+        ["Read", `${count(lines.read.at(-1)[1])}`, "tokens/s"],
+        ["Prompts resident", count(total(samples, "promptd_prompts_resident")), hits + misses > 0 ? `${percent(hits / (hits + misses))} found resident` : "none asked for yet"],
+        ["Requests", count((ended.finished ?? 0) + (ended.failed ?? 0) + (ended.aborted ?? 0)), `${count(ended.failed ?? 0)} failed, ${count(ended.aborted ?? 0)} aborted`],
+      ].map(([name, value, note]) => h("div", { class: "card" }, h("dt", {}, name), h("dd", {}, h("strong", { class: "tabular" }, value), h("span", { class: "small muted" }, note)))),
+    );
+    const ratio = total(samples, "promptd_kv_cache_usage_ratio");
+    const used = total(samples, "promptd_prompt_cache_bytes");
+    const capacity = total(samples, "promptd_prompt_cache_capacity_bytes");
+    const resident = total(samples, "process_resident_memory_bytes");
+    fill(
+      meters,
+      meter("K/V of texts", stats ? `${bytes(ratio * stats.config.kv_cache_bytes)} of ${bytes(stats.config.kv_cache_bytes)}` : percent(ratio), ratio),
+      meter("K/V of learned prompts", `${bytes(used)} of ${bytes(capacity)}`, capacity ? used / capacity : 0),
+      resident !== null && h("div", { class: "row small" }, h("span", { class: "grow muted" }, "The whole process"), h("span", { class: "tabular" }, bytes(resident))),
+    );
+    const oldest = readings.find((one) => last.at - one.at <= WINDOW_SECONDS);
+    fill(latency, HISTOGRAMS.map(([name, label]) => {
+      const since = buckets(samples, name);
+      const recent = between(buckets(oldest.samples, name), since);
+      const isRecent = (recent.at(-1)?.[1] ?? 0) > 0;
+      const used = isRecent ? recent : since;
+      return h("tr", {}, h("th", { scope: "row" }, label, h("div", { class: "small muted" }, isRecent ? "last 5 minutes" : "since the start")), [0.5, 0.9, 0.99].map((share) => h("td", { class: "num" }, duration(quantile(share, used)))), h("td", { class: "num" }, count(used.at(-1)?.[1] ?? null)));
+    }));
+    fill(engine, stats ? facts([
+      ["Model", stats.model],
+      ["Architecture", stats.architecture],
+      ["Device", stats.device],
+      ["Dtype", stats.dtype],
+      ["Fingerprint", shortVersion(stats.fingerprint), stats.fingerprint],
+      ["Tokens of a step", count(stats.config.max_num_batched_tokens)],
+      ["Last step", `${duration(stats.stats.last_step_seconds)} for ${count(stats.stats.last_step_num_tokens)} tokens`],
+      ["Steps", count(stats.stats.steps)],
+      ["Preemptions", count(stats.stats.preemptions)],
+      ["Text tokens reused", count(stats.stats.cached_tokens)],
+      ["Strict", plain(stats.config.strict)],
+      ["Numerical errors", number(stats.stats.numerical_errors, 0)],
+    ]) : h("p", { class: "muted" }, "–"));
+  }
+}
+
+function rate(before, after, name, seconds) {
+  const made = total(after.samples, name) - total(before.samples, name);
+  return made < 0 ? null : made / seconds; // it counts from zero again after a restart
+}
+
+function meter(name, text, share) {
+  return h("div", { class: "meter" }, h("div", { class: "row small" }, h("span", { class: "grow" }, name), h("span", { class: "tabular muted" }, text)), h("div", { class: "bar", "aria-hidden": "true" }, h("i", { vars: { "--share": share } })));
+}
+
+/** The engine's figures; null where the key is not an admin's. */
+async function engineStats(signal) {
+  try {
+    return await get("/admin/engine", {}, signal);
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 403) return null;
+    throw error;
+  }
+}
