@@ -26,6 +26,7 @@ ACCESS: dict[tuple[str, str], str] = {
     ("POST", "/v1/completions"): "infer",
     ("POST", "/v1/chat/completions"): "infer",
     ("POST", "/v1/classify"): "infer",
+    ("POST", "/v1/embeddings"): "infer",
     ("POST", "/tokenize"): "infer",
     ("POST", "/detokenize"): "infer",
     ("GET", "/v1/models"): "infer",
