@@ -154,7 +154,7 @@ def test_a_row_that_raises_in_the_model_fails_alone(tiny_models: dict[str, Path]
     bad = Case((), (6, 7), greedy(5))
     for number, case in enumerate([good[0], bad, *good[1:]]):
         engine.add_request(GenerateRequest(f"r{number}", case.token_ids, case.params, case.prompts))
-    engine.scheduler.waiting[1].token_ids[1] = 10**6  # past every check: the embedding lookup raises
+    list(engine.scheduler.waiting)[1].token_ids[1] = 10**6  # past every check: the embedding lookup raises
     outputs = finish(engine)
     (failed,) = [o for o in outputs if o.error is not None]
     assert failed.request_id == "r1" and isinstance(failed.error, PromptdError)

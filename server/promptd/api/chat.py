@@ -53,7 +53,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         )
         for number in range(body.n)
     ]
-    choices = submit(services, prompts, [token_ids], params)
+    choices = submit(services, prompts, [token_ids], params, priority=body.priority)
     header = {
         "id": new_id("chatcmpl"),
         "object": "chat.completion.chunk" if body.stream else "chat.completion",

@@ -64,7 +64,7 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
 
     async def ask(prompts: NamedPrompts, own: Labels, text: Any) -> tuple[list[float], ScoreOutput | PoolOutput]:
         async with turns:
-            return await label_probabilities(services, prompts, own.candidates, text)
+            return await label_probabilities(services, prompts, own.candidates, text, priority=body.priority)
 
     work = together(ask(prompts, own, text) for prompts, own in zip(members, told, strict=True) for text in inputs)
     results = await while_connected(request, work)
@@ -142,11 +142,12 @@ async def label_candidates(services: Services, words: Mapping[str, str]) -> Cand
 
 
 async def label_probabilities(
-    services: Services, prompts: NamedPrompts, candidates: Candidates | None, text: Any
+    services: Services, prompts: NamedPrompts, candidates: Candidates | None, text: Any, *, priority: int = 0
 ) -> tuple[list[float], ScoreOutput | PoolOutput]:
     """Score the labels of one input in one pass: by their words, or by a head where there are none."""
     token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
-    rest = (prompts.artifacts, prompts.salt, prompts.num_public, services.limits.request_timeout_seconds)
+    seconds = services.limits.request_timeout_seconds
+    rest = (prompts.artifacts, prompts.salt, prompts.num_public, seconds, prompts.share, priority)
     try:
         if candidates is None:
             classes = await services.engine.pool(PoolRequest(new_id("pool"), token_ids, "classes", *rest))

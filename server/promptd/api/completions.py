@@ -76,7 +76,7 @@ async def _start(
     tokens = [
         await to_tokens(services, prompts, text, apply_template=body.apply_template, param="prompt") for text in inputs
     ]
-    return submit(services, prompts, tokens, params)
+    return submit(services, prompts, tokens, params, priority=body.priority)
 
 
 def _inputs(body: CompletionBody) -> list[Input]:

@@ -42,6 +42,8 @@ async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
                     prompts.salt,
                     prompts.num_public,
                     services.limits.request_timeout_seconds,
+                    prompts.share,
+                    body.priority,
                 )
             )
 

@@ -107,7 +107,12 @@ class Choice:
 
 
 def submit(
-    services: Services, prompts: NamedPrompts, inputs: Sequence[tuple[int, ...]], params: Sequence[SamplingParams]
+    services: Services,
+    prompts: NamedPrompts,
+    inputs: Sequence[tuple[int, ...]],
+    params: Sequence[SamplingParams],
+    *,
+    priority: int = 0,
 ) -> list[Choice]:
     """Start `len(params)` generations for every input; all or none. Raises what the engine refuses."""
     max_queue = services.engine.engine.config.max_queue
@@ -122,7 +127,7 @@ def submit(
             for own in params:
                 request = GenerateRequest(
                     new_id("gen"), token_ids, own, prompts.artifacts, prompts.salt, prompts.num_public,
-                    services.limits.request_timeout_seconds,
+                    services.limits.request_timeout_seconds, prompts.share, priority,
                 )  # fmt: skip
                 stream = services.engine.submit(request)
                 choices.append(Choice(len(choices), prompts, token_ids, stream, services.observe))

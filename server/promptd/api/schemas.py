@@ -8,6 +8,7 @@ from promptd_store import MAX_CHAIN_PROMPTS
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptd.engine.request import MAX_LOGPROBS, MAX_STOP_STRINGS
+from promptd.engine.share import MAX_PRIORITY
 
 MAX_N = 16
 MAX_PROMPTS = 16
@@ -47,6 +48,8 @@ class PromptChoice(Strict):
     prompt_ids: Annotated[list[PromptName], Field(min_length=1, max_length=MAX_CHAIN_PROMPTS)] | None = None
     ensemble: Annotated[list[PromptName], Field(min_length=1, max_length=16)] | None = None
     apply_template: bool = True
+    priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 0
+    """Larger first, among the requests of one tenant."""
     user: str | None = None
     metadata: dict[str, Any] | None = None
 

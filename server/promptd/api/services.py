@@ -25,6 +25,7 @@ from promptd_store import (
 from promptd.api.auth import authorize
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
+from promptd.engine.share import Share
 from promptd.errors import InvalidRequestError, ModelNotFoundError
 from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
@@ -104,6 +105,8 @@ class NamedPrompts:
     num_public: int
     """Public prompts at the chain's beginning: their K/V is shared by all tenants."""
     model_name: str
+    share: Share
+    """Whose work this is: of all tenants the one that was served least comes first."""
 
     @property
     def last(self) -> PromptArtifact | None:
@@ -146,7 +149,12 @@ async def resolve_prompts(
     artifacts = [await services.catalog.load(record) for record in records]
     public = itertools.takewhile(lambda record: record.visibility == "public", records)
     return NamedPrompts(
-        tuple(records), tuple(artifacts), f"tenant/{principal.tenant}", sum(1 for _ in public), model_name
+        tuple(records),
+        tuple(artifacts),
+        f"tenant/{principal.tenant}",
+        sum(1 for _ in public),
+        model_name,
+        Share(principal.tenant),
     )
 
 

@@ -54,19 +54,20 @@ class Engine:
         self._runner = Runner(model, self.pool, size)
         self._emitter = Emitter(model, self.counters)
         self._sequences: dict[str, Sequence] = {}
+        self._displaced: list[Output] = []
         self._last_step = (0.0, 0)
 
     @property
     def has_work(self) -> bool:
         """Whether `step()` has anything to do."""
-        return bool(self._sequences)
+        return bool(self._sequences or self._displaced)
 
     def seconds_to_gather(self) -> float:
         """How long requests are to wait for others now: 0 when one runs, the batch is full, the first waited enough."""
         waiting = self.scheduler.waiting
         if not waiting or self.scheduler.running or len(waiting) >= self.config.max_num_seqs:
             return 0.0
-        return max(0.0, waiting[0].arrived + self.config.batch_wait_seconds - time.monotonic())
+        return max(0.0, min(seq.arrived for seq in waiting) + self.config.batch_wait_seconds - time.monotonic())
 
     def add_request(self, request: Request) -> None:
         """Queue a request. Raises a typed error at once where it can never run, or where the queue is full."""
@@ -74,11 +75,12 @@ class Engine:
 
     def prepare(self, request: Request, *, num_ahead: int = 0) -> Sequence:
         """Check a request and the room in the queue; touches nothing, so any thread may call it."""
-        num_waiting = len(self.scheduler.waiting) + num_ahead
-        if num_waiting >= self.config.max_queue:
-            raise OverloadedError(
-                f"{num_waiting} requests are waiting already", code="queue_full", retry_after_seconds=1
-            )
+        waiting, limit = self.scheduler.waiting, self.config.max_queue
+        # A full queue still has room for a share that has less than its part of it: the longest line gives way.
+        own = waiting.num_waiting(request.share.key) + num_ahead
+        num_shares = waiting.num_busy + (not waiting.is_busy(request.share.key))
+        if len(waiting) + num_ahead >= limit and own >= limit // num_shares:
+            raise _queue_full(len(waiting) + num_ahead)
         return admit(request, self)
 
     def enqueue(self, seq: Sequence) -> None:
@@ -87,7 +89,11 @@ class Engine:
         if request_id in self._sequences:
             raise InvalidRequestError(f"request id {request_id!r} is running already", param="request_id")
         self._sequences[request_id] = seq
-        self.scheduler.waiting.append(seq)
+        self.scheduler.add(seq)
+        if len(self.scheduler.waiting) > self.config.max_queue:
+            last = self.scheduler.waiting.longest_line()
+            if last is not None and last.scheduled is None:  # a row that ran already is not thrown away
+                self._displaced.append(self._fail(last, _queue_full(self.config.max_queue)))
 
     def abort(self, request_id: str) -> None:
         """End a request without a result; unknown or finished ids are fine."""
@@ -99,7 +105,8 @@ class Engine:
     def step(self) -> list[Output]:
         """Run one packed batch; return what it added to every request in it."""
         began = time.monotonic()
-        outputs = self._expire(began)
+        outputs = [*self._displaced, *self._expire(began)]
+        self._displaced.clear()
         step = self.scheduler.schedule()
         if step:
             for seq in (*step.sources, *(row.seq for row in step.rows)):
@@ -229,3 +236,7 @@ class Engine:
         self.prompts.check_pins(Counter(entry.key for seq in sequences for entry in seq.chain))
         if len(self._sequences) != len(self.scheduler.waiting) + len(self.scheduler.running):
             raise RuntimeError("a sequence is neither waiting nor running")
+
+
+def _queue_full(num_waiting: int) -> OverloadedError:
+    return OverloadedError(f"{num_waiting} requests are waiting already", code="queue_full", retry_after_seconds=1)

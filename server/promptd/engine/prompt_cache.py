@@ -4,13 +4,16 @@ An entry is one element of a chain. Its key is (salt, versions from the chain's 
 user prompts behind one task prompt share the task's K/V, and no two versions ever share a key. Public prompts at a
 chain's beginning lie under one salt for everybody; what continues them lies under the caller's. Soft prompts and texts
 become K/V in the next packed batch, in front of the rows that wait for them; a prefix is copied in at once.
-Entries in use are pinned; the others leave least recently used first, longest chain first.
+Entries in use are pinned; the others leave least recently used first, longest chain first: those of salts that were not
+used for a while, then those of the salt that holds most. So one caller that goes through thousands of prompts evicts
+its own, and alone it has the whole cache.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +24,8 @@ from promptd.modeling import Arrangement, FrozenModel, KVPool, Span
 
 PUBLIC_SALT = "public"
 """No caller's own salt."""
+ACTIVE_SECONDS = 60.0
+"""A salt that was not used for so long has no claim to room any more."""
 ChainKey = tuple[str, ...]
 """`(salt, version, version, …)`."""
 
@@ -81,6 +86,11 @@ class PromptEntry:
         """Whether this element and all before it are ready (a prefix is, at once, even where its parent is not)."""
         return self.is_ready and (self.parent is None or self.parent.is_whole)
 
+    @property
+    def num_slots(self) -> int:
+        """Slots in all banks."""
+        return self.num_tokens * len(self.banks)
+
     def drop_tensors(self) -> None:
         """Forget what the K/V was made from: a resident prompt costs its K/V and nothing beside it."""
         self.segment = replace(self.segment, embeds=None, prefix={}, token_ids=())
@@ -103,10 +113,14 @@ class PromptCacheStats:
 class PromptCache:
     """Owner of the prompt region of the K/V pool."""
 
-    def __init__(self, pool: KVPool, extents: ExtentAllocator) -> None:
+    def __init__(self, pool: KVPool, extents: ExtentAllocator, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
         self._extents = extents
-        self._entries: OrderedDict[ChainKey, PromptEntry] = OrderedDict()  # least recently used first
+        self._clock = clock
+        self._entries: dict[ChainKey, PromptEntry] = {}
+        self._by_salt: dict[str, OrderedDict[ChainKey, PromptEntry]] = {}  # least recently used first
+        self._used_at: OrderedDict[str, float] = OrderedDict()  # salts that hold entries, least recently used first
+        self._held: Counter[str] = Counter()  # slots by salt
         self._loading: list[PromptEntry] = []
         self.stats = PromptCacheStats()
 
@@ -145,7 +159,7 @@ class PromptCache:
             if entry is None:
                 self.release(chain)
                 return None
-            self._entries.move_to_end(key)
+            self._touch(key)
             entry.num_pins += 1
             chain.append(entry)
         self.stats.misses += num_misses
@@ -174,7 +188,7 @@ class PromptCache:
     def _create(self, key: ChainKey, segment: Segment, parent: PromptEntry | None) -> PromptEntry | None:
         if parent is not None:
             parent.num_pins += 1  # must not be evicted to make room for its own child
-        room = self._make_room(segment.num_slots)
+        room = self._make_room(key[0], segment.num_slots, parent)
         if parent is not None:
             parent.num_pins -= 1
         if not room:
@@ -194,19 +208,63 @@ class PromptCache:
         else:
             self._loading.append(entry)
         self._entries[key] = entry
+        self._by_salt.setdefault(key[0], OrderedDict())[key] = entry
+        self._held[key[0]] += entry.num_slots
         return entry
 
-    def _make_room(self, num_tokens: int) -> bool:
-        while self._extents.num_free < num_tokens:
-            victim = next((e for e in self._entries.values() if not e.num_pins and not e.num_children), None)
+    def _touch(self, key: ChainKey) -> None:
+        self._by_salt[key[0]].move_to_end(key)
+        self._used_at[key[0]] = self._clock()
+        self._used_at.move_to_end(key[0])
+
+    def _make_room(self, salt: str, num_slots: int, parent: PromptEntry | None) -> bool:
+        while self._extents.num_free < num_slots:
+            victim = self._victim(salt, num_slots, parent)
             if victim is None:
                 return False
             self._remove(victim)
             self.stats.evictions += 1
         return True
 
+    def _victim(self, salt: str, num_slots: int, parent: PromptEntry | None) -> PromptEntry | None:
+        """Choose what leaves for an entry of `salt`; None: wait until something is unpinned."""
+        oldest_active = self._clock() - ACTIVE_SECONDS
+        for idle, used_at in self._used_at.items():
+            if used_at >= oldest_active:
+                break
+            victim = self._idle_entry(idle)
+            if victim is not None:
+                return victim
+        wanted = self._held[salt] + num_slots
+        holders = sorted(self._by_salt, key=lambda one: wanted if one == salt else self._held[one], reverse=True)
+        for holder in holders:
+            # From a smaller holder only what one's own rows, once they end, could not free.
+            if holder != salt and self._held[holder] < wanted and self._has_pins(salt, parent):
+                return None
+            victim = self._idle_entry(holder)
+            if victim is not None:
+                return victim
+        return None
+
+    def _idle_entry(self, salt: str) -> PromptEntry | None:
+        """Return the least recently used entry of a salt that nobody needs."""
+        entries = self._by_salt[salt].values()
+        return next((entry for entry in entries if not entry.num_pins and not entry.num_children), None)
+
+    def _has_pins(self, salt: str, parent: PromptEntry | None) -> bool:
+        """Return whether rows other than the one that asks hold entries of a salt."""
+        own = set()
+        while parent is not None:
+            own.add(parent.key)
+            parent = parent.parent
+        return any(entry.num_pins > (key in own) for key, entry in self._by_salt.get(salt, {}).items())
+
     def _remove(self, entry: PromptEntry) -> None:
-        del self._entries[entry.key]
+        salt = entry.key[0]
+        del self._entries[entry.key], self._by_salt[salt][entry.key]
+        self._held[salt] -= entry.num_slots
+        if not self._by_salt[salt]:
+            del self._by_salt[salt], self._used_at[salt], self._held[salt]
         for spans in entry.banks.values():
             self._extents.release(spans)
         if entry.parent is not None:
@@ -229,11 +287,14 @@ class PromptCache:
                 children[entry.parent.key] = children.get(entry.parent.key, 0) + 1
                 if self._entries.get(entry.parent.key) is not entry.parent:
                     raise RuntimeError(f"prompt entry {entry.key} outlived its parent")
-        held = sum(entry.num_tokens * len(entry.banks) for entry in self._entries.values())
-        if held + self._extents.num_free != self._extents.num_slots:
+        held = sum(entry.num_slots for entry in self._entries.values())
+        if held + self._extents.num_free != self._extents.num_slots or held != self._held.total():
             raise RuntimeError("prompt entries and free slots do not add up")
         if any(entry.num_children != children.get(entry.key, 0) for entry in self._entries.values()):
             raise RuntimeError("prompt entries disagree about their children")
+        by_salt = {key for entries in self._by_salt.values() for key in entries}
+        if by_salt != set(self._entries) or set(self._used_at) != set(self._by_salt):
+            raise RuntimeError("prompt entries and their salts do not agree")
 
 
 def make_segments(arranged: Arrangement, model: FrozenModel) -> tuple[Segment, ...]:

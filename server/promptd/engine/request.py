@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from promptd.engine.share import EVERYBODY, Share
 from promptd.errors import InvalidRequestError, PromptdError
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ class GenerateRequest:
     salt: str = ""
     num_public_prompts: int = 0
     deadline_seconds: float | None = None
+    share: Share = EVERYBODY
+    priority: int = 0
+    """0 to 9, larger first; counts among the requests of one share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,9 @@ class ScoreRequest:
     salt: str = ""
     num_public_prompts: int = 0
     deadline_seconds: float | None = None
+    share: Share = EVERYBODY
+    priority: int = 0
+    """0 to 9, larger first; counts among the requests of one share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,9 @@ class PoolRequest:
     salt: str = ""
     num_public_prompts: int = 0
     deadline_seconds: float | None = None
+    share: Share = EVERYBODY
+    priority: int = 0
+    """0 to 9, larger first; counts among the requests of one share."""
 
 
 Request = GenerateRequest | ScoreRequest | PoolRequest

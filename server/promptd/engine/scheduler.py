@@ -1,19 +1,21 @@
 """Which tokens run in the next step. Decides only; computes nothing. No torch.
 
-Order: prompts on their way into the cache, running rows (each decode token before any prefill chunk), then
-waiting rows first come first served while rows, tokens and blocks last. A source is read whole, in one step. A row
-that finds no block preempts the youngest row, which later starts again from its tokens and, drawing from its own seed,
-makes the same ones.
+Order: running rows (each decode token before any prefill chunk), then, the share with the least service first, its rows
+that still read and its waiting ones, while rows, tokens and blocks last. A row's prompts on their way into the cache
+come with it; a source is read whole, in one step. A row that finds no block preempts the youngest row, which later
+starts again from its tokens and, drawing from its own seed, makes the same ones. A share that has less than its part of
+the rows or blocks while another has more gets them at the next step: the youngest row of the other one is preempted.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from promptd.engine.block_manager import BlockManager
 from promptd.engine.config import EngineConfig
+from promptd.engine.fair_queue import FairQueue
 from promptd.engine.prompt_types import Prompts
 from promptd.engine.sequence import Sequence, SequenceStatus
 
@@ -76,50 +78,124 @@ class Scheduler:
         self.config = config
         self.blocks = blocks
         self.prompts = prompts
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+
+    def add(self, seq: Sequence) -> None:
+        """Take in a new sequence."""
+        self.waiting.open(seq)
 
     def schedule(self) -> Schedule:
         """Plan one step and take the blocks that it needs."""
         step = Schedule()
+        self._make_way()
         preempted_before = self.num_preemptions
         decoding = [seq for seq in self.running if seq.is_decoding]
-        budget = self.config.max_num_batched_tokens - len(decoding)  # decode rows never wait for prefill
-        budget = self._schedule_loads(step, budget)
         for seq in decoding:
             if seq.status is SequenceStatus.RUNNING:  # not preempted by an older row meanwhile
                 self._schedule_decode(step, seq)
-        is_stalled = self.num_preemptions > preempted_before
-        for seq in [seq for seq in self.running if not seq.is_decoding]:
-            num_tokens = self._schedule_prefill(step, seq, budget)
-            is_stalled |= not num_tokens  # newcomers would take what it waits for, again and again
-            budget -= num_tokens
-        while self.waiting and len(self.running) < self.config.max_num_seqs and budget > 0:
-            if is_stalled or not self._admit(self.waiting[0]):
-                break
-            seq = self.waiting.popleft()
-            seq.status = SequenceStatus.RUNNING
-            self.running.append(seq)
-            budget = self._schedule_loads(step, budget)
-            budget -= self._schedule_prefill(step, seq, budget)
+        # Decode rows never wait for prefill: their tokens are set aside, also those of rows just preempted.
+        budget = self.config.max_num_batched_tokens - len(decoding)
+        self._fill(step, budget, may_admit=self.num_preemptions == preempted_before)
         if not step and len(self.running) > 1:  # prefilling rows hold all blocks between them
             self._preempt(max(self.running, key=lambda seq: seq.arrived))
         alive = {id(entry) for entry in self.prompts.loading}
         step.loads = [load for load in step.loads if id(load.entry) in alive]
         return step
 
-    def _schedule_loads(self, step: Schedule, budget: int) -> int:
-        """Add the loads that are not in the step yet; return what is left of the budget."""
+    def _make_way(self) -> None:
+        """Preempt rows of shares that have more than their part, for waiting ones that have less and were served less.
+
+        A share gives only what is above its part, and takes only up to it, so that no row is handed to and fro.
+        """
+        if self.waiting.num_busy < 2 or not len(self.waiting) or self.config.strict:  # a strict row is never preempted
+            return
+        row_parts = self.waiting.parts(self.config.max_num_seqs)
+        block_parts = self.waiting.parts(self.blocks.num_blocks)
+        size = self.config.block_size
+        for key in self.waiting.waiting_shares():
+            held = Counter[str]()
+            for seq in self.running:
+                held[seq.request.share.key] += len(seq.blocks) + len(seq.source_blocks)
+            first, num_rows = self.waiting.first(key), self.waiting.num_running(key)
+            num_blocks = first.num_blocks(size) if first is not None else 0
+            while len(self.running) >= self.config.max_num_seqs and num_rows < row_parts[key]:
+                excess = {one: self.waiting.num_running(one) - part for one, part in row_parts.items()}
+                if not self._preempt_from(excess, key):
+                    break
+                num_rows += 1  # the row that it will get
+                if num_rows - self.waiting.num_running(key) >= self.waiting.num_waiting(key):
+                    break
+            while not self.blocks.can_allocate(num_blocks) and held[key] + num_blocks <= block_parts[key]:
+                victim = self._preempt_from({one: held[one] - part for one, part in block_parts.items()}, key)
+                if victim is None:
+                    break
+                held[victim.request.share.key] -= victim.num_blocks(size)
+
+    def _preempt_from(self, excess: dict[str, int], wanting: str) -> Sequence | None:
+        """Preempt the youngest row of the share that has most above its part; None where no share that may give has."""
+        service = self.waiting.service(wanting)
+        givers = [key for key, above in excess.items() if above > 0 and self.waiting.service(key) >= service]
+        giver = max(givers, key=excess.__getitem__, default=None)
+        rows = [seq for seq in self.running if seq.request.share.key == giver]
+        if not rows:
+            return None
+        victim = max(rows, key=lambda seq: seq.arrived)
+        self._preempt(victim)
+        return victim
+
+    def _fill(self, step: Schedule, budget: int, *, may_admit: bool) -> None:
+        """Give the step's tokens away: again and again to the share with the least service."""
+        reading: dict[str, deque[Sequence]] = {}
+        for seq in self.running:
+            if not seq.is_decoding:
+                reading.setdefault(seq.request.share.key, deque()).append(seq)
+        while budget > 0:
+            may_admit = may_admit and len(self.running) < self.config.max_num_seqs
+            key = self.waiting.least_served([*reading, *(self.waiting.waiting_shares() if may_admit else ())])
+            if key is None:
+                return
+            if key in reading:
+                num_tokens = self._schedule_prompt_and_text(step, reading[key].popleft(), budget)
+                may_admit = may_admit and num_tokens > 0  # newcomers would take what it waits for, again and again
+                if not reading[key]:
+                    del reading[key]
+            else:
+                newcomer = self._start_first(key)
+                may_admit = newcomer is not None
+                num_tokens = 0 if newcomer is None else self._schedule_prompt_and_text(step, newcomer, budget)
+            budget -= num_tokens
+
+    def _start_first(self, key: str) -> Sequence | None:
+        """Let a share's next waiting row run; None where there is no room for it now."""
+        seq = self.waiting.first(key)
+        if seq is None or not self._admit(seq):
+            return None
+        self.waiting.start(seq)
+        seq.status = SequenceStatus.RUNNING
+        self.running.append(seq)
+        return seq
+
+    def _schedule_prompt_and_text(self, step: Schedule, seq: Sequence, budget: int) -> int:
+        """Add what a row still has to read: its prompts first. Return the tokens it takes of the budget."""
+        num_virtual = self._schedule_loads(step, seq, budget)
+        num_text = self._schedule_prefill(step, seq, budget - num_virtual)
+        self.waiting.charge(seq, num_read=num_virtual + num_text)
+        return num_virtual + num_text
+
+    def _schedule_loads(self, step: Schedule, seq: Sequence, budget: int) -> int:
+        """Add the prompts of a row's chain that no row before it has added; return their tokens."""
         scheduled = {id(load.entry) for load in step.loads}
-        for entry in self.prompts.loading:
-            if id(entry) in scheduled or not step.completes(entry.parent):
+        taken = 0
+        for entry in seq.chain:
+            if entry.is_ready or id(entry) in scheduled or not step.completes(entry.parent):
                 continue
-            num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget)
+            num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget - taken)
             if num_tokens:
                 step.loads.append(ScheduledLoad(entry, entry.num_computed, num_tokens))
-                budget -= num_tokens
-        return budget
+                taken += num_tokens
+        return taken
 
     def _chunk(self, wanted: int, budget: int) -> int:
         """Tokens to run of `wanted`; strict mode cuts at fixed places whatever else is in the batch."""
@@ -142,6 +218,7 @@ class Scheduler:
                 self._preempt(victim)
             self._grow(seq, 1)
         step.rows.append(ScheduledRow(seq, seq.num_computed, 1))
+        self.waiting.charge(seq, num_written=1)
 
     def _schedule_prefill(self, step: Schedule, seq: Sequence, budget: int) -> int:
         """Add the row's source and a chunk of its target once its prompts are there; return the tokens they take."""
@@ -198,7 +275,7 @@ class Scheduler:
         seq.is_source_read = seq.source is None
         seq.prompt_logprobs.clear()
         seq.status = SequenceStatus.WAITING
-        self.waiting.appendleft(seq)
+        self.waiting.put_back(seq)
         self.num_preemptions += 1
 
     def _admit(self, seq: Sequence) -> bool:
@@ -240,8 +317,10 @@ class Scheduler:
         """Take a sequence out, whatever its state; its blocks and pins are free afterwards."""
         if seq.status is SequenceStatus.RUNNING:
             self.running.remove(seq)
-        elif seq.status is SequenceStatus.WAITING:
+            self.waiting.stop(seq)
+        else:
             self.waiting.remove(seq)
+        self.waiting.close(seq)
         seq.status = SequenceStatus.FINISHED
         self._free(seq)
 

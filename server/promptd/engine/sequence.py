@@ -120,6 +120,10 @@ class Sequence:
             return self.num_target_tokens + self.request.params.max_tokens
         return self.num_target_tokens
 
+    def num_blocks(self, block_size: int) -> int:
+        """Blocks that its tokens so far and the next one take."""
+        return -(-(len(self.token_ids) + 1) // block_size) + -(-self.num_kept_tokens // block_size)
+
     def slots(self, start: int, stop: int, block_size: int) -> list[int]:
         """Slots of the target's tokens `start..stop`."""
         return _slots(self.blocks, start, stop, block_size)
