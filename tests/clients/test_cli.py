@@ -191,3 +191,17 @@ def test_a_prompts_life(live: Live, adapters: Path, tmp_path: Path) -> None:
 
 def _state(folder: Path) -> list[str]:
     return ["--state", str(folder / "state.jsonl")]
+
+
+def test_facts_are_written_for_people() -> None:
+    """Nested facts get lines of their own, plain ones stand side by side, and nothing is left out."""
+    from promptd.commands.prompts import _in_lines
+
+    assert _in_lines({"scores": {"after": {"loss": 0.12345, "rows": 3}, "before": {"loss": 2}}, "seed": 1}) == [
+        "seed 1",
+        "scores:",
+        "  after: loss 0.1235, rows 3",
+        "  before: loss 2",
+    ]
+    assert _in_lines([{"input": "x"}, {"input": "y", "more": None}]) == ['input "x"', 'input "y"']
+    assert _in_lines(["a", 1.5]) == ['"a", 1.5']

@@ -184,15 +184,40 @@ def _print_fields(prompt: Prompt) -> None:
         ("base model", f"{prompt.base_fingerprint} ({'verified' if prompt.verified else 'not stated in the file'})"),
         ("created", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(prompt.created))),
     ]
-    hidden = ("kind", "num_virtual_tokens", "tensors", "schema_version", "base_fingerprint", "base_architecture")
-    rows += [
-        (key, value) for key, value in prompt.manifest.items() if key not in hidden and value not in (None, [], {})
-    ]
-    rows += [(key, value) for key, value in prompt.provenance.items() if value is not None]
+    told = {"kind", "name", "version", "num_virtual_tokens", "tensors", "base_fingerprint"}
+    told |= {"schema_version", "base_architecture"}
+    for source in (prompt.manifest, prompt.provenance):
+        rows += [(key, value) for key, value in source.items() if key not in told and value not in (None, [], {})]
+        told |= source.keys()
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        out().print(f"[bold]{escape(key):<{width}}[/]  {escape(text)}", soft_wrap=True)
+        first, *rest = [value] if isinstance(value, str) else _in_lines(value)
+        out().print(f"[bold]{escape(key):<{width}}[/]  {escape(first)}", soft_wrap=True)
+        for line in rest:
+            out().print(f"{'':<{width}}  {escape(line)}", soft_wrap=True)
+
+
+def _in_lines(value: Any) -> list[str]:
+    """Write JSON for people: plain values side by side, whatever holds others on lines of its own."""
+    if isinstance(value, dict) and any(isinstance(inner, dict | list) for inner in value.values()):
+        plain = {key: inner for key, inner in value.items() if not isinstance(inner, dict | list)}
+        lines = _in_lines(plain) if plain else []
+        for key, inner in value.items():
+            if key not in plain:
+                below = _in_lines(inner)
+                lines += [f"{key}: {below[0]}"] if len(below) == 1 else [f"{key}:", *(f"  {line}" for line in below)]
+        return lines
+    if isinstance(value, dict):
+        return [", ".join(f"{key} {_plain(inner)}" for key, inner in value.items() if inner is not None)]
+    if isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
+        return [line for inner in value for line in _in_lines(inner)]
+    return [", ".join(map(_plain, value)) if isinstance(value, list) else _plain(value)]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _age(created: int) -> str:
