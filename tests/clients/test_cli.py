@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def test_help(command: list[str]) -> None:
 
 
 def test_help_is_light() -> None:
-    """`promptd --help` imports none of the heavy libraries, and so takes well under half a second."""
+    """`promptd --help` imports none of the heavy libraries, and so answers at once."""
     code = (
         "import sys; sys.argv = ['promptd', '--help']\n"
         "from promptd.cli import app\n"
@@ -61,13 +60,8 @@ def test_help_is_light() -> None:
         "except SystemExit: pass\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    times = []
-    for _ in range(3):
-        started = time.process_time(), time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - started[1])
-        assert done.stdout.splitlines()[-1] == "[]"
-    assert min(times) < 1.0  # with room for a busy machine
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_version() -> None:

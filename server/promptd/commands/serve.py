@@ -105,6 +105,12 @@ def serve(
     request_timeout_seconds: Annotated[
         float | None, typer.Option(help="Longest request (600).", metavar="S", rich_help_panel=_LIMITS)
     ] = None,
+    outage_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="While the store is away, prompts in memory serve on (300).", metavar="S", rich_help_panel=_LIMITS
+        ),
+    ] = None,
     drain_seconds: Annotated[
         float | None,
         typer.Option(help="Time for open requests when the server stops (30).", metavar="S", rich_help_panel=_LIMITS),
