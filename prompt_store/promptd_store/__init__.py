@@ -36,6 +36,7 @@ from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
 from promptd_store.opening import is_shared, open_store, shown_address
 from promptd_store.peft import read_peft, to_peft, write_peft
+from promptd_store.reading import read_prompt
 from promptd_store.record import PromptRecord
 from promptd_store.template import render_template, template_fields
 
@@ -93,6 +94,7 @@ __all__ = [
     "parse_name",
     "parse_ref",
     "read_peft",
+    "read_prompt",
     "render_template",
     "scan_tenants",
     "shown_address",

@@ -12,6 +12,7 @@ from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
 from promptd.commands.evaluate import evaluate
 from promptd.commands.serve import serve
+from promptd.commands.train import train
 from promptd.commands.worker import worker
 
 app = typer.Typer(
@@ -26,7 +27,8 @@ app = typer.Typer(
         "promptd prompts push adapters/         [dim]every PEFT folder in there[/]\n\n"
         "promptd prompts ls                     [dim]what the server has[/]\n\n"
         "promptd convert old/ -o new/           [dim]pickles to safetensors[/]\n\n"
-        "promptd jobs create rows.jsonl -w      [dim]train a prompt and watch[/]\n\n"
+        "promptd jobs create rows.jsonl -w      [dim]train a prompt on the server and watch[/]\n\n"
+        "promptd train rows.jsonl -o prompts/   [dim]or here, without a server[/]\n\n"
         "promptd eval -p snips-intent           [dim]how good is a prompt?[/]"
     ),
 )
@@ -36,7 +38,8 @@ app.command(rich_help_panel="Serve")(worker)
 app.command(rich_help_panel="Serve")(doctor)
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)
-app.add_typer(jobs.app, name="jobs", rich_help_panel="Prompts")
+app.command(rich_help_panel="Train")(train)
+app.add_typer(jobs.app, name="jobs", rich_help_panel="Train")
 app.add_typer(keys.app, name="keys", rich_help_panel="Administrate")
 app.command("eval", rich_help_panel="Measure")(evaluate)
 app.command(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from promptd_store import PromptArtifact, decode, read_peft, render_template
+from promptd_store import PromptArtifact, read_prompt, render_template
 
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
@@ -59,10 +59,7 @@ class LLM:
         """Read a prompt from a file or PEFT folder, with every check of an upload."""
         if isinstance(prompt, PromptArtifact):
             return prompt
-        path = Path(prompt)
-        if path.is_dir():
-            return read_peft(path, self.model.spec)
-        return decode(path.read_bytes(), self.model.spec)
+        return read_prompt(prompt, self.model.spec)
 
     def generate(
         self,

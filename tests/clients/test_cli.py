@@ -28,6 +28,7 @@ COMMANDS = [
     ["convert"],
     ["eval"],
     ["prompts"],
+    ["train"],
     ["jobs"],
     ["keys"],
     *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),

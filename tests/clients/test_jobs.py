@@ -237,4 +237,4 @@ def test_cli_changes_and_failures(trainer: TrainingServer, client: Client, tmp_p
     assert "job_not_found" in run(trainer, "watch", "ftjob-none").output
     (tmp_path / "empty.jsonl").write_text("")
     assert "no rows at all" in run(trainer, "create", str(tmp_path / "empty.jsonl")).output
-    assert "--set 'x' is not NAME=VALUE" in run(trainer, "create", str(tmp_path / "empty.jsonl"), "-s", "x").output
+    assert "--set takes NAME=VALUE, got 'x'" in run(trainer, "create", str(tmp_path / "empty.jsonl"), "-s", "x").output

@@ -1,4 +1,4 @@
-"""`promptd worker` and `promptd serve` as processes that can be killed: forked, so that they are there at once.
+"""`promptd worker`, `serve` and `train` as processes that can be killed: forked, so that they are there at once.
 
 Leases are short here. A job with the seed `POISON_SEED` takes its process down at its first step. A forger publishes
 another prompt than the one that it has trained, and where it is sleepy, too, it stops right before.
@@ -20,6 +20,7 @@ import torch
 
 from promptd import app  # noqa: F401 - imported once, by the process that all others are forked from
 from promptd.commands.serve import serve
+from promptd.commands.train import train
 from promptd.commands.worker import worker
 from promptd.jobs import claims
 from promptd.training import job, job_run
@@ -30,7 +31,7 @@ POISON_SEED = 666
 
 
 def main(command: str, log: Path, options: dict[str, Any], lease_seconds: float, traits: Sequence[str]) -> None:
-    """Run one of the two commands."""
+    """Run one of the commands."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -40,7 +41,7 @@ def main(command: str, log: Path, options: dict[str, Any], lease_seconds: float,
     _poison()
     for trait in traits:
         {"sleepy": _sleepy, "forger": _forger}[trait]()
-    {"worker": worker, "serve": serve}[command](**options)
+    {"worker": worker, "serve": serve, "train": train}[command](**options)
 
 
 def _poison() -> None:

@@ -1,52 +1,101 @@
-"""A job's events on the terminal: a live bar with loss, speed and time left; plain lines where nobody looks."""
+"""Training on the terminal: live bars with loss, speed and time left; plain lines where nobody looks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from promptd.commands.console import err
 
 if TYPE_CHECKING:
-    from promptd_client import Job, JobEvent, JobProgress
+    from promptd_client import Job, JobEvent
+    from promptd_client import JobProgress as ReportedProgress
+    from rich.progress import Progress, TaskID
+
+    from promptd.jobs import JobProgress as OwnProgress
+
+    JobProgress = ReportedProgress | OwnProgress
+
+MAX_BARS = 8
+"""More jobs than these share one bar, which counts jobs."""
+
+
+class Bars:
+    """A bar for each job, by name, and lines above them. Without a terminal there are only lines."""
+
+    def __init__(self, bars: Progress, names: Sequence[str], status: str) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._shares = dict.fromkeys(names, 0.0)
+        if len(names) <= MAX_BARS:
+            self._tasks = {name: bars.add_task(status, total=None, label=name, numbers="") for name in names}
+        else:
+            self._all = bars.add_task(status, total=len(names), label=f"{len(names)} jobs", numbers="")
+
+    def move(self, name: str, progress: JobProgress) -> None:
+        """Show how far a job is."""
+        if name in self._tasks:
+            task, numbers = self._tasks[name], numbers_of(progress)
+            self._bars.update(task, completed=progress.step, total=progress.num_steps, numbers=numbers)
+        else:
+            self._shares[name] = progress.step / progress.num_steps
+            self._bars.update(self._all, completed=sum(self._shares.values()))
+
+    def tell(self, name: str, status: str) -> None:
+        """Show a job's state."""
+        if name in self._tasks:
+            self._bars.update(self._tasks[name], description=status)
+
+    def end(self, name: str) -> None:
+        """Take a job's bar away."""
+        if name in self._tasks:
+            self._bars.update(self._tasks[name], visible=False)
+        else:
+            self._shares[name] = 1.0
+            self._bars.update(self._all, completed=sum(self._shares.values()))
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def job_bars(names: Sequence[str], status: str) -> Iterator[Bars]:
+    """Yield the bars of some jobs."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.fields[label]}", markup=False),
+        TextColumn("{task.description}", markup=False, style="dim"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}", markup=False),
+    )
+    console = err()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bars(progress, names, status)
 
 
 @contextmanager
 def job_progress(job: Job) -> Iterator[Callable[[JobEvent], None]]:
-    """Yield what shows an event."""
-    console = err()
-    if not console.is_terminal:
-        yield lambda event: console.print(_line(event), markup=False)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(job.status, total=None, numbers="")
+    """Yield what shows an event of a server's job."""
+    with job_bars([job.prompt], job.status) as bars:
 
         def show(event: JobEvent) -> None:
             progress = event.progress
             if progress is not None:
-                bar.update(task, completed=progress.step, total=progress.num_steps, numbers=_numbers(progress))
+                bars.move(job.prompt, progress)
             else:
-                bar.update(task, description=str(event.data.get("state", bar.tasks[0].description)))
-                bar.console.print(event.message, markup=False)
+                bars.tell(job.prompt, str(event.data.get("state", job.status)))
+            if progress is None or not err().is_terminal:
+                bars.say(event.message if progress is None else f"{event.message}  {numbers_of(progress)}")
 
         yield show
 
 
-def _line(event: JobEvent) -> str:
-    progress = event.progress
-    return event.message if progress is None else f"{event.message}  {_numbers(progress)}"
-
-
-def _numbers(progress: JobProgress) -> str:
+def numbers_of(progress: JobProgress) -> str:
+    """Return loss, speed and time left on one line."""
     parts = [
         ("loss {:.4f}", progress.loss),
         ("validation {:.4f}", progress.validation_loss),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,17 +16,25 @@ from promptd.commands.console import (
     connected,
     err,
     existing,
-    fail,
     out,
     print_json,
+)
+from promptd.commands.training_options import (
+    DEFAULT_METHOD,
+    Hyperparameters,
+    Labels,
+    Method,
+    Seed,
+    Template,
+    label_words_of,
+    method_of,
+    template_of,
 )
 
 if TYPE_CHECKING:
     from promptd_client import Client, Job
 
 JobId = Annotated[str, typer.Argument(help="Id of a job, ftjob-…", metavar="JOB")]
-
-_TASK = "Task"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,19 +59,11 @@ def create(
     validation: Annotated[
         Path | None, typer.Option(help="Rows to measure with. Default: a part of FILE.", metavar="FILE")
     ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="How a row becomes text: 'Review: {text}'", rich_help_panel=_TASK)
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(help="A label and its word. Default: the labels.", metavar="LABEL=WORD", rich_help_panel=_TASK),
-    ] = None,
-    method: Annotated[str, typer.Option(help="Training method.", rich_help_panel="Method")] = "residual",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="A hyper-parameter.", metavar="NAME=VALUE", rich_help_panel="Method"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel="Method")] = None,
+    template: Template = None,
+    label: Labels = None,
+    method: Method = DEFAULT_METHOD,
+    settings: Hyperparameters = None,
+    seed: Seed = None,
     publish_worse: Annotated[
         bool, typer.Option("--publish-worse", help="Publish also what scores below the prompt it replaces.")
     ] = False,
@@ -78,14 +77,13 @@ def create(
     [dim]promptd jobs create rows.jsonl --name tone --watch[/]
     [dim]promptd jobs create rows.jsonl -s num_steps=500 -s num_virtual_tokens=20[/]
     """
-    hyperparameters = {name: _json_or_text(value) for name, value in _pairs("--set", settings)}
     options: dict[str, Any] = {
         "suffix": name,
         "model": model,
         "behind": behind or None,
-        "template": template,
-        "label_words": dict(_pairs("--label", label)) or None,
-        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
+        "template": template_of(template),
+        "label_words": label_words_of(label),
+        "method": method_of(method, settings),
         "seed": seed,
         "publish_worse": publish_worse or None,
     }
@@ -198,21 +196,3 @@ def _print_table(jobs: list[Job]) -> None:
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
         )
     out().print(table)
-
-
-def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
-    pairs = []
-    for value in values or []:
-        name, separator, rest = value.partition("=")
-        if not separator or not name:
-            fail(f"{option} {value!r} is not NAME=VALUE")
-        pairs.append((name, rest))
-    return pairs
-
-
-def _json_or_text(value: str) -> Any:
-    """Read 3, 0.1, true and null as what they are in JSON; anything else is text."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value

@@ -1,4 +1,4 @@
-"""What `promptd prompts push` finds on this machine: PEFT folders and prompt files, each with its name."""
+"""What `promptd prompts push` finds on this machine: PEFT folders, trained prompts and files, each with its name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def digest_of(content: PeftFolder | bytes) -> str:
 
 
 def find_sources(paths: Iterable[Path], name: str | None = None) -> list[Source]:
-    """Return every PEFT folder at or below the paths, and every file that is named itself, in a stable order."""
+    """Return every prompt at or below the paths, and every file that is named itself, in a stable order.
+
+    In folders these are PEFT folders, and prompts of `promptd train`: safetensors files with a card beside them.
+    """
     sources = [
         Source(each.stem if each.is_file() else each.resolve().name, each) for path in paths for each in _search(path)
     ]
@@ -61,11 +64,16 @@ def _search(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         raise LocalFileError(f"{path}: there is no such file or folder")
     found = False
-    for folder, subfolders, _ in os.walk(path):
+    for folder, subfolders, files in os.walk(path):
         subfolders[:] = sorted(each for each in subfolders if not each.startswith("."))
         if is_peft_folder(folder):
             subfolders.clear()  # what lies inside are its checkpoints
             found = True
             yield Path(folder)
+            continue
+        for file in sorted(Path(folder, name) for name in files if name.endswith(".safetensors")):
+            if file.with_suffix(".json").is_file():
+                found = True
+                yield file
     if not found:
-        raise LocalFileError(f"{path}: no PEFT folder (adapter_config.json) in it or below")
+        raise LocalFileError(f"{path}: no PEFT folder (adapter_config.json) and no trained prompt in it or below")

@@ -166,6 +166,11 @@ class TrainingJob:
         return (yield from self._result())
 
     @property
+    def step(self) -> int:
+        """How many steps lie behind."""
+        return self._step
+
+    @property
     def _share_done(self) -> float:
         return self.config.share_done(self._step, self._seconds)
 

@@ -26,14 +26,12 @@ from promptd_store import (
     exact_name,
 )
 
-from promptd.errors import ConflictError, InvalidRequestError, PromptdError
+from promptd.errors import ConflictError, InvalidRequestError
 from promptd.jobs import (
     HEARTBEAT_SECONDS,
     Claim,
     JobClaims,
-    JobError,
     JobEvent,
-    JobProgress,
     JobRecord,
     JobResult,
     JobSpec,
@@ -42,8 +40,9 @@ from promptd.jobs import (
 from promptd.training.artifact import make_artifact, provenance
 from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, TrainingResult, Watcher
 from promptd.training.loop import TrainingLoop
-from promptd.training.passes import is_out_of_memory
+from promptd.training.pace import Pace
 from promptd.training.plan import make_job
+from promptd.training.reasons import reason_of
 from promptd.training.scores import Scores
 
 REPORT_SECONDS = 1.0
@@ -82,9 +81,8 @@ class JobRun:
         self._watcher = Watcher(self._put, self._put_checkpoint, checkpoint_seconds)
         self._events = asyncio.get_running_loop()
         self._saved = asyncio.Event()
-        self._newest: Progress | None = None
-        self._num_tokens, self._first_step = 0, 0
-        self._began = self._reported = time.monotonic()
+        self._pace = Pace()
+        self._reported = time.monotonic()
 
     async def run(self) -> None:
         """Run the job to its end, whatever that is; cancelled, let go of it for another worker."""
@@ -116,7 +114,7 @@ class JobRun:
 
     async def _let_go(self, trainer: asyncio.Task[None]) -> None:
         """Stop training at its next step, save where it may go on later, give the job back."""
-        if self._newest is not None and self.claim.job.state is not JobState.CANCELLING:
+        if self._pace.newest_step is not None and self.claim.job.state is not JobState.CANCELLING:
             self._saved.clear()
             self._watcher.checkpoint_seconds = -1.0
             with suppress(TimeoutError):
@@ -144,7 +142,7 @@ class JobRun:
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is its reason, for its owner to read
             self._loop.remove(self.claim.job.id)
             with suppress(*GIVEN_UP):
-                self._ended_as(await _patiently(partial(self._claims.fail, self.claim, _reason(error))))
+                self._ended_as(await _patiently(partial(self._claims.fail, self.claim, reason_of(error))))
         finally:
             self._saved.set()
 
@@ -207,7 +205,7 @@ class JobRun:
             if isinstance(message, Exception):
                 raise message
             if isinstance(message, bytes):
-                step = 0 if self._newest is None else self._newest.step
+                step = self._pace.newest_step or 0
                 self.claim = await _patiently(partial(self._claims.save_checkpoint, self.claim, message, step))
                 self._watcher.on_checkpoint = self._put_checkpoint
                 self._saved.set()
@@ -215,22 +213,13 @@ class JobRun:
                 await self._progressed(message)
 
     async def _progressed(self, progress: Progress) -> None:
+        self._pace.add(progress)
         now = time.monotonic()
-        if self._newest is None:
-            self._began, self._first_step = now, progress.step
-        else:
-            self._num_tokens += progress.num_tokens
-        self._newest = progress
         if progress.scores is None and now - self._reported < REPORT_SECONDS:
             return
         self._reported = now
-        rate = self._num_tokens / (now - self._began) if self._num_tokens else None
-        done = progress.step - self._first_step
-        left = (now - self._began) / done * (progress.num_steps - progress.step) if done else None
-        loss = None if progress.scores is None else progress.scores.loss
-        told = JobProgress(progress.step, progress.num_steps, self._num_tokens, progress.loss, loss, rate, left)
         events = [] if progress.scores is None else [_evaluated(progress.step, progress.scores)]
-        self.claim = await _patiently(partial(self._claims.report, self.claim, told, events))
+        self.claim = await _patiently(partial(self._claims.report, self.claim, self._pace.told(), events))
 
     async def _publish(self, result: TrainingResult, replaced: PromptRecord | None) -> None:
         """Move the name to the new prompt, unless that is worse; the job's lease fences it."""
@@ -309,12 +298,3 @@ def _worse(spec: JobSpec, result: TrainingResult, replaced: PromptRecord | None)
 def _told(scores: Scores) -> str:
     accuracy = "" if scores.accuracy is None else f"accuracy {scores.accuracy:.3f}, "
     return f"{accuracy}loss {scores.loss:.4f}"
-
-
-def _reason(error: Exception) -> JobError:
-    """Return why a job failed, for a person to read."""
-    if isinstance(error, (PromptdError, StoreError)):
-        return JobError(error.code, error.message, error.param)
-    if is_out_of_memory(error):
-        return JobError("out_of_memory", "one row does not fit into the memory that is left for training")
-    return JobError("internal_error", f"{type(error).__name__}: {error}")
