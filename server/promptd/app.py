@@ -17,6 +17,7 @@ from promptd_store import PromptCatalog, Store, open_store
 
 import promptd
 from promptd.api.error_handlers import OversizeEnvelope, install
+from promptd.api.leaving import CloseWhenLeaving
 from promptd.api.routes import build_router
 from promptd.api.services import Limits, Services
 from promptd.demo import DEMO_MODEL_NAME, DEMO_MODEL_PATH, DEMO_PROMPTS_PATH, DEMO_TENANT
@@ -118,6 +119,7 @@ def create_app(
     )
     app.include_router(build_router(limits))
     app.add_middleware(OversizeEnvelope)
+    app.add_middleware(CloseWhenLeaving, app.state)
     app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe)
     install(app)
     return app

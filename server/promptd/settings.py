@@ -56,6 +56,9 @@ class Settings(BaseSettings):
         10.0, ge=0, description="Training that a killed worker may lose; 0 keeps every step"
     )
     request_timeout_seconds: float = Field(600.0, gt=0, description="A request that takes longer ends with an error")
+    leave_seconds: float = Field(
+        2.0, ge=0, description="At SIGTERM, time to serve on while /readyz says no: two checks of a load balancer"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="Time for open requests when the server stops")
     artifact_cache_bytes: int = Field(256 << 20, ge=0, description="Prompts kept in host memory")
     housekeeping_seconds: float = Field(600.0, gt=0, description="Time between two clean-ups of the store")

@@ -112,6 +112,33 @@ def test_requests(
         assert json.loads(request.content) == body
 
 
+@pytest.mark.parametrize(
+    ("options", "header"),
+    [
+        ({"prompt_id": "acme/alice@3"}, "acme/alice@3"),
+        ({"prompt_ids": ["task", "alice"]}, "task>alice"),
+        ({"model": "base:alice"}, "alice"),
+        ({"prompt_id": "a\r\nHost: evil"}, "a%0D%0AHost:%20evil"),
+        ({"prompt_id": "x" * 10_000}, "x" * 512),
+        ({"model": "base"}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("method", ["complete", "stream", "classify"])
+def test_a_load_balancer_sees_the_prompt(
+    call: Callable[..., Any], method: str, options: dict[str, Any], header: str | None
+) -> None:
+    """Requests under a prompt carry its name in a header, whatever is in it; the bare model's do not."""
+    answers = {
+        "complete": reply(COMPLETION),
+        "stream": events(COMPLETION),
+        "classify": reply({"id": "c", "model": "m", "data": []}),
+    }
+    script = Script([answers[method]])
+    call(method, script, "Hello", **options)
+    assert script.requests[0].headers.get("x-prompt-id") == header
+
+
 def test_a_name_cannot_leave_its_path(call: Callable[..., Any]) -> None:
     """Dots and questions in a name stay a name on the wire."""
     script = Script([OK_PROMPT])

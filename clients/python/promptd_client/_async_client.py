@@ -153,7 +153,11 @@ class AsyncClient:
     async def open(self, call: StreamCall[T]) -> AsyncStream[T]:
         """Send one request and return its stream, once the server has accepted it."""
         request = self._http.build_request(
-            call.method, call.path, params=call.params, json=call.body, headers=_requests.STREAM_HEADERS
+            call.method,
+            call.path,
+            params=call.params,
+            json=call.body,
+            headers=_requests.routed(_requests.STREAM_HEADERS, call.body),
         )
         try:
             response = await self._retrying(retry_hook(False), self._send, request, is_stream=True)
@@ -163,7 +167,12 @@ class AsyncClient:
 
     def _request(self, call: Call[T]) -> httpx.Request:
         return self._http.build_request(
-            call.method, call.path, params=call.params, headers=call.headers, json=call.body, content=call.content
+            call.method,
+            call.path,
+            params=call.params,
+            headers=_requests.routed(call.headers, call.body),
+            json=call.body,
+            content=call.content,
         )
 
     async def _send(self, request: httpx.Request, *, is_stream: bool) -> httpx.Response:

@@ -146,7 +146,11 @@ class Client:
     def open(self, call: StreamCall[T]) -> Stream[T]:
         """Send one request and return its stream, once the server has accepted it."""
         request = self._http.build_request(
-            call.method, call.path, params=call.params, json=call.body, headers=_requests.STREAM_HEADERS
+            call.method,
+            call.path,
+            params=call.params,
+            json=call.body,
+            headers=_requests.routed(_requests.STREAM_HEADERS, call.body),
         )
         try:
             response = self._retrying(retry_hook(False), self._send, request, is_stream=True)
@@ -156,7 +160,12 @@ class Client:
 
     def _request(self, call: Call[T]) -> httpx.Request:
         return self._http.build_request(
-            call.method, call.path, params=call.params, headers=call.headers, json=call.body, content=call.content
+            call.method,
+            call.path,
+            params=call.params,
+            headers=_requests.routed(call.headers, call.body),
+            json=call.body,
+            content=call.content,
         )
 
     def _send(self, request: httpx.Request, *, is_stream: bool) -> httpx.Response:

@@ -32,6 +32,7 @@ AnswerBy = Literal["score", "generate"]
 Rows = str | Sequence[Mapping[str, Any]]
 """The id of an uploaded file, or rows with `label` or `completion`."""
 CONNECT_SECONDS = 5.0
+MAX_ROUTE_CHARS = 512
 STREAM_HEADERS: Mapping[str, str] = {"Accept": "text/event-stream"}
 
 
@@ -64,6 +65,16 @@ class StreamCall(Generic[T]):
 def base_address(address: str) -> str:
     """Return the server's address without `/v1`, which OpenAI's clients want and this one adds itself."""
     return address.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def routed(fixed: Mapping[str, str], body: Any) -> Mapping[str, str]:
+    """Add the header by which a load balancer may send the same prompts to the same server; never needed for truth."""
+    if not isinstance(body, Mapping):
+        return fixed
+    chain = [str(name) for name in body.get("prompt_ids") or ()]
+    _, _, behind_colon = str(body.get("model") or "").partition(":")
+    named = ">".join(chain) or body.get("prompt_id") or behind_colon
+    return {**fixed, "X-Prompt-Id": quote(str(named), safe="/@:.>")[:MAX_ROUTE_CHARS]} if named else fixed
 
 
 def headers(api_key: str | None) -> dict[str, str]:

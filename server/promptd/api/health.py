@@ -29,7 +29,7 @@ async def readyz(request: Request) -> Response:
     They are while the store is away: it is so for all servers alike, and prompts in memory are served.
     """
     services = services_of(request)
-    if services.is_draining:
+    if services.is_leaving or services.is_draining:
         return JSONResponse({"status": "draining"}, status_code=503)
     if services.engine.seconds_since_progress() > MAX_SILENT_SECONDS:
         return JSONResponse({"status": "stalled"}, status_code=503)

@@ -59,7 +59,10 @@ class Services:
     observe: Callable[[RequestTimings, int], None]
     """Takes the timings and the number of tokens of every finished generation."""
     render_metrics: Callable[[], bytes]
+    is_leaving: bool = False
+    """Not ready any more, but every request is still served."""
     is_draining: bool = False
+    """Takes no new work."""
     started_at: float = field(default_factory=time.time)
 
     async def drain(self) -> None:

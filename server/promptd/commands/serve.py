@@ -24,6 +24,7 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, so that it is they who close them."""
 FLUSH_SECONDS = 5
 """After the time to drain: for the last answers to reach their clients."""
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _MODEL, _ENGINE, _TRAINING, _LIMITS, _SWITCHES = "Model", "Engine", "Training", "Limits", "Switches"
 
@@ -114,6 +115,14 @@ def serve(
     drain_seconds: Annotated[
         float | None,
         typer.Option(help="Time for open requests when the server stops (30).", metavar="S", rich_help_panel=_LIMITS),
+    ] = None,
+    leave_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="At SIGTERM, time to serve on while /readyz already says no: two checks of a load balancer (2).",
+            metavar="S",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     housekeeping_seconds: Annotated[
         float | None,
@@ -206,17 +215,28 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> Non
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Ends at a signal as uvicorn does, but leaves the application's own end to this module."""
+        """Leaves at a signal: not ready, for a while still serving, then no longer listening, then gone.
+
+        uvicorn alone closes the door first, and a load balancer goes on sending requests to it until its next check.
+        """
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             loop = asyncio.get_running_loop()
-            for one in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(one, self.handle_exit, one, None)
+
+            def leave(after_seconds: float) -> None:
+                app.state.services.is_leaving = True
+                loop.call_later(after_seconds, setattr, self, "should_exit", True)
+                for one in _STOP_SIGNALS:  # a second signal ends the process where it stands
+                    loop.remove_signal_handler(one)
+                    signal.signal(one, signal.SIG_DFL)
+
+            loop.add_signal_handler(signal.SIGTERM, leave, settings.leave_seconds)
+            loop.add_signal_handler(signal.SIGINT, leave, 0.0)  # a person at the terminal
             try:
                 yield
             finally:
-                for one in (signal.SIGINT, signal.SIGTERM):
+                for one in _STOP_SIGNALS:
                     loop.remove_signal_handler(one)
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -227,8 +247,7 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> Non
             # The engine ends what it cannot finish while the connections are still open to say so.
             draining = asyncio.create_task(app.state.services.drain())
             await super().shutdown(sockets)
-            if not self.force_exit:
-                await draining
+            await draining
 
     config = uvicorn.Config(
         app,

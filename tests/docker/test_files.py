@@ -1,0 +1,217 @@
+"""What is shipped for containers: read by the real tools where they are there, and held against the code it names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from promptd_store import VolatileStoreError, open_store
+
+from promptd.api.routes import ROUTES
+from promptd.settings import Settings
+from tests.api.conftest import LiveServer, server  # noqa: F401 - a fixture
+from tests.haproxy import configured
+from tests.redis_server import program, running_redis
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+IMAGES = ("Dockerfile", "Dockerfile.cuda")
+PATHS = {route.path for route in ROUTES}
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """A Dockerfile's instructions, continued lines joined."""
+    text = re.sub(r"\\\n", " ", "\n".join(line for line in (DOCKER / name).read_text().splitlines() if line[:1] != "#"))
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]  # type: ignore[misc]
+
+
+def settings_named(environment: dict[str, Any]) -> None:
+    """Every PROMPTD_ variable is one that the settings read."""
+    for name in environment:
+        if name.startswith("PROMPTD_"):
+            assert name.removeprefix("PROMPTD_").lower() in Settings.model_fields, name
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image(name: str) -> None:
+    """Two stages of a pinned base; not root, with a health check; installs are pinned; what is copied is there."""
+    steps = instructions(name)
+    words = [word for word, _ in steps]
+    assert words.count("FROM") == 2 and "ADD" not in words and "MAINTAINER" not in words
+    assert next(what for word, what in steps if word == "ARG") == "PYTHON_IMAGE=python:3.12.8-slim-bookworm"
+    last = steps[len(words) - 1 - words[::-1].index("FROM") :]
+    by_word = {word: what for word, what in last if word != "COPY"}
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", by_word["USER"]), (
+        "a number, so that Kubernetes can tell that it is not root"
+    )
+    order = [word for word, _ in last]
+    assert order.index("USER") < order.index("ENTRYPOINT") and not {"RUN", "COPY"} & set(order[order.index("USER") :])
+    for form in ("ENTRYPOINT", "CMD"):
+        assert isinstance(json.loads(by_word[form]), list), "a shell would keep signals to itself"
+    check = by_word["HEALTHCHECK"]
+    assert "/livez" in PATHS and "/livez" in check and json.loads(check[check.index("[") :])[0] == "python"
+    settings_named(dict(pair.split("=", 1) for pair in by_word["ENV"].split() if "=" in pair))
+    for word, what in steps:
+        if word == "COPY" and "--from=" not in what:
+            for source in what.split()[:-1]:
+                assert (ROOT / source).exists(), source
+        for command in what.split("&&") if word == "RUN" else ():
+            assert "sudo" not in command and "upgrade" not in command
+            assert "pip install" not in command or "--constraint" in command
+            assert "apt-get install" not in command or "--no-install-recommends" in command
+    assert "rm -rf /var/lib/apt/lists" in str(steps) or "apt-get" not in str(steps)
+
+
+def test_constraints_pin_everything_the_server_needs() -> None:
+    """Every requirement of the server has one exact version, which the project's own range allows."""
+    pins = dict(line.split("==") for line in (DOCKER / "constraints.txt").read_text().splitlines() if line[:1] != "#")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for text in project["dependencies"] + extras["server"] + extras["s3"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[requirement.name.lower().replace("_", "-")]), text
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """compose.yaml, its shared parts in place."""
+    found: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    return found
+
+
+def test_compose(compose: dict[str, Any]) -> None:
+    """Images are pinned, nothing has rights or a writable root that it does not need, what is named is there."""
+    services = compose["services"]
+    assert {"redis", "promptd", "worker", "promptd-gpu", "haproxy", "prometheus", "grafana"} == set(services)
+    for name, service in services.items():
+        assert re.search(r":[\w.-]*\d|:cuda$", service["image"]), f"{name}: {service['image']}"
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("read_only") or name == "grafana", name
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert (DOCKER / source).exists() if source[0] == "." else source in compose["volumes"], volume
+        settings_named({key: 0 for key in service.get("environment", {}) if key != "PROMPTD_HOST" or name != "haproxy"})
+        if "build" in service:
+            assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+        for other in service.get("depends_on", ()):
+            assert other in services
+    assert services["promptd"]["deploy"]["replicas"] == 2
+    assert services["promptd-gpu"]["profiles"] == ["gpu"] and "profiles" not in services["promptd"]
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert ports == ["8000:8080", "127.0.0.1:3000:3000"], "only the balancer is open to others"
+    grace = float(services["promptd"]["stop_grace_period"].rstrip("s"))
+    fields = Settings.model_fields
+    assert grace > fields["leave_seconds"].default + fields["drain_seconds"].default + 5
+
+
+def test_composed_redis_is_one_that_promptd_takes(tmp_path: Path) -> None:
+    """The shipped redis.conf starts a Redis without a fault; the control lacks its append-only file."""
+    lines = [
+        line.split(None, 1) for line in (DOCKER / "redis.conf").read_text().splitlines() if line[:1] not in ("#", "")
+    ]
+    shipped = {name: value for name, value in lines if name != "dir"}
+
+    async def opens(url: str) -> None:
+        await (await open_store(url)).close()
+
+    with running_redis(tmp_path / "as-shipped", **shipped) as redis:
+        asyncio.run(opens(redis.url))
+    with (
+        running_redis(tmp_path / "without", **{**shipped, "appendonly": "no"}) as redis,
+        pytest.raises(VolatileStoreError),
+    ):
+        asyncio.run(opens(redis.url))
+
+
+def checked_by_haproxy(path: Path) -> subprocess.CompletedProcess[str]:
+    """What `haproxy -c` says."""
+    return subprocess.run(
+        [program("haproxy"), "-c", "-f", path],
+        env={**os.environ, "PROMPTD_HOST": "localhost"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
+    """As shipped, and as the tests run it, without a warning; the control has a word that HAProxy does not know."""
+    (tmp_path / "as-run.cfg").write_text(configured([1, 2], 3, 4, retries=False))
+    for path in (DOCKER / "haproxy.cfg", tmp_path / "as-run.cfg"):
+        done = checked_by_haproxy(path)
+        assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    (tmp_path / "broken.cfg").write_text((DOCKER / "haproxy.cfg").read_text().replace("abortonclose", "abortonclosed"))
+    assert checked_by_haproxy(tmp_path / "broken.cfg").returncode != 0
+
+
+@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="nginx is not installed")
+def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
+    """nginx -t, with addresses that exist for the containers' names."""
+    text = re.sub(r"promptd-\d:8000", "127.0.0.1:8000", (DOCKER / "nginx.conf").read_text())
+    (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/nginx.pid; error_log stderr;\n{text}")
+    words = [program("nginx"), "-t", "-c", tmp_path / "nginx.conf", "-p", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0 and "[warn]" not in done.stderr, done.stderr
+
+
+def manifests() -> Iterator[dict[str, Any]]:
+    """The Kubernetes objects."""
+    yield from yaml.safe_load_all((DOCKER / "kubernetes" / "promptd.yaml").read_text())
+
+
+def test_kubernetes() -> None:
+    """Probes ask routes that exist, selectors select, pods are not root and write nowhere, settings are known."""
+    found = {(one["kind"], one["metadata"]["name"]): one for one in manifests()}
+    pods = {name: one["spec"]["template"] for (kind, name), one in found.items() if kind == "Deployment"}
+    assert set(pods) == {"promptd", "promptd-worker"}
+    claims = {name for kind, name in found if kind == "PersistentVolumeClaim"}
+    for name, pod in pods.items():
+        assert found["Deployment", name]["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+        (container,) = pod["spec"]["containers"]
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]} and ":" in container["image"]
+        settings_named({one["name"]: one["value"] for one in container["env"]})
+        assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["spec"]["volumes"]}
+        for volume in pod["spec"]["volumes"]:
+            assert "emptyDir" in volume or volume["persistentVolumeClaim"]["claimName"] in claims
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert name == "promptd-worker" or container[probe]["httpGet"]["path"] in PATHS
+        secret = container["envFrom"][0]["secretRef"]["name"]
+        settings_named(found["Secret", secret]["stringData"])
+    server_labels = pods["promptd"]["metadata"]["labels"]
+    assert found["Service", "promptd"]["spec"]["selector"] == server_labels
+    assert found["PodDisruptionBudget", "promptd"]["spec"]["selector"]["matchLabels"] == server_labels
+    scaler = found["HorizontalPodAutoscaler", "promptd"]["spec"]
+    assert ("Deployment", scaler["scaleTargetRef"]["name"]) in found
+    environment = {one["name"]: one["value"] for one in pods["promptd"]["spec"]["containers"][0]["env"]}
+    needs = float(environment["PROMPTD_LEAVE_SECONDS"]) + Settings.model_fields["drain_seconds"].default + 5
+    assert pods["promptd"]["spec"]["terminationGracePeriodSeconds"] > needs
+
+
+def test_dashboards_ask_for_what_there_is(server: LiveServer) -> None:  # noqa: F811
+    """Every metric that Grafana or the autoscaler names is one that a server exports."""
+    with server.http() as http:
+        http.post("/v1/completions", json={"model": "tiny-llama", "prompt": "x", "max_tokens": 2})
+        exported = set(re.findall(r"^(promptd_\w+?)(?:\{| )", http.get("/metrics").text, flags=re.MULTILINE))
+    named = set(re.findall(r"promptd_\w+", (DOCKER / "grafana" / "dashboards" / "promptd.json").read_text()))
+    scaler = next(one for one in manifests() if one["kind"] == "HorizontalPodAutoscaler")
+    named |= {one["pods"]["metric"]["name"] for one in scaler["spec"]["metrics"]}
+    assert len(named) > 10 and named <= exported, named - exported
+    sources = yaml.safe_load((DOCKER / "grafana" / "provisioning" / "datasources" / "prometheus.yaml").read_text())
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "promptd.json").read_text())
+    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {sources["datasources"][0]["uid"]}
+    jobs = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
+    services = set(yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"])
+    assert {job["job_name"] for job in jobs} <= services
