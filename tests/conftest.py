@@ -11,7 +11,7 @@ import pytest
 import structlog
 import torch
 
-from tests.family_models import ENCODERS, make_encoder_tokenizer, write_model
+from tests.family_models import ENCODERS, SEQ2SEQ, make_encoder_tokenizer, write_model
 from tests.tiny_models import FAMILIES, make_tiny_model
 
 torch.set_num_threads(1)
@@ -30,3 +30,10 @@ def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Name -> folder of a tiny random encoder."""
     root, tokenizer = tmp_path_factory.mktemp("encoders"), make_encoder_tokenizer()
     return {name: write_model(make, tokenizer, root / f"tiny-{name}") for name, make in ENCODERS.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name -> folder of a tiny random sequence-to-sequence model."""
+    root, tokenizer = tmp_path_factory.mktemp("seq2seq"), make_encoder_tokenizer()
+    return {name: write_model(make, tokenizer, root / f"tiny-{name}") for name, make in SEQ2SEQ.items()}

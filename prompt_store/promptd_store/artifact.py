@@ -53,9 +53,14 @@ class BaseModelSpec:
         return (own, 2 * own + other) if other else (own,)
 
     @property
+    def peft_layers(self) -> int:
+        """Layers that a flat prefix has: PEFT counts the encoder's where there are two stacks."""
+        return self.num_encoder_layers or self.num_layers
+
+    @property
     def prefix_width(self) -> int:
-        """Numbers a virtual token of a flat prefix has: num_layers * 2 * num_kv_heads * head_dim."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim
+        """Numbers a virtual token of a flat prefix has: layers * 2 * num_kv_heads * head_dim."""
+        return self.peft_layers * 2 * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,9 +11,10 @@ from promptd_store.artifact import PREFIX_TENSOR, BaseModelSpec
 from promptd_store.errors import ArtifactError
 from promptd_store.head import check_head, name_from_peft
 from promptd_store.header import Header, TensorEntry
-from promptd_store.layout import TENSOR_NAMES, check_length, check_shape, expected_shape, load_tensor
+from promptd_store.layout import TENSOR_NAMES, check_length, check_prefix_shape, load_tensor
 from promptd_store.manifest import Manifest, PromptKind
 from promptd_store.peft_config import AdapterConfig, check_adapter_config, parse_adapter_config, unflatten_prefix
+from promptd_store.peft_seq2seq import served_layers, served_rows
 
 
 def decode_bare(
@@ -55,6 +56,8 @@ def decode_bare(
     check_head({name: entry.shape for name, entry in head.items()}, spec)
     (entry,) = [entry for entry in header.tensors if name_from_peft(entry.name) is None]
     kind, rows = _infer(entry, spec, kind)
+    if kind is PromptKind.SOFT:
+        rows = served_rows(entry, spec, config)
     if num_virtual_tokens not in (None, rows):
         raise ArtifactError(
             "num_virtual_tokens_mismatch",
@@ -64,8 +67,11 @@ def decode_bare(
     manifest = Manifest(kind=kind, num_virtual_tokens=rows)
     check_length(manifest, spec, None)
     tensor = load_tensor(content, entry)
-    if kind is PromptKind.PREFIX and tensor.dim() == 2:
-        tensor = unflatten_prefix(tensor, spec.num_layers, spec.num_kv_heads, spec.head_dim)
+    if kind is PromptKind.SOFT:
+        tensor = tensor[:rows].clone()
+    elif tensor.dim() == 2:
+        stored = unflatten_prefix(tensor, spec.peft_layers, spec.num_kv_heads, spec.head_dim)
+        tensor = stored[list(served_layers(spec))] if spec.num_encoder_layers else stored
     tensors = {TENSOR_NAMES[kind][0]: tensor}
     return manifest, config, tensors | {name: load_tensor(content, entry) for name, entry in head.items()}
 
@@ -76,7 +82,7 @@ def _infer(entry: TensorEntry, spec: BaseModelSpec, kind: PromptKind | None) -> 
         raise ArtifactError("kind_mismatch", "a text prompt needs a manifest; this file has a tensor", "kind")
     if entry.name == PREFIX_TENSOR:
         count = entry.shape[3] if len(entry.shape) == 5 else 0
-        check_shape(entry, expected_shape(PromptKind.PREFIX, count, spec))
+        check_prefix_shape(entry, count, spec)
         if kind is PromptKind.SOFT:
             raise ArtifactError("kind_mismatch", "kind soft was asked for, the file has a prefix", "kind")
         return PromptKind.PREFIX, count

@@ -43,7 +43,7 @@ def check_prefix(tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> N
     largest = torch.maximum(flat.amax(2), -flat.amin(2)).tolist()
     rows = [
         (f"prefix layer {layer} {what}", largest[layer][kv], bounds.prefix_factor * limits[layer])
-        for layer in range(spec.num_layers)
+        for layer in range(len(largest))
         for kv, (what, limits) in enumerate((("keys", spec.max_key_abs), ("values", spec.max_value_abs)))
     ]
     _check("prefix", tensor, rows, spec, bounds)

@@ -15,7 +15,15 @@ from promptd_store.bounds import Bounds, check_finite, check_prefix, check_soft
 from promptd_store.errors import ArtifactError
 from promptd_store.head import check_head, check_labels, is_head
 from promptd_store.header import MAX_HEADER_BYTES, Header, read_header
-from promptd_store.layout import TENSOR_NAMES, check_length, check_shape, expected_shape, load_tensor, parse_kind
+from promptd_store.layout import (
+    TENSOR_NAMES,
+    check_length,
+    check_prefix_shape,
+    check_shape,
+    expected_shape,
+    load_tensor,
+    parse_kind,
+)
 from promptd_store.manifest import Manifest, PromptKind
 from promptd_store.strict_json import shown
 
@@ -176,7 +184,9 @@ def _native_tensors(content: bytes, header: Header, manifest: Manifest, spec: Ba
     tensors = {}
     check_head({entry.name: entry.shape for entry in header.tensors if is_head(entry.name)}, spec)
     for entry in header.tensors:
-        if not is_head(entry.name):
+        if manifest.kind is PromptKind.PREFIX and not is_head(entry.name):
+            check_prefix_shape(entry, manifest.num_virtual_tokens, spec)
+        elif not is_head(entry.name):
             check_shape(entry, expected_shape(manifest.kind, manifest.num_virtual_tokens, spec))
         tensors[entry.name] = load_tensor(content, entry)
     return tensors

@@ -34,6 +34,13 @@ def expected_shape(kind: PromptKind, count: int, spec: BaseModelSpec) -> tuple[i
     return (spec.num_layers, 2, spec.num_kv_heads, count, spec.head_dim)
 
 
+def check_prefix_shape(entry: TensorEntry, count: int, spec: BaseModelSpec) -> None:
+    """Refuse a prefix that has neither the answering stack's layers nor those of all its banks."""
+    whole = expected_shape(PromptKind.PREFIX, count, spec)
+    layers = next((one for one in spec.prefix_layers if entry.shape[:1] == (one,)), whole[0])
+    check_shape(entry, (layers, *whole[1:]))
+
+
 def check_shape(entry: TensorEntry, expected: tuple[int, ...]) -> None:
     """Refuse a tensor whose shape is not exactly this."""
     if entry.shape != expected:

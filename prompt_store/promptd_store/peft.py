@@ -16,6 +16,7 @@ from promptd_store.head import name_to_peft
 from promptd_store.header import read_header
 from promptd_store.manifest import PromptKind
 from promptd_store.peft_config import MAX_CONFIG_BYTES, dump_config, flatten_prefix
+from promptd_store.peft_seq2seq import stored_layers
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -55,6 +56,8 @@ def to_peft(
     if not artifact.is_native and PREFIX_TENSOR not in _names(artifact):
         return config, artifact.content
     tensor = artifact.tensors[SOFT_TENSOR if manifest.kind is PromptKind.SOFT else PREFIX_TENSOR]
+    if spec is not None and spec.num_encoder_layers:
+        tensor = tensor.repeat(2, 1) if manifest.kind is PromptKind.SOFT else stored_layers(tensor, spec)
     flat = tensor if manifest.kind is PromptKind.SOFT else flatten_prefix(tensor)
     tensors = {SOFT_TENSOR: flat.contiguous()}
     tensors |= {name_to_peft(HEAD_PREFIX + name): tensor for name, tensor in artifact.head.items()}
@@ -77,16 +80,17 @@ def write_peft(
 
 
 def _config(artifact: PromptArtifact, spec: BaseModelSpec | None, base_model: str | None) -> Mapping[str, Any]:
+    is_pair = spec is not None and spec.num_encoder_layers > 0
     common: dict[str, Any] = {
         "auto_mapping": None,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "modules_to_save": ["classifier", "score"] if artifact.head else None,
-        "num_transformer_submodules": 1,
+        "num_transformer_submodules": 2 if is_pair else 1,
         "num_virtual_tokens": artifact.num_virtual_tokens,
         "peft_version": PEFT_VERSION,
         "revision": None,
-        "task_type": "SEQ_CLS" if artifact.head else "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if artifact.head else "SEQ_2_SEQ_LM" if is_pair else "CAUSAL_LM",
     }
     if artifact.kind is PromptKind.SOFT:
         return common | {
@@ -104,7 +108,7 @@ def _config(artifact: PromptArtifact, spec: BaseModelSpec | None, base_model: st
         "encoder_hidden_size": num_kv_heads * head_dim,
         "init_weights": None,
         "num_attention_heads": num_kv_heads,
-        "num_layers": num_layers,
+        "num_layers": num_layers if spec is None else spec.peft_layers,
         "peft_type": "PREFIX_TUNING",
         "prefix_projection": False,
         "token_dim": num_kv_heads * head_dim,

@@ -73,15 +73,15 @@ def parse_adapter_config(config: Mapping[str, Any] | bytes) -> AdapterConfig:
 def check_adapter_config(config: AdapterConfig, spec: BaseModelSpec) -> None:
     """Refuse a config that was written for another shape of base model."""
     is_prefix = config.kind is PromptKind.PREFIX
-    if config.num_transformer_submodules != 1:
+    if config.num_transformer_submodules != 1 and not spec.num_encoder_layers:
         raise ArtifactError(
             "peft_layout_not_supported",
             f"num_transformer_submodules is {config.num_transformer_submodules}: made for an encoder-decoder, "
-            f"{spec.architecture} is a decoder",
+            f"{spec.architecture} has one stack",
             "num_transformer_submodules",
         )
     expected: list[tuple[str, int | None, int]] = [
-        ("num_layers", config.num_layers, spec.num_layers),
+        ("num_layers", config.num_layers, spec.peft_layers),
         ("token_dim", config.token_dim, spec.num_kv_heads * spec.head_dim if is_prefix else spec.hidden_size),
     ]
     if is_prefix:

@@ -60,8 +60,9 @@ REFUSED: dict[str, Make] = {
     "gpt_j": lambda: hf.GPTJForCausalLM(
         hf.GPTJConfig(vocab_size=320, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=128)
     ),
-    "t5": lambda: hf.T5ForConditionalGeneration(
-        hf.T5Config(vocab_size=320, d_model=32, d_ff=64, num_layers=2, num_heads=4, d_kv=8)
+    "pegasus": lambda: hf.PegasusForConditionalGeneration(
+        hf.PegasusConfig(vocab_size=320, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64)
     ),
     "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2)),
 }  # fmt: skip

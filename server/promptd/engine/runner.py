@@ -47,7 +47,7 @@ class Runner:
         rows = [
             PackedRow(
                 token_ids=seq.source.token_ids,
-                first_position=seq.first_position,
+                first_position=seq.source_position,
                 slots=seq.source_slots(self._block_size),
                 context=seq.bank("source"),
                 virtual=seq.source.virtual,

@@ -87,6 +87,11 @@ class Sequence:
         return self.chain[-1].next_position if self.chain else 0
 
     @property
+    def source_position(self) -> int:
+        """Position of the source's first token: behind the prompts that it sees."""
+        return sum(entry.segment.num_positions for entry in self.chain if "source" in entry.banks)
+
+    @property
     def num_candidate_tokens(self) -> int:
         """Tokens of the candidates that run in the scoring step (each but its last)."""
         if isinstance(self.request, ScoreRequest) and self.readout is None:
@@ -105,8 +110,12 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether all but the newest token have their K/V."""
-        return self.num_uncomputed == 1 and self.num_computed >= self.num_target_tokens
+        """Whether all but the newest token have their K/V, and so has everything that it reads beside them.
+
+        A row that was preempted may find its own blocks again before its prompts and its source are back.
+        """
+        is_last = self.num_uncomputed == 1 and self.num_computed >= self.num_target_tokens
+        return is_last and self.is_source_read and (not self.chain or self.chain[-1].is_whole)
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from promptd.errors import ModelRefusedError
 from promptd.modeling.activations import fuse_activations
 from promptd.modeling.attention import ATTENTION_NAME
+from promptd.modeling.families.base import Sizes
 from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint_files
 from promptd.modeling.frozen import FrozenModel
@@ -59,7 +60,7 @@ def load_model(
         num_attention_heads=sizes.num_attention_heads,
         num_encoder_layers=sizes.num_encoder_layers,
         takes_head=choice.takes_head,
-        max_model_len=min(max_model_len or sizes.max_positions, sizes.max_positions),
+        max_model_len=_length(max_model_len, sizes),
         serving_dtype=str(hf.dtype).removeprefix("torch."),
         max_embedding_abs=_max_embedding(hf),
         max_key_abs=(),
@@ -123,6 +124,11 @@ def _without_bars() -> Iterator[None]:
         yield
     finally:
         logging.set_tqdm_hook(before)
+
+
+def _length(asked: int | None, sizes: Sizes) -> int:
+    longest = asked or sizes.max_positions
+    return min(longest, sizes.max_positions) if sizes.has_position_table else longest
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:

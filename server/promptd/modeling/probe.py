@@ -65,7 +65,7 @@ def probe_pool(model: FrozenModel) -> KVPool:
     sizes = model.family.sizes
     return KVPool(
         num_layers=model.num_stored_layers,
-        num_slots=256,
+        num_slots=512,
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
         dtype=model.dtype,
@@ -126,18 +126,18 @@ def largest(stored: torch.Tensor) -> tuple[float, ...]:
 class LayerCalls:
     """Counts which layers' attention reached us: a class that bypasses `AttentionInterface` shows none."""
 
-    def __init__(self, num_layers: int) -> None:
-        self._missing = set(range(num_layers))
+    def __init__(self, num_layers: int, *, has_cross: bool = False) -> None:
+        self._missing = {(layer, is_cross) for layer in range(num_layers) for is_cross in {False, has_cross}}
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Note the layer; the result is thrown away."""
-        self._missing.discard(site.layer)
+        self._missing.discard((site.layer, site.is_cross))
         return torch.zeros_like(query).transpose(1, 2)
 
     def check(self, architecture: str) -> None:
         """Raise `ModelRefusedError` naming the first layer whose attention did not reach our function."""
         if self._missing:
             raise ModelRefusedError(
-                f"layer {min(self._missing)}: the attention of {architecture} bypasses transformers' "
+                f"layer {min(self._missing)[0]}: the attention of {architecture} bypasses transformers' "
                 "AttentionInterface and cannot be served"
             )

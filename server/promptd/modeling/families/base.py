@@ -41,6 +41,8 @@ class Sizes:
     max_positions: int
     num_encoder_layers: int = 0
     """Layers of a second stack, which reads sources; 0 where there is one stack only."""
+    has_position_table: bool = True
+    """Whether `max_positions` is a limit of the model, and not of what it was trained with."""
 
 
 @dataclass(frozen=True, slots=True)
