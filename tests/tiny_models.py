@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -44,6 +46,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def adding_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy that puts BOS in front of every text, as Llama's does."""
+    adds = copy.deepcopy(tokenizer)
+    bos = str(adds.bos_token)
+    adds.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, adds.bos_token_id)]
+    )
+    return adds
 
 
 def _config_model(family: str, max_positions: int) -> PreTrainedModel:

@@ -142,8 +142,8 @@ class LLM:
             text = render_template(template, {"text": text})
         if not isinstance(text, str):
             return tuple(text)
-        special = chain[-1].manifest.add_special_tokens if chain else None
-        return tuple(self.model.encode(text, add_special_tokens=special if special is not None else True))
+        special = self.model.takes_special_tokens(chain)
+        return tuple(self.model.encode(text, add_special_tokens=special))
 
     def _run(self, requests: Sequence[Request]) -> dict[str, list[Output]]:
         outputs: dict[str, list[Output]] = {request.request_id: [] for request in requests}

@@ -240,6 +240,38 @@ def test_each_of_many_jobs_names_its_own_start(trainer: TrainingServer) -> None:
     assert results[1]["job"]["base_prompt"].startswith("default/p1@")
 
 
+def test_distill(trainer: TrainingServer) -> None:
+    """A text, a stored prompt, questions or none: one call, and the teacher's exact version stands in the job."""
+    questions = [{"prompt": f"row {number}"} for number in range(4)] + [
+        {"messages": [{"role": "user", "content": "hi"}]}
+    ]
+    document = "A long document. " * 100
+    words = {"yes": " y", "no": " n"}
+    task = encode(PromptKind.TEXT, None, text="Answer yes or no.", template="{text} so:", label_words=words)
+    with trainer.http() as http:
+        assert http.put("/v1/prompts/task", content=task.content).is_success
+        asks = {"text": document, "num_rows": 100}
+        alone = http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "distill": asks}).json()
+        assert alone["training_file"] is None and alone["distill"] == asks | {"text": document[:200] + "…"}
+        body = {"model": MODEL, "rows": questions, "distill": {"prompt": "task", "answer_tokens": 3}}
+        asked = http.post("/v1/fine_tuning/jobs", json=body).json()
+        assert asked["distill"] == {"prompt": f"acme/task@{task.version}", "answer_tokens": 3}
+        assert (asked["template"], asked["label_words"]) == ("{text} so:", words)  # what it says, it says to the task
+        nothing = http.post("/v1/fine_tuning/jobs", json={"model": MODEL})
+    assert (nothing.status_code, nothing.json()["error"]["param"]) == (400, "training_file")
+
+    async def look(worker: JobClaims) -> dict[str, tuple[Any, bytes]]:
+        claims = await worker.claim(100)
+        found = {claim.job.id: (claim.job.spec.distill, (await worker.data(claim)).training) for claim in claims}
+        for claim in claims:
+            await worker.release(claim)
+        return found
+
+    found = trainer.work(look)
+    assert found[alone["id"]] == (asks, b"")  # the text is whole again
+    assert found[asked["id"]][1] == jsonl(questions)
+
+
 def hyper(**values: Any) -> dict[str, Any]:
     """A method with these hyper-parameters."""
     return {"method": {"type": "residual", "residual": {"hyperparameters": values}}}
@@ -278,6 +310,14 @@ BAD: list[tuple[dict[str, Any], int, str, str | None, str]] = [
     ({"base_prompt": "nobody"}, 404, "model_not_found", "base_prompt", "nobody"),
     ({"behind": ["nobody"]}, 404, "model_not_found", "behind", "nobody"),
     ({"behind": ["p0"] * 16}, 400, "invalid_value", "behind", "at most 15"),
+    ({"distill": {}}, 400, "invalid_value", "distill.text", "give one of them"),
+    ({"distill": {"text": "a", "prompt": "p0"}}, 404, "model_not_found", "distill.prompt", "p0"),
+    ({"distill": {"text": "a", "depth": 3}}, 400, "invalid_value", "distill.depth", "top_k"),
+    ({"distill": {"text": "a", "top_k": 0}}, 400, "invalid_value", "distill.top_k", "got 0"),
+    ({"distill": {"text": 3}}, 400, "invalid_value", "distill.text", "a string, got 3"),
+    ({"distill": {"prompt": 3}}, 400, "invalid_value", "distill.prompt", "a string, got 3"),
+    ({"distill": {"prompt": "nobody"}}, 404, "model_not_found", "distill.prompt", "nobody"),
+    ({"distill": {"text": "a"}}, 400, "invalid_training_data", "rows", "line 1: has a label, 'no'"),
     ({"seed": -1}, 400, "invalid_value", "seed", "-1"),
     ({"priority": 10}, 400, "invalid_value", "priority", "10"),
     ({"integrations": [{"type": "wandb"}]}, 400, "invalid_value", "integrations", "at most 0"),

@@ -232,6 +232,12 @@ def test_cli_changes_and_failures(trainer: TrainingServer, client: Client, tmp_p
     with training(trainer, fails=True):
         watched = run(trainer, "watch", job.id)
     assert watched.exit_code == 1 and "numerical_error: the loss is not finite" in watched.output
+    assert "there is nothing to learn from" in run(trainer, "create").output
+    (tmp_path / "manual.txt").write_text("Close the door, always.")
+    made = run(trainer, "create", "--distill", str(tmp_path / "manual.txt"), "-n", "manual", "--json")
+    job = client.jobs.get(json.loads(made.output)["id"])
+    assert (job.prompt, job.distill, job.training_file) == ("manual", {"text": "Close the door, always."}, None)
+    client.jobs.cancel(job.id)
     other = client.jobs.create(rows=ROWS)
     assert json.loads(run(trainer, "cancel", other.id, "--json").output)["status"] == "cancelled"
     assert "job_not_found" in run(trainer, "watch", "ftjob-none").output

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from promptd.modeling import FrozenModel, load_model
 from promptd.training import PromptedTexts, forward_groups, forward_texts, prompt_key_values
+from promptd.training.forward import MAX_PADDING, _alike
 from tests.tiny_models import FAMILIES
 
 TEXTS = [(5, 6, 7), (100,), tuple(range(30, 42)), (9, 9, 9, 9)]
@@ -105,3 +106,14 @@ def test_wanted_logits_are_those_asked_for(llama: FrozenModel) -> None:
     whole = forward_texts(llama, prompt_of(llama, "soft"), TEXTS, torch.arange(20))
     index = torch.tensor([19, 0, 4])
     torch.testing.assert_close(forward_texts(llama, prompt_of(llama, "soft"), TEXTS, index), whole[index])
+
+
+def test_a_long_context_makes_no_room_in_front_of_others() -> None:
+    """Rows are padded together only with rows of their like, and every row is in one run, in order."""
+    lengths = [12, 10, 14, 2000, 2010, 9, 30, 31, 500]
+    runs = list(_alike(lengths))
+    assert [at for first, last in runs for at in range(first, last)] == list(range(len(lengths)))
+    for first, last in runs:
+        own = lengths[first:last]
+        assert len(own) * max(own) <= MAX_PADDING * sum(own)
+    assert len(runs) < len(lengths) and list(_alike([])) == []

@@ -46,9 +46,11 @@ class House:
     catalog: PromptCatalog
     errors: list[BaseException]
 
-    async def create(self, rows: list[dict[str, Any]] = ROWS, tenant: str = "acme", **spec: Any) -> JobRecord:
+    async def create(self, rows: list[dict[str, Any]] | None = ROWS, tenant: str = "acme", **spec: Any) -> JobRecord:
         """Create a job of rows given inline."""
-        digest = await self.queue.put_rows(tenant, b"\n".join(json.dumps(row).encode() for row in rows))
+        digest = None
+        if rows is not None:
+            digest = await self.queue.put_rows(tenant, b"\n".join(json.dumps(row).encode() for row in rows))
         settings = FAST | spec.pop("settings", {})
         gate = {"publish_worse": settings.pop("publish_worse", True)}
         name, own = spec.pop("method", ("residual", {}))

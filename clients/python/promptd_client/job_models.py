@@ -78,6 +78,7 @@ class Job(Reply):
     validation_file: str | None = None
     base_prompt: str | None = None
     behind: list[str] = Field(default_factory=list)
+    distill: dict[str, Any] | None = None
     template: str | None = None
     label_words: dict[str, str] | None = None
     metadata: dict[str, str] = Field(default_factory=dict)

@@ -21,6 +21,9 @@ class JobFields(TypedDict, total=False):
     """A prompt to start from."""
     behind: Sequence[str]
     """Prompts that the new one is trained and always served behind, from the chain's beginning."""
+    distill: Mapping[str, Any]
+    """`{"text": "…"}` or `{"prompt": "<stored prompt>"}`: learn what the model says with that in its context. Rows are
+    then questions, and without any the model writes them itself."""
     template: str
     label_words: Mapping[str, str]
     """Label -> the text that stands for it; omitted: the labels themselves."""

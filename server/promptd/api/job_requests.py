@@ -57,10 +57,14 @@ async def known_or_wanted(
 async def _spec(services: Services, principal: Principal, body: JobFields, name: str | None) -> JobSpec:
     if name is not None:
         check_publication(principal.tenant, name, {services.model.served_name}, "private", None)
-    if (body.training_file is None) == (body.rows is None):
+    if body.training_file is not None and body.rows is not None:
         raise InvalidRequestError("give either training_file or rows", param="training_file")
+    if body.training_file is None and body.rows is None and body.distill is None:
+        raise InvalidRequestError("give either training_file or rows, or distill", param="training_file")
     base = await _base_prompt(services, principal, body)
     behind = await _behind(services, principal, body, base)
+    taught = await _taught(services, principal, body)
+    distill = body.distill if taught is None else {**(body.distill or {}), "prompt": exact_name(taught)}
     settings = {name: getattr(body, name) for name in ("seed", "publish_worse", "metadata")}
     spec = JobSpec(
         method=body.method if body.method is not None else {"type": next(iter(METHODS))},
@@ -70,21 +74,28 @@ async def _spec(services: Services, principal: Principal, body: JobFields, name:
         validation_file=body.validation_file,
         base_prompt=None if base is None else exact_name(base),
         behind=tuple(map(exact_name, behind)),
+        distill=distill,
         template=body.template,
         label_words=body.label_words,
         priority=body.priority or 0,
     )
-    if behind and spec.template is None and spec.label_words is None:  # the chain's task, unless the job has its own
-        task = behind[-1].manifest
-        spec = replace(spec, template=task["template"], label_words=task["label_words"])
+    reads = taught or (behind[-1] if behind else None)
+    if reads is not None and spec.template is None and spec.label_words is None:  # unless the job has a task of its own
+        spec = replace(spec, template=reads.manifest["template"], label_words=reads.manifest["label_words"])
     check_spec(spec)
+    if body.rows is None and body.training_file is None:
+        return await _with_validation(services, principal, spec)
     if body.rows is None:
         rows = await _content(services, principal, "training_file", spec.training_file)
     else:
         rows = b"".join(json.dumps(row).encode() + b"\n" for row in body.rows)
         spec = replace(spec, rows_digest=await queue_of(services).put_rows(principal.tenant, rows))
     examples = await _examples(services, rows, spec, "rows" if spec.training_file is None else "training_file")
-    spec = with_label_words(spec, examples)
+    return await _with_validation(services, principal, with_label_words(spec, examples))
+
+
+async def _with_validation(services: Services, principal: Principal, spec: JobSpec) -> JobSpec:
+    """Return the job once the rows of its validation file are looked at."""
     if spec.validation_file is not None:
         held_out = await _content(services, principal, "validation_file", spec.validation_file)
         await _examples(services, held_out, spec, "validation_file")
@@ -108,6 +119,14 @@ async def _base_prompt(services: Services, principal: Principal, body: JobFields
             f"base_prompt {name!r} is a text, which has no parameters to start from", param="base_prompt"
         )
     return record
+
+
+async def _taught(services: Services, principal: Principal, body: JobFields) -> PromptRecord | None:
+    """Return the stored prompt that the teacher has in its context, where it is one."""
+    name = (body.distill or {}).get("prompt")
+    if not isinstance(name, str) or not name:
+        return None
+    return await resolve_name(services, principal, name, Scope.INFER, "distill.prompt")
 
 
 async def _behind(

@@ -35,6 +35,8 @@ class JobFields(Strict):
     behind: Annotated[list[PromptName], Field(max_length=MAX_CHAIN_PROMPTS - 1)] | None = None
     """Prompts that the new one is trained and then always served behind, from the chain's beginning; omitted: those
     that `base_prompt` stands behind."""
+    distill: dict[str, Any] | None = None
+    """Learn what the model says behind a text or a stored prompt, in the place of rows with answers."""
     template: Text | None = None
     label_words: Annotated[dict[str, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from promptd.jobs import JobEvent, JobRecord, JobState
 
 EVENT_PREFIX = "ftevent-"
 CHECKPOINT_PREFIX = "ftckpt-"
+MAX_SHOWN_TEXT = 200
 
 
 def job_view(job: JobRecord, model: str) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def job_view(job: JobRecord, model: str) -> dict[str, Any]:
         "prompt": job.prompt_name,
         "base_prompt": spec.base_prompt,
         "behind": list(spec.behind),
+        "distill": None if spec.distill is None else _shortened(spec.distill),
         "template": spec.template,
         "label_words": None if spec.label_words is None else dict(spec.label_words),
         "priority": spec.priority,
@@ -49,6 +52,13 @@ def job_view(job: JobRecord, model: str) -> dict[str, Any]:
         "progress": None if progress is None else asdict(progress),
         "result": None if job.result is None else asdict(job.result),
     }
+
+
+def _shortened(distill: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of a megabyte is not repeated in every answer."""
+    text = distill.get("text")
+    cut = {"text": text[:MAX_SHOWN_TEXT] + "…"} if isinstance(text, str) and len(text) > MAX_SHOWN_TEXT else {}
+    return {**distill, **cut}
 
 
 def event_view(event: JobEvent) -> dict[str, Any]:

@@ -208,8 +208,8 @@ async def to_tokens(
         text = render_template(template, {"text": text}) if template is not None else text
     else:
         return tuple(text)
-    special = manifest.add_special_tokens if manifest is not None else None
-    ids = await tokenize(services, text, add_special_tokens=True if special is None else special)
+    special = services.model.takes_special_tokens(prompts.artifacts)
+    ids = await tokenize(services, text, add_special_tokens=special)
     if not ids:
         bos = services.model.bos_token_id
         if prompts.artifacts and bos is not None:

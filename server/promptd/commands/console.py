@@ -102,6 +102,14 @@ def quiet_loading() -> None:
         logging.disable_progress_bar()
 
 
+def read_text(path: Path) -> str:
+    """Return a text file's content, or end the command."""
+    try:
+        return existing(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: {error}")
+
+
 def existing(path: Path) -> Path:
     """Return a path that exists, or end the command."""
     if not path.exists():

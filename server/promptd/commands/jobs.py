@@ -16,8 +16,10 @@ from promptd.commands.console import (
     connected,
     err,
     existing,
+    fail,
     out,
     print_json,
+    read_text,
 )
 from promptd.commands.training_options import (
     DEFAULT_METHOD,
@@ -47,14 +49,25 @@ app = typer.Typer(
 @app.command(rich_help_panel="Train")
 def create(
     file: Annotated[
-        Path, typer.Argument(help='JSON lines: {"prompt", "completion"}, {"text", "label"} or {"messages"}.')
-    ],
+        Path | None,
+        typer.Argument(
+            help='JSON lines: {"prompt", "completion"}, {"text", "label"} or {"messages"}. With --distill, questions '
+            "alone; without FILE the teacher writes them."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the prompt. Default: ft-<job id>.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Base model, or a prompt to start from. Default: the server's base model.")
     ] = None,
     behind: Annotated[
         list[str] | None, typer.Option(help="A prompt to train behind; several are a chain.", metavar="NAME")
+    ] = None,
+    distill: Annotated[
+        Path | None,
+        typer.Option(help="Learn what the model says with this text in its context.", metavar="TEXTFILE"),
+    ] = None,
+    distill_prompt: Annotated[
+        str | None, typer.Option(help="The same with a stored prompt, a text say, in its context.", metavar="NAME")
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="Rows to measure with. Default: a part of FILE.", metavar="FILE")
@@ -76,11 +89,17 @@ def create(
 
     [dim]promptd jobs create rows.jsonl --name tone --watch[/]
     [dim]promptd jobs create rows.jsonl -s num_steps=500 -s num_virtual_tokens=20[/]
+    [dim]promptd jobs create --distill system_prompt.txt --name concierge --watch[/]
     """
+    taught = {"text": None if distill is None else read_text(distill), "prompt": distill_prompt}
+    taught = {name: value for name, value in taught.items() if value is not None}
+    if file is None and not taught:
+        fail("there is nothing to learn from", hint="give a FILE of rows, --distill or --distill-prompt")
     options: dict[str, Any] = {
         "suffix": name,
         "model": model,
         "behind": behind or None,
+        "distill": taught or None,
         "template": template_of(template),
         "label_words": label_words_of(label),
         "method": method_of(method, settings),
@@ -88,7 +107,8 @@ def create(
         "publish_worse": publish_worse or None,
     }
     with connected(url, api_key) as client:
-        options["training_file"] = client.files.create(existing(file)).id
+        if file is not None:
+            options["training_file"] = client.files.create(existing(file)).id
         if validation is not None:
             options["validation_file"] = client.files.create(existing(validation)).id
         job = client.jobs.create(**options)

@@ -105,9 +105,11 @@ class JobClaims:
         return Claim(lease, (await self._ledger.read(claim.job.tenant, claim.job.id)).job)
 
     async def data(self, claim: Claim) -> JobData:
-        """Return the job's rows; raises `NotFoundError` where a file was deleted."""
+        """Return the job's rows, none where a teacher writes them; raises `NotFoundError` where a file was deleted."""
         job, spec = claim.job, claim.job.spec
-        if spec.rows_digest is not None:
+        if spec.rows_digest is None and spec.training_file is None:
+            training = b""
+        elif spec.rows_digest is not None:
             training = await self._store.get_blob(job.tenant, spec.rows_digest)
         else:
             training = await self._file(job, "training_file", spec.training_file)

@@ -190,7 +190,8 @@ class JobQueue:
         try:
             if spec.name is not None:
                 check_name(spec.name)
-            if (spec.training_file is None) == (spec.rows_digest is None):
+            num_sources = (spec.training_file is not None) + (spec.rows_digest is not None)
+            if num_sources > 1 or (num_sources == 0 and spec.distill is None):
                 raise InvalidRequestError("give either training_file or rows", param="training_file")
             self._check(spec)
             for param, file_id in (("training_file", spec.training_file), ("validation_file", spec.validation_file)):

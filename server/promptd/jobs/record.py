@@ -64,6 +64,8 @@ class JobSpec:
     """The stored prompt that training starts from."""
     behind: Sequence[str] = ()
     """Stored prompts that the new one is the next element of a chain to, from the chain's beginning; never changed."""
+    distill: Mapping[str, Any] | None = None
+    """The teacher, and what it is asked, where the job distills; it may then have no rows."""
     template: str | None = None
     label_words: Mapping[str, str] | None = None
     priority: int = 0

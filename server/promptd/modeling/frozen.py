@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from promptd_store import BaseModelSpec
+from promptd_store import BaseModelSpec, PromptArtifact
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptd.modeling.attention import Attends, PooledAttention
@@ -46,6 +46,15 @@ class FrozenModel:
         """The tokenizer's BOS, or None."""
         token_id: int | None = self.tokenizer.bos_token_id
         return token_id
+
+    def begins_after_bos(self, chain: Sequence[PromptArtifact]) -> bool:
+        """Whether BOS stands in front of a chain of prompts."""
+        return self.family.begins_after_bos(chain)
+
+    def takes_special_tokens(self, chain: Sequence[PromptArtifact]) -> bool:
+        """Whether the tokenizer's special tokens stand in front of the text behind a chain: no second BOS unasked."""
+        stated = chain[-1].manifest.add_special_tokens if chain else True
+        return not self.begins_after_bos(chain) if stated is None else stated
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

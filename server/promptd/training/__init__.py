@@ -15,10 +15,11 @@ from promptd.training.data import (
     read_lines,
     split_examples,
 )
+from promptd.training.distill_config import DistillConfig
 from promptd.training.encoding import Encoded, TaskFormat, encode_examples, label_word_ids
 from promptd.training.evaluation import evaluate
 from promptd.training.forward import PromptedTexts, forward_groups, forward_texts, prompt_key_values
-from promptd.training.job import Progress, TrainingJob, TrainingResult, Watcher
+from promptd.training.job import Progress, TrainingJob, Watcher
 from promptd.training.loop import TrainingLoop
 from promptd.training.methods import (
     METHODS,
@@ -37,14 +38,17 @@ from promptd.training.methods import (
     parse_method,
 )
 from promptd.training.objectives import CompletionObjective, LabelObjective, Objective, objective_for
+from promptd.training.result import TrainingResult
 from promptd.training.scores import Scores, majority_share
 from promptd.training.sidecar import method_from_sidecar, sidecar_bytes
+from promptd.training.teacher import Teacher
 from promptd.training.trainer import Outcome, Trainer, train
 from promptd.training.worker import TrainingWorker
 
 __all__ = [
     "METHODS",
     "CompletionObjective",
+    "DistillConfig",
     "Encoded",
     "Example",
     "FrozenContext",
@@ -63,6 +67,7 @@ __all__ = [
     "Scores",
     "SuperPosConfig",
     "TaskFormat",
+    "Teacher",
     "Trainer",
     "TrainingConfig",
     "TrainingDataError",

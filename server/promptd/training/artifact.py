@@ -10,8 +10,8 @@ from promptd_store import PromptArtifact, encode
 
 from promptd.modeling import FrozenModel
 from promptd.training.encoding import TaskFormat
-from promptd.training.job import TrainingResult
 from promptd.training.methods import METHODS
+from promptd.training.result import TrainingResult
 
 
 def make_artifact(
@@ -52,6 +52,7 @@ def provenance(result: TrainingResult) -> dict[str, Any]:
             "selection": result.selection.to_json(),
         },
         "majority": None if result.majority is None else {"label": result.majority[0], "share": result.majority[1]},
+        "distilled": result.distilled,
         "trainable_params": result.trainable_params,
         "stored_params": result.stored_params,
         "seconds": round(result.seconds, 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ class Checkpoint:
     optimizer: Mapping[int, Mapping[str, Any]]
     """Parameter's index -> the optimizer's tensors and numbers for it."""
     best: Best | None
+    targets: Sequence[tuple[int, ...]] | None = None
+    """Of all rows, where a teacher has written them: another worker's teacher might write others."""
 
 
 def write_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -62,6 +64,9 @@ def write_checkpoint(checkpoint: Checkpoint) -> bytes:
         tensors["best.folded"] = checkpoint.best.folded.cpu().contiguous()
         tensors["best.sidecar"] = _tensor(checkpoint.best.sidecar)
         facts["best"] = {"step": checkpoint.best.step, "scores": asdict(checkpoint.best.scores)}
+    if checkpoint.targets is not None:
+        tensors["targets.ids"] = torch.tensor([token for row in checkpoint.targets for token in row])
+        tensors["targets.lengths"] = torch.tensor([len(row) for row in checkpoint.targets])
     return save(tensors, {METADATA_KEY: json.dumps(facts)})
 
 
@@ -83,7 +88,11 @@ def read_checkpoint(content: bytes) -> Checkpoint:
         if best is not None:
             folded, sidecar = tensors["best.folded"], _bytes(tensors["best.sidecar"])
             best = Best(best["step"], Scores(**best["scores"]), folded, sidecar)
-        return Checkpoint(**facts, sidecar=_bytes(tensors["sidecar"]), optimizer=optimizer, best=best)
+        targets = None
+        if "targets.ids" in tensors:
+            rows = tensors["targets.ids"].split(tensors["targets.lengths"].tolist())
+            targets = [tuple(row.tolist()) for row in rows]
+        return Checkpoint(**facts, sidecar=_bytes(tensors["sidecar"]), optimizer=optimizer, best=best, targets=targets)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InvalidRequestError(f"not a checkpoint of a training job ({error})", param="checkpoint") from None
 

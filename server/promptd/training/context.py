@@ -45,7 +45,7 @@ class FrozenContext:
 def chain_context(model: FrozenModel, prompts: Sequence[PromptArtifact]) -> FrozenContext:
     """Return what a chain of stored prompts is to whatever follows it."""
     context = FrozenContext.empty(model)
-    if prompts[0].manifest.prompt_after_bos and model.bos_token_id is not None:
+    if model.bos_token_id is not None and model.begins_after_bos(prompts):
         context = text_context(model, [model.bos_token_id])
     for artifact in prompts:
         manifest = artifact.manifest

@@ -37,7 +37,10 @@ class TrainingDataError(InvalidRequestError):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One checked row. Exactly one of `completion` and `label` is set; a conversation's last message is the former."""
+    """One checked row. Exactly one of `completion` and `label` is set; a conversation's last message is the former.
+
+    A row that a teacher answers may have neither.
+    """
 
     fields: Mapping[str, str]
     completion: str | None
@@ -63,9 +66,9 @@ def read_lines(path: Path) -> list[bytes]:
     return content.split(b"\n")
 
 
-def parse_examples(lines: Iterable[str | bytes]) -> list[Example]:
+def parse_examples(lines: Iterable[str | bytes], *, are_questions: bool = False) -> list[Example]:
     """Check JSON lines; empty ones are skipped. Raises `TrainingDataError` at the first bad row."""
-    examples = [example_of(line, row) for line, row in parse_objects(lines)]
+    examples = [example_of(line, row, is_question=are_questions) for line, row in parse_objects(lines)]
     if not examples:
         raise TrainingDataError(1, "no rows at all")
     return examples
@@ -93,31 +96,34 @@ def _object(line: int, text: str | bytes) -> dict[str, Any]:
     return row
 
 
-def example_of(line: int, row: Mapping[str, Any]) -> Example:
-    """Check one row that is already an object."""
+def example_of(line: int, row: Mapping[str, Any], *, is_question: bool = False) -> Example:
+    """Check one row that is already an object; a question needs no completion, and has no label."""
     if "messages" in row:
-        return _conversation(line, row)
+        return _conversation(line, row, must_end=not is_question)
     targets = [name for name in ("completion", "label") if name in row]
-    if len(targets) != 1:
+    if is_question and "label" in targets:
+        raise TrainingDataError(line, f"has a label, {_shown(row['label'])}: what a teacher answers has none")
+    if len(targets) != 1 and not is_question:
         raise TrainingDataError(line, f"needs exactly one of 'completion' and 'label', got {sorted(row)!r}")
-    target = row[targets[0]]
-    if not isinstance(target, str) or not target:
+    target = row[targets[0]] if targets else None
+    if targets and (not isinstance(target, str) or not target):
         raise TrainingDataError(line, f"{targets[0]!r} must be a non-empty string, got {_shown(target)}")
     if "prompt" in row and "text" in row:
         raise TrainingDataError(line, "has both 'prompt' and 'text'")
     fields = {name: value for name, value in row.items() if isinstance(value, str) and name not in targets}
     if "prompt" in fields:
         fields["text"] = fields.pop("prompt")
-    is_label = targets[0] == "label"
+    is_label = targets == ["label"]
     return Example(fields, None if is_label else target, target if is_label else None, line)
 
 
-def _conversation(line: int, row: Mapping[str, Any]) -> Example:
+def _conversation(line: int, row: Mapping[str, Any], *, must_end: bool) -> Example:
     try:
-        *before, answer = check_messages(row)
+        messages = check_messages(row, must_end=must_end)
     except ValueError as error:
         raise TrainingDataError(line, str(error)) from None
-    return Example({}, answer["content"], None, line, tuple(before))
+    answer = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
+    return Example({}, answer, None, line, tuple(messages))
 
 
 def render(template: str | None, example: Example) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from promptd.errors import InvalidRequestError
 from promptd.modeling import FrozenModel
 from promptd.modeling.chat_template import encode_answer, encode_chat
 from promptd.training.data import Example, TrainingDataError, render
+
+if TYPE_CHECKING:
+    from promptd.training.distill_objective import TopLogits
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,10 @@ class Encoded:
 
     text_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
+    """Empty before a teacher has written them."""
     example: Example
+    teacher: TopLogits | None = None
+    """What the teacher would say at each of them, where the row is distilled from one."""
 
     @property
     def num_tokens(self) -> int:
@@ -41,6 +48,10 @@ class Encoded:
     def input_ids(self) -> tuple[int, ...]:
         """Text and all but the last target token."""
         return self.text_ids + self.target_ids[:-1]
+
+
+MAX_SHARE_KEYS = 1 << 14
+"""Keys, padded, that the rows of one share see together: behind a long context few rows are much memory."""
 
 
 def encode_examples(
@@ -106,9 +117,11 @@ def _target(
         if example.label not in words:
             raise TrainingDataError(example.line, f"label {example.label!r} has no label word; known: {list(words)!r}")
         return words[example.label]
+    if example.completion is None:
+        return ()
     if example.messages:
-        return tuple(encode_answer(model, example.messages, example.completion or ""))
-    ids = model.encode(example.completion or "", add_special_tokens=False)
+        return tuple(encode_answer(model, example.messages, example.completion))
+    ids = model.encode(example.completion, add_special_tokens=False)
     eos = model.tokenizer.eos_token_id
     return tuple(ids) + ((eos,) if task.append_eos and eos is not None else ())
 
@@ -133,11 +146,15 @@ def training_batches(rows: Sequence[Encoded], batch_size: int, seed: int) -> Ite
         yield from batches
 
 
-def evaluation_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of rows, longest last, at most `max_tokens` padded tokens a batch (but at least one row)."""
+def evaluation_batches(lengths: Sequence[int], max_tokens: int, num_before: int = 0) -> Iterator[list[int]]:
+    """Yield indices of rows, longest last, at most `max_tokens` padded tokens a batch (but at least one row).
+
+    `num_before` keys stand before each row.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[index] > max_tokens:
+        num_rows, length = len(batch) + 1, lengths[index]
+        if batch and (num_rows * length > max_tokens or num_rows * (num_before + length) > MAX_SHARE_KEYS):
             yield batch
             batch = []
         batch.append(index)

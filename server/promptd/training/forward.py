@@ -9,7 +9,7 @@ of a prompt and does not change, a chain of stored prompts say, is there as keys
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SOFT_DIMS = 2
 """Dimensions of a soft prompt, `[n, hidden_size]`; a prefix has five."""
+MAX_PADDING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +130,12 @@ class GroupedBatch:
                 context = torch.cat([context, torch.arange(next_soft, next_soft + len(group.soft))])
                 next_soft += len(group.soft)
             of_texts += [context] * len(group.texts)
-        parts = ((softs, of_softs, 0), (lengths, of_texts, sum(softs)))
-        self._rows = [_Rows(counts, contexts, start, device) for counts, contexts, start in parts if counts]
+        self._rows: list[_Rows] = []
+        start = 0
+        for counts, contexts in ((softs, of_softs), (lengths, of_texts)):
+            for first, last in _alike([len(context) + count for context, count in zip(contexts, counts, strict=True)]):
+                self._rows.append(_Rows(counts[first:last], contexts[first:last], start, device))
+                start += sum(counts[first:last])
         self._between_layers = between_layers
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -197,6 +202,21 @@ class _Rows:
             mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
             self._masks[window] = mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
         return self._masks[window]
+
+
+def _alike(num_keys: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cut consecutive rows into runs `[first, last)` whose padded keys are at most `MAX_PADDING` times their own.
+
+    A few rows behind a long document must not make room for one in front of all others.
+    """
+    first = total = widest = 0
+    for at, count in enumerate(num_keys):
+        if (at + 1 - first) * max(widest, count) > MAX_PADDING * (total + count):
+            yield first, at
+            first, total, widest = at, 0, 0
+        total, widest = total + count, max(widest, count)
+    if num_keys:
+        yield first, len(num_keys)
 
 
 def _padded(packed: torch.Tensor, index: torch.Tensor, num_rows: int) -> torch.Tensor:

@@ -8,10 +8,9 @@ Which step is best is decided on the folded prompt with one half of the validati
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
 
 import torch
 
@@ -21,20 +20,23 @@ from promptd.training.checkpoint import Best, Checkpoint, read_checkpoint, write
 from promptd.training.config import TrainingConfig
 from promptd.training.context import FrozenContext
 from promptd.training.data import Example, data_digest, shuffled
-from promptd.training.encoding import Encoded, TaskFormat, encode_examples, evaluation_batches, training_batches
+from promptd.training.distill_objective import DistillObjective
+from promptd.training.encoding import (
+    MAX_SHARE_KEYS,
+    Encoded,
+    TaskFormat,
+    encode_examples,
+    evaluation_batches,
+    training_batches,
+)
 from promptd.training.methods import PromptMethod, build_method
 from promptd.training.objectives import objective_for
 from promptd.training.optimizers import build_optimizer
-from promptd.training.passes import Share
+from promptd.training.passes import MAX_SHARE_TOKENS, Share, Shares
+from promptd.training.result import TrainingResult
 from promptd.training.scores import Scores, majority_share
 from promptd.training.sidecar import method_from_sidecar, sidecar_bytes
-
-Result = TypeVar("Result")
-Shares = Generator[Share, None, Result]
-"""Parts of passes, one after the other, and what comes of them."""
-
-MAX_SHARE_TOKENS = 512
-"""Tokens of one share. Part of a job's arithmetic: the same alone and beside others, so that its result is the same."""
+from promptd.training.teacher import Teacher
 
 CHECKPOINT_SECONDS = 10.0
 """Training that may be lost where its process dies."""
@@ -50,33 +52,6 @@ class Progress:
     num_tokens: int
     seconds: float
     scores: Scores | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """The best folded prompt and everything that is recorded about it."""
-
-    prompt: torch.Tensor
-    """Folded, float32: `[n, hidden_size]` or `[num_layers, 2, num_kv_heads, n, head_dim]`."""
-    sidecar: bytes
-    """The parameters before folding, as safetensors: training can resume from them."""
-    config: TrainingConfig
-    best_step: int
-    num_steps: int
-    selection: Scores
-    """On the half of the validation rows that chose the step."""
-    report: Scores
-    """On the other half, which chose nothing."""
-    before: Scores
-    """On the report half, of the prompt that this one would replace; without one, `bare`."""
-    bare: Scores
-    """On the report half, same template, without the prompt: of the bare model, or of the chain in front alone."""
-    majority: tuple[str, float] | None
-    """The report half's most frequent label and its share; None for completions."""
-    trainable_params: int
-    stored_params: int
-    data_digest: str
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -103,25 +78,31 @@ class TrainingJob:
         resume_from: bytes | None = None,
         replaces: FrozenContext | None = None,
         behind: FrozenContext | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """Encode the rows and build the parameters.
 
         `warm_start` is a stored prompt to begin with, `resume_from` a sidecar to go on from, `replaces` what is
         in service now, with all that it stands behind, `behind` a chain of stored prompts that stays as it is: only
-        what is served as its next element is learned. Raises `InvalidRequestError` and `TrainingDataError`.
+        what is served as its next element is learned. What a `teacher` would say replaces the rows' own targets. Raises
+        `InvalidRequestError` and `TrainingDataError`.
         """
         if len(validation) < 2:
             raise InvalidRequestError(f"needs at least 2 validation rows, got {len(validation)}", param="validation")
         self.config = config
-        self.objective = objective_for(model, task)
+        self.objective = objective_for(model, task) if teacher is None else DistillObjective()
         self.data_digest = data_digest([*train, *validation])
-        self._behind = behind
-        count = config.method.num_virtual_tokens + (0 if behind is None else behind.num_tokens)
-        self._train_rows = encode_examples(model, task, train, count)
-        held_out = encode_examples(model, task, shuffled(validation, config.seed), count)
+        self._behind, self._teacher = behind, teacher
+        self._num_before = config.method.num_virtual_tokens + (0 if behind is None else behind.num_tokens)
+        self._train_rows = encode_examples(model, task, train, self._num_before)
+        held_out = encode_examples(model, task, shuffled(validation, config.seed), self._num_before)
+        if teacher is not None:
+            self.data_digest = teacher.digest(self.data_digest)
+            rows = teacher.checked([*self._train_rows, *held_out], self._num_before)
+            self._train_rows, held_out = rows[: len(train)], rows[len(train) :]
         self.selection_rows, self.report_rows = held_out[::2], held_out[1::2]
         self._model = model
-        longest = max(row.num_tokens + 1 for row in self.report_rows)
+        longest = max(len(row.text_ids) + (len(row.target_ids) or self._max_written) for row in self.report_rows)
         if replaces is not None and replaces.num_tokens + longest > model.spec.max_model_len:
             replaces = None  # it cannot be asked what the new one can
         self._replaces = replaces
@@ -145,6 +126,8 @@ class TrainingJob:
         The iterator's return value is the `TrainingResult`. Raises `NumericalError` where the loss is not finite.
         """
         watcher = watcher or Watcher()
+        if self._teacher is not None:
+            self._rows = yield from self._teacher.complete(self._rows)
         began = saved = time.monotonic()
         before = self._seconds
         batches = islice(training_batches(self._train_rows, self.config.batch_size, self.config.seed), self._step, None)
@@ -169,6 +152,21 @@ class TrainingJob:
     def step(self) -> int:
         """How many steps lie behind."""
         return self._step
+
+    @property
+    def _rows(self) -> list[Encoded]:
+        """All rows: what trains, what selects, what reports."""
+        return [*self._train_rows, *self.selection_rows, *self.report_rows]
+
+    @_rows.setter
+    def _rows(self, rows: Sequence[Encoded]) -> None:
+        given = iter(rows)
+        for part in (self._train_rows, self.selection_rows, self.report_rows):
+            part[:] = islice(given, len(part))
+
+    @property
+    def _max_written(self) -> int:
+        return 0 if self._teacher is None else self._teacher.max_written
 
     @property
     def _share_done(self) -> float:
@@ -202,16 +200,17 @@ class TrainingJob:
         return loss
 
     def _parts(self, batch: Sequence[Encoded]) -> Iterator[list[Encoded]]:
-        """Cut a batch, in its order, into parts of at most `MAX_SHARE_TOKENS` (but at least one row)."""
+        """Cut a batch, in its order, into parts that one share may have (but at least one row)."""
         part: list[Encoded] = []
-        room = MAX_SHARE_TOKENS
+        num_tokens = longest = 0
         for row in batch:
             needed = self.objective.num_tokens(row)
-            if part and needed > room:
+            num_keys = (len(part) + 1) * (self._num_before + max(longest, needed))
+            if part and (num_tokens + needed > MAX_SHARE_TOKENS or num_keys > MAX_SHARE_KEYS):
                 yield part
-                part, room = [], MAX_SHARE_TOKENS
+                part, num_tokens, longest = [], 0, 0
             part.append(row)
-            room -= needed
+            num_tokens, longest = num_tokens + needed, max(longest, needed)
         yield part
 
     def _select(self) -> Shares[Best]:
@@ -230,7 +229,9 @@ class TrainingJob:
     ) -> Shares[Scores]:
         """Measure a prompt behind a context on rows; return its `Scores`."""
         tallies = []
-        for batch in evaluation_batches([self.objective.num_tokens(row) for row in rows], MAX_SHARE_TOKENS):
+        num_before = (0 if prompt is None else prompt.shape[-2]) + (0 if context is None else context.num_tokens)
+        lengths = [self.objective.num_tokens(row) for row in rows]
+        for batch in evaluation_batches(lengths, MAX_SHARE_TOKENS, num_before):
             share = Share(self.objective, [rows[index] for index in batch], prompt, context=context)
             yield share
             tallies.append(share.result)
@@ -255,6 +256,7 @@ class TrainingJob:
             before=before,
             bare=bare,
             majority=majority_share(labels) if self.objective.has_labels else None,
+            distilled=None if self._teacher is None else self._teacher.facts,
             trainable_params=self.method.trainable_params,
             stored_params=self.method.stored_params,
             data_digest=self.data_digest,
@@ -273,6 +275,7 @@ class TrainingJob:
                 sidecar=sidecar_bytes(self.method),
                 optimizer=self._optimizer.state_dict()["state"],
                 best=self._best,
+                targets=None if self._teacher is None else [row.target_ids for row in self._rows],
             )
         )
 
@@ -290,3 +293,6 @@ class TrainingJob:
         self._optimizer.load_state_dict({"state": saved.optimizer, "param_groups": groups})
         self._step, self._num_evaluations = saved.step, saved.num_evaluations
         self._num_stale, self._seconds, self._best = saved.num_stale, saved.seconds, saved.best
+        if saved.targets is not None:
+            rows = zip(self._rows, saved.targets, strict=True)
+            self._rows = [replace(row, target_ids=target_ids) for row, target_ids in rows]

@@ -38,11 +38,12 @@ from promptd.jobs import (
     JobState,
 )
 from promptd.training.artifact import make_artifact, provenance
-from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, TrainingResult, Watcher
+from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, Watcher
 from promptd.training.loop import TrainingLoop
 from promptd.training.pace import Pace
-from promptd.training.plan import make_job
+from promptd.training.plan import JobPrompts, make_job
 from promptd.training.reasons import reason_of
+from promptd.training.result import TrainingResult
 from promptd.training.scores import Scores
 
 REPORT_SECONDS = 1.0
@@ -154,17 +155,18 @@ class JobRun:
         if spec.base_prompt is not None:
             warm_start = _folded((await self._load([spec.base_prompt], "base_prompt"))[-1])
         behind = await self._load(spec.behind, "behind")
+        taught = (spec.distill or {}).get("prompt")
+        teacher = [] if taught is None else await self._load([taught], "distill.prompt")
         replaced = await self._own(job.tenant, job.prompt_name)
         in_service: list[PromptArtifact] = []
         if replaced is not None:
             with suppress(InvalidRequestError):  # what it stands behind is gone: nobody can ask it
                 in_service = await self._load([exact_name(replaced)], "name")
+        prompts = JobPrompts(warm_start, in_service, behind, teacher)
         checkpoint = await self._claims.load_checkpoint(self.claim)
 
         def make() -> TrainingJob:
-            training, self._task = make_job(
-                self._loop.model, spec, data, warm_start=warm_start, in_service=in_service, behind=behind
-            )
+            training, self._task = make_job(self._loop.model, spec, data, prompts)
             if checkpoint is not None:
                 training.restore(checkpoint)
             return training

@@ -13,6 +13,7 @@ from promptd.jobs import JobSpec
 from promptd.training.checks import describe_fields, from_json
 from promptd.training.config import TrainingConfig
 from promptd.training.data import Example, TrainingDataError, parse_examples, render
+from promptd.training.distill_config import DistillConfig
 from promptd.training.encoding import TaskFormat
 from promptd.training.methods import METHODS, method_values
 
@@ -58,9 +59,17 @@ def describe_methods() -> list[dict[str, Any]]:
     ]
 
 
-def sets_num_steps(spec: JobSpec) -> bool:
-    """Whether the job says how long to train."""
-    return "num_steps" in method_values(spec.method)[1]
+def sets(spec: JobSpec, hyperparameter: str) -> bool:
+    """Whether the job itself says what this shall be."""
+    return hyperparameter in method_values(spec.method)[1]
+
+
+def distill_config(spec: JobSpec) -> DistillConfig | None:
+    """Return what is distilled, checked; None for a job that learns from its rows' own targets.
+
+    Raises `InvalidRequestError` whose `param` is the field's whole path.
+    """
+    return None if spec.distill is None else from_json(DistillConfig, spec.distill, "distill")
 
 
 def task_format(spec: JobSpec) -> TaskFormat:
@@ -71,6 +80,7 @@ def task_format(spec: JobSpec) -> TaskFormat:
 def check_spec(spec: JobSpec) -> None:
     """Raise `InvalidRequestError` or `TemplateError` for settings that no training would take."""
     training_config(spec)
+    distill_config(spec)
     template_fields(spec.template)
     if spec.label_words is not None and len(spec.label_words) < 2:
         raise InvalidRequestError(
@@ -84,7 +94,7 @@ def read_rows(content: bytes, spec: JobSpec) -> list[Example]:
     Conversations have a form of their own, see `modeling/chat_template.py`. Raises `TrainingDataError`, which names the
     line.
     """
-    examples = parse_examples(content.split(b"\n"))
+    examples = parse_examples(content.split(b"\n"), are_questions=spec.distill is not None)
     for example in examples:
         if not example.messages:
             render(spec.template, example)

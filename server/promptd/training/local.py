@@ -18,10 +18,11 @@ from promptd.modeling import FrozenModel
 from promptd.training.artifact import make_artifact, provenance
 from promptd.training.encoding import TaskFormat
 from promptd.training.folder import PromptFolder
-from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, TrainingResult, Watcher
+from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, Watcher
 from promptd.training.pace import Pace
-from promptd.training.plan import make_job
+from promptd.training.plan import JobPrompts, make_job
 from promptd.training.reasons import reason_of
+from promptd.training.result import TrainingResult
 from promptd.training.trainer import MAX_PASS_TOKENS, Outcome, Trainer
 from promptd.training.worker import MAX_JOBS
 
@@ -119,7 +120,7 @@ class LocalTraining:
             return
         try:
             start = None if job.start is None else next(iter(job.start.tensors.values()))
-            training, task = make_job(self._model, job.spec, job.data, warm_start=start)
+            training, task = make_job(self._model, job.spec, job.data, JobPrompts(start))
             self._restore(training, job.name, digest)
         except Exception as error:  # noqa: BLE001 - one job's fault is that job's end
             self._on_end(LocalEnd(job.name, "failed", error=reason_of(error)))

@@ -15,7 +15,7 @@ _KNOWN = ("role", "content", "name")
 
 
 def check_messages(row: Mapping[str, Any], *, must_end: bool = True) -> list[dict[str, str]]:
-    """Return a row's messages as role and content; with `must_end` the last one is the assistant's.
+    """Return a row's messages as role and content; with `must_end` the last one must be the assistant's.
 
     Raises `ValueError` that names the message and its value.
     """
@@ -26,12 +26,12 @@ def check_messages(row: Mapping[str, Any], *, must_end: bool = True) -> list[dic
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
         raise ValueError(f"'messages' must be a list of at least one message, got {shown(given)}")
     messages = [_message(number, one) for number, one in enumerate(given, start=1)]
-    if must_end:
-        last = messages[-1]
-        if last["role"] != "assistant" or not last["content"]:
-            raise ValueError(f"the last message must be a non-empty one of the assistant, got {shown(last)}")
-        if len(messages) == 1:
-            raise ValueError("the assistant's message answers to nothing: it is the only one")
+    last = messages[-1]
+    is_answer = last["role"] == "assistant"
+    if not last["content"] if is_answer else must_end:
+        raise ValueError(f"the last message must be a non-empty one of the assistant, got {shown(last)}")
+    if is_answer and len(messages) == 1:
+        raise ValueError("the assistant's message answers to nothing: it is the only one")
     return messages
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,9 @@ from promptd.training.forward import forward_groups
 from promptd.training.objectives import Objective, Tally
 
 BetweenLayers = Callable[[], None]
+
+MAX_SHARE_TOKENS = 512
+"""Tokens of one share. Part of a job's arithmetic: the same alone and beside others, so that its result is the same."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,11 @@ class Share:
     def num_tokens(self) -> int:
         """Tokens that run through the model, without the prompt's."""
         return sum(self.objective.num_tokens(row) for row in self.rows)
+
+
+Result = TypeVar("Result")
+Shares = Generator[Share, None, Result]
+"""Parts of passes, one after the other, and what comes of them."""
 
 
 def run_shares(model: FrozenModel, shares: Sequence[Share], between_layers: BetweenLayers | None = None) -> None:

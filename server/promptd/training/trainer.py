@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from promptd.modeling import FrozenModel
-from promptd.training.job import Shares, TrainingJob, TrainingResult, Watcher
-from promptd.training.passes import BetweenLayers, Share, run_what_fits
+from promptd.training.job import TrainingJob, Watcher
+from promptd.training.passes import BetweenLayers, Share, Shares, run_what_fits
+from promptd.training.result import TrainingResult
 
 MAX_PASS_TOKENS = 1024
 """Text tokens of one pass, of all its jobs together; 0 gives every job passes of its own."""

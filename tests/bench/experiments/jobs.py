@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from promptd.modeling import FrozenModel
 from promptd.training import Progress, Trainer, TrainingJob, TrainingResult, Watcher
-from promptd.training.job import Shares
 from promptd.training.objectives import Tally
+from promptd.training.passes import Shares
 from tests.bench.experiments.descent import CurvePoint, objective_loss
 
 MEASURED_SHARE = 1 / 3

@@ -12,7 +12,7 @@ whole text.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -115,6 +115,10 @@ class Family(ABC):
 
         Raises `InvalidRequestError` for what this family cannot answer.
         """
+
+    def begins_after_bos(self, chain: Sequence[PromptArtifact]) -> bool:
+        """Whether BOS is cached in front of a chain of prompts, so that the text behind it needs none."""
+        return False
 
     @property
     def class_labels(self) -> tuple[str, ...] | None:

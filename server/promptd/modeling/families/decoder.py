@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from promptd_store import PromptArtifact, PromptKind
 
 from promptd.errors import InvalidRequestError, ModelRefusedError
 from promptd.modeling.attention import Attends
@@ -29,9 +31,21 @@ class DecoderFamily(Family):
             raise InvalidRequestError(
                 f"this base model continues texts; it has no {asked.reading.kind} to read off them", param="model"
             )
-        is_after_bos = bool(asked.prompts) and asked.prompts[0].manifest.prompt_after_bos
-        bos = self.tokenizer.bos_token_id if is_after_bos else None
+        bos = self.tokenizer.bos_token_id if self.begins_after_bos(asked.prompts) else None
         return Arrangement(asked.token_ids, asked.prompts, asked.num_public, bos)
+
+    def begins_after_bos(self, chain: Sequence[PromptArtifact]) -> bool:
+        """Where the chain's first prompt says so, and where it is a text and the tokenizer puts BOS in front of texts.
+
+        A text prompt begins the sequence exactly as the same text would without prompts.
+        """
+        if not chain or self.tokenizer.bos_token_id is None:
+            return False
+        return chain[0].manifest.prompt_after_bos or (chain[0].kind is PromptKind.TEXT and self._adds_bos)
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return bool(self.tokenizer.encode("")[:1] == [self.tokenizer.bos_token_id])
 
     def read(
         self, embeds: torch.Tensor, positions: torch.Tensor, logits_index: torch.Tensor, batch: Attends
