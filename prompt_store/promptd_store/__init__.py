@@ -25,20 +25,25 @@ from promptd_store.errors import (
     PromptModelMismatchError,
     PromptNameError,
     PromptNotFoundError,
+    RecordTooNewError,
     StoreAddressError,
     StoreError,
+    StoreNotEmptyError,
     StoreUnavailableError,
     TemplateError,
     VolatileStoreError,
 )
 from promptd_store.garbage import collect_garbage, scan_tenants, trim_changes, trim_events
+from promptd_store.integrity import find_faults
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
 from promptd_store.opening import is_shared, open_store, shown_address
 from promptd_store.peft import read_peft, to_peft, write_peft
 from promptd_store.reading import read_prompt
 from promptd_store.record import PromptRecord
+from promptd_store.retention import prune_versions
 from promptd_store.template import render_template, template_fields
+from promptd_store.transfer import copy_store
 
 __all__ = [
     "DTYPES",
@@ -73,9 +78,11 @@ __all__ = [
     "PromptRef",
     "Put",
     "Record",
+    "RecordTooNewError",
     "Store",
     "StoreAddressError",
     "StoreError",
+    "StoreNotEmptyError",
     "StoreUnavailableError",
     "Subscription",
     "TemplateError",
@@ -84,15 +91,18 @@ __all__ = [
     "check_name",
     "check_tenant",
     "collect_garbage",
+    "copy_store",
     "decode",
     "encode",
     "events_log",
     "exact_name",
     "extend",
+    "find_faults",
     "is_shared",
     "open_store",
     "parse_name",
     "parse_ref",
+    "prune_versions",
     "read_peft",
     "read_prompt",
     "render_template",

@@ -14,6 +14,8 @@ StoreError                        500 store_error
 ├── BlobNotFoundError             500 blob_not_found
 ├── BlobCorruptError              500 blob_corrupt                 digest mismatch; the file was set aside
 ├── StoreUnavailableError         503 store_unavailable            disk full, I/O error, locked too long, Redis away
+├── StoreNotEmptyError            409 store_not_empty              a copy would mix two stores
+├── RecordTooNewError             503 record_too_new               written by a newer release
 ├── StoreAddressError             (start-up) 400 store_address_invalid
 └── VolatileStoreError            (start-up) the store would lose what it has acknowledged; one line per fault
 """
@@ -131,6 +133,20 @@ class StoreUnavailableError(StoreError):
     default_status = 503
     default_code = "store_unavailable"
     retryable = True
+
+
+class StoreNotEmptyError(StoreError):
+    """The target of a copy holds something else."""
+
+    default_status = 409
+    default_code = "store_not_empty"
+
+
+class RecordTooNewError(StoreError):
+    """A record of a schema that this release does not know: let a newer one answer."""
+
+    default_status = 503
+    default_code = "record_too_new"
 
 
 class StoreAddressError(StoreError):

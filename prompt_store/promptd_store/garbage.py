@@ -19,6 +19,11 @@ LAST_CHAR = "\U0010ffff"
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
 
 
+def digests_of(value: bytes) -> set[str]:
+    """Return every digest that a record's value contains, of blobs and of other things."""
+    return {match.decode() for match in _DIGEST.findall(value)}
+
+
 async def scan_tenants(store: Store) -> AsyncIterator[str]:
     """Yield every tenant that has a record, in order; one look-up each."""
     after = ""
@@ -38,7 +43,7 @@ async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: floa
     after = ""
     while page := await store.scan(f"{{{tenant}}}:", after=after, limit=PAGE):
         for record in page:
-            used.update(match.decode() for match in _DIGEST.findall(record.value))
+            used |= digests_of(record.value)
         after = page[-1].key
     deleted = []
     for blob in await store.scan_blobs(tenant):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from promptd_store.manifest import PromptKind
+from promptd_store.schema import known_fields, read_fields, stamped
 from promptd_store.strict_json import canonical_json
 
 Visibility = Literal["private", "public"]
@@ -49,12 +50,12 @@ class PromptRecord:
         """Write the immutable part."""
         plain = asdict(self)
         del plain["is_current"]
-        return json.dumps(plain).encode()  # not sorted: the order of label words counts
+        return json.dumps(stamped(plain)).encode()  # not sorted: the order of label words counts
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PromptRecord:
         """Read what `to_bytes` wrote."""
-        plain = json.loads(data)
+        plain = read_fields(cls, data)
         plain["kind"] = PromptKind(plain["kind"])
         plain["behind"] = tuple(plain.get("behind", ()))
         return cls(**plain)
@@ -117,11 +118,13 @@ class PromptName:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return canonical_json(asdict(self)).encode()
+        return canonical_json(stamped(asdict(self))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PromptName:
         """Read what `to_bytes` wrote."""
-        plain = json.loads(data)
-        plain["current"] = {base: CurrentVersion(**one) for base, one in plain["current"].items()}
+        plain = read_fields(cls, data)
+        plain["current"] = {
+            base: CurrentVersion(**known_fields(CurrentVersion, one)) for base, one in plain["current"].items()
+        }
         return cls(**plain)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from promptd.commands import jobs, keys, prompts
+from promptd.commands import jobs, keys, prompts, store
 from promptd.commands.bench import bench
 from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
@@ -36,6 +36,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Serve")(serve)
 app.command(rich_help_panel="Serve")(worker)
 app.command(rich_help_panel="Serve")(doctor)
+app.add_typer(store.app, name="store", rich_help_panel="Serve")
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)
 app.command(rich_help_panel="Train")(train)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from promptd_store import Check, Put, Store, check_tenant
+from promptd_store.schema import read_fields, stamped
 
 from promptd.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError
 from promptd.jobs.keys import file_key, new_id
@@ -33,12 +34,12 @@ class FileRecord:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(stamped(asdict(self))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FileRecord:
         """Read what `to_bytes` wrote."""
-        return cls(**json.loads(data))
+        return cls(**read_fields(cls, data))
 
 
 class TrainingFiles:

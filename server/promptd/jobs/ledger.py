@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from promptd_store import Append, Check, CheckFailedError, Lease, Put, Store, StoreUnavailableError
+from promptd_store.schema import read_fields, stamped
 
 from promptd.errors import NotFoundError, RateLimitError
 from promptd.jobs.events import JobEvent
@@ -90,12 +91,12 @@ class Tally:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(stamped(asdict(self))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tally:
         """Read what `to_bytes` wrote."""
-        return cls(**json.loads(data))
+        return cls(**read_fields(cls, data))
 
 
 class JobLedger:

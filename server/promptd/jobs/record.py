@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from promptd_store.schema import known_fields, read_fields, stamped
+
 from promptd.errors import ConflictError, InvalidRequestError
 
 MAX_PRIORITY = 9
@@ -165,18 +167,20 @@ class JobRecord:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return json.dumps(asdict(self), allow_nan=False).encode()  # not sorted: the order of label words counts
+        return json.dumps(
+            stamped(asdict(self)), allow_nan=False
+        ).encode()  # not sorted: the order of label words counts
 
     @classmethod
     def from_bytes(cls, data: bytes) -> JobRecord:
         """Read what `to_bytes` wrote."""
-        plain = json.loads(data)
+        plain = read_fields(cls, data)
         plain["state"] = JobState(plain["state"])
-        spec = JobSpec(**plain["spec"])
+        spec = JobSpec(**known_fields(JobSpec, plain["spec"]))
         plain["spec"] = replace(spec, behind=tuple(spec.behind))
         for name, kind in _PARTS.items():
             if plain[name] is not None:
-                plain[name] = kind(**plain[name])
+                plain[name] = kind(**known_fields(kind, plain[name]))
         return cls(**plain)
 
 

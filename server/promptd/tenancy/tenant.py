@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 
+from promptd_store.schema import known_fields, read_fields, stamped
+
 from promptd.tenancy.scopes import Scope
 
 MAX_ACTIVE_KEYS = 2
@@ -57,11 +59,12 @@ class Tenant:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(stamped(asdict(self))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tenant:
         """Read what `to_bytes` wrote."""
-        plain = json.loads(data)
-        keys = tuple(KeyRecord(**{**one, "scopes": tuple(map(Scope, one["scopes"]))}) for one in plain.pop("keys"))
+        plain = read_fields(cls, data)
+        known = [known_fields(KeyRecord, one) for one in plain.pop("keys")]
+        keys = tuple(KeyRecord(**{**one, "scopes": tuple(map(Scope, one["scopes"]))}) for one in known)
         return cls(keys=keys, **plain)

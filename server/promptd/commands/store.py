@@ -1,0 +1,174 @@
+"""`promptd store backup | restore | copy | verify | gc`: a store as a whole, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from promptd.commands.console import err, fail, out
+from promptd.commands.launch import BlobsAddress
+
+if TYPE_CHECKING:
+    from promptd_store import Store
+    from promptd_store.transfer import Transferred
+
+T = TypeVar("T")
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        "-s",
+        envvar="PROMPTD_STORE",
+        help="The store: a folder, or the URL of a Redis.",
+        metavar="DIR_OR_URL",
+    ),
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of the backup.", metavar="DIR")]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Back up, restore, move, check and clean a store.",
+    epilog="[dim]Servers may go on using the store; a move for good ends with a last copy after they have stopped.[/]",
+)
+
+
+@app.command()
+def backup(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsAddress = None) -> None:
+    """Copy a store into a folder, which is a store itself; again and again into the same one: only what is new goes.
+
+    [dim]promptd store backup /backup/promptd[/]
+    [dim]PROMPTD_STORE=redis://:password@redis/0 promptd store backup /backup/promptd[/]
+    """
+    _copy(store, str(folder), blobs, None)
+
+
+@app.command()
+def restore(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsAddress = None) -> None:
+    """Copy a backup into an empty store.
+
+    [dim]promptd store restore /backup/promptd --store ./promptd-data[/]
+    """
+    if not (folder / "records.sqlite").exists():
+        fail(f"{folder} is no backup", hint="promptd store backup DIR makes one.")
+    _copy(str(folder), store, None, blobs)
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="From: a folder or a URL.", metavar="SRC")],
+    target: Annotated[str, typer.Argument(help="To: empty, or an older copy.", metavar="DST")],
+    source_blobs: Annotated[str | None, typer.Option(help="Where a Redis source keeps large files.")] = None,
+    target_blobs: Annotated[str | None, typer.Option(help="Where a Redis target shall keep them.")] = None,
+) -> None:
+    """Make one store a copy of another, of whatever kind, while servers use the first.
+
+    [dim]promptd store copy ./promptd-data redis://redis/0[/]
+    """
+    _copy(source, target, source_blobs, target_blobs)
+
+
+@app.command()
+def verify(store: StoreOption = "./promptd-data", blobs: BlobsAddress = None) -> None:
+    """Read everything and say what is lost or damaged, a line each; the status is 1 if anything is.
+
+    [dim]promptd store verify --store redis://redis/0[/]
+    """
+    from promptd_store import find_faults
+
+    async def check(opened: Store) -> int:
+        num_faults = 0
+        async for fault in find_faults(opened):
+            out().print(fault, markup=False)
+            num_faults += 1
+        return num_faults
+
+    num_faults = _with_store(store, blobs, check)
+    if num_faults:
+        fail(f"{num_faults} faults")
+    err().print("[green]ok[/] every name, version and blob is there and whole")
+
+
+@app.command()
+def gc(
+    store: StoreOption = "./promptd-data",
+    blobs: BlobsAddress = None,
+    keep_versions: Annotated[
+        int | None, typer.Option(min=1, help="Also delete all but so many versions of each prompt.", metavar="N")
+    ] = None,
+    min_age_hours: Annotated[
+        float, typer.Option(min=0, help="Files younger than this stay: their writers may not be done.", metavar="H")
+    ] = 24.0,
+) -> None:
+    """Delete what nobody needs: files without a name, old events, and where asked for old versions.
+
+    [dim]promptd store gc[/]
+    [dim]promptd store gc --keep-versions 5[/]
+    """
+    from promptd_store import collect_garbage, prune_versions, scan_tenants
+    from promptd_store.redis_backend.store import RedisStore
+
+    async def clean(opened: Store) -> tuple[int, int, int]:
+        num_versions = num_blobs = num_left = 0
+        async for tenant in scan_tenants(opened):
+            if keep_versions is not None:
+                num_versions += len(await prune_versions(opened, tenant, keep=keep_versions))
+            num_blobs += len(await collect_garbage(opened, tenant, unused_for_seconds=min_age_hours * 3600))
+            if isinstance(opened, RedisStore):
+                num_left += len(await opened.sweep_blobs(tenant, older_than_seconds=min_age_hours * 3600))
+        return num_versions, num_blobs, num_left
+
+    num_versions, num_blobs, num_left = _with_store(store, blobs, clean)
+    out().print(
+        f"deleted {num_versions} versions, {num_blobs} files without a name, {num_left} left behind by the dead"
+    )
+
+
+def _copy(source: str, target: str, source_blobs: str | None, target_blobs: str | None) -> None:
+    from promptd_store import copy_store
+
+    def tell(done: Transferred) -> None:
+        err().print(
+            f"[dim]{done.num_blobs} files, {done.num_records} records, {done.num_events} events, "
+            f"{done.num_deleted} deletions[/]"
+        )
+        if done.num_missing:
+            err().print(f"[yellow]{done.num_missing} files are lost in the source: promptd store verify names them[/]")
+
+    async def copy_into(opened: Store) -> Transferred:
+        other = await _open(target, target_blobs)
+        try:
+            return await copy_store(opened, other, on_pass=tell)
+        finally:
+            await other.close()
+
+    if not _with_store(source, source_blobs, copy_into).is_still:
+        fail("the source is written to faster than it is copied", hint="Stop its writers and run this again.")
+    err().print("[green]ok[/] the target is what the source was a moment ago")
+
+
+async def _open(address: str, blobs: str | None) -> Store:
+    from promptd_store import open_store
+
+    return await open_store(address, blobs=blobs, on_fault=lambda fault: err().print(fault))
+
+
+def _with_store(address: str, blobs: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
+    from promptd_store import StoreError
+
+    async def run() -> T:
+        opened = await _open(address, blobs)
+        try:
+            return await work(opened)
+        finally:
+            await opened.close()
+
+    try:
+        return asyncio.run(run())
+    except StoreError as error:
+        fail(str(error))
