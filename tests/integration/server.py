@@ -12,18 +12,21 @@ from pathlib import Path
 
 import httpx
 
+START_SECONDS = 180
+"""Loading takes a few seconds, on a busy machine many."""
+
 
 def demo_server(folder: Path) -> Iterator[str]:
     """Serve the demo on a free port and a fresh store; yield the address; SIGTERM stops it with exit code 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = (folder / "log").open("wb")
     command = [sys.executable, "-m", "promptd", "serve", "--port", str(port), "--store", str(folder / "store")]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + START_SECONDS
         while True:
             assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
             try:
@@ -35,4 +38,3 @@ def demo_server(folder: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-        log.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -124,6 +125,7 @@ def test_loading_shows_no_bar_and_leaves_none_off(
     tiny_models: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing on stderr while we load; the next load by anybody else shows its bar again (the control)."""
+    transformers.utils.logging.enable_progress_bar()  # some command's test may have switched it off
     load_model(tiny_models["llama"])
     assert "Loading weights" not in capfd.readouterr().err
     AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
