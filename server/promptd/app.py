@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -13,7 +14,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from promptd_store import PromptCatalog, Store, open_store
+from promptd_store import PromptCatalog, Store, StoreError, open_store
 
 import promptd
 from promptd.api.error_handlers import OversizeEnvelope, install
@@ -38,7 +39,16 @@ from promptd.metrics import (
 )
 from promptd.modeling import FrozenModel, load_model
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
-from promptd.tenancy import KeyOffice, KeyRing, TenantBook, TenantDirectory
+from promptd.tenancy import (
+    Gate,
+    KeyOffice,
+    KeyRing,
+    RateMeter,
+    SlotPool,
+    TenantBook,
+    TenantDirectory,
+    UsageLedger,
+)
 from promptd.training import TrainingLoop, TrainingWorker
 from promptd.training.job_spec import check_spec
 
@@ -68,6 +78,7 @@ def create_app(
         tenants = TenantDirectory(TenantBook(prompts.store))
         await tenants.poll()
         await keys.connect(tenants)
+        gate = make_gate(tenants)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         registry.register(EngineCollector(served))
@@ -79,6 +90,8 @@ def create_app(
             make_queue(settings, prompts),
             keys,
             KeyOffice(tenants, keys.key_secret),
+            tenants,
+            gate,
             limits,
             RequestMetrics(registry).observe,
             lambda: generate_latest(registry),
@@ -94,6 +107,7 @@ def create_app(
             asyncio.create_task(housekeeper.run()),
             asyncio.create_task(LoopMetrics(registry).run()),
             asyncio.create_task(tenants.follow()),
+            asyncio.create_task(gate.keep()),
             asyncio.create_task(prompts.follow_changes()),
         ]
         if isinstance(served.spare_time, TrainingLoop):
@@ -107,6 +121,8 @@ def create_app(
                 task.cancel()
             await asyncio.wait(background)
             await app.state.services.drain()
+            with contextlib.suppress(StoreError):  # what is left lies in the store for no longer than it can hurt
+                await gate.close()
             if catalog is None:
                 await prompts.store.close()
 
@@ -138,6 +154,12 @@ def make_key_ring(settings: Settings) -> KeyRing:
             param="host",
         )
     return keys
+
+
+def make_gate(tenants: TenantDirectory) -> Gate:
+    """Make what lets requests in and counts them, under a name of this process."""
+    store, server_id = tenants.book.store, secrets.token_hex(8)
+    return Gate(tenants, RateMeter(store), SlotPool(store, server_id), UsageLedger(store, server_id))
 
 
 def load_base_model(settings: Settings) -> FrozenModel:

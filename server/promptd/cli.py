@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from promptd.commands import jobs, keys, prompts, store
+from promptd.commands.apply import apply
 from promptd.commands.bench import bench
 from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
@@ -42,6 +43,7 @@ app.command(rich_help_panel="Prompts")(convert)
 app.command(rich_help_panel="Train")(train)
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Train")
 app.add_typer(keys.app, name="keys", rich_help_panel="Administrate")
+app.command(rich_help_panel="Administrate")(apply)
 app.command("eval", rich_help_panel="Measure")(evaluate)
 app.command(
     rich_help_panel="Measure",

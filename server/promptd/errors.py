@@ -17,6 +17,7 @@ PromptdError                     500 internal_error
 ├── PayloadTooLargeError         413 payload_too_large
 ├── InvalidArtifactError         422 invalid_artifact        an upload failed a check; `code` says which
 ├── RateLimitError               429 rate_limit_exceeded     the caller's own limit is reached; `code` says which
+│   └── QuotaError               429 insufficient_quota      used up; asking again does not help
 ├── NumericalError               500 numerical_error         non-finite logits; this row only
 ├── EngineDeadError              503 engine_dead
 ├── OverloadedError              503 overloaded              queue full; carries Retry-After
@@ -27,6 +28,7 @@ PromptdError                     500 internal_error
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -45,12 +47,15 @@ class PromptdError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code or self.default_code
         self.retry_after_seconds = retry_after_seconds
+        self.headers = dict(headers or {})
+        """Headers that go with the answer."""
 
 
 class InvalidRequestError(PromptdError):
@@ -168,6 +173,14 @@ class RateLimitError(PromptdError):
     type = "rate_limit_error"
     default_code = "rate_limit_exceeded"
     retryable = True
+
+
+class QuotaError(RateLimitError):
+    """What the caller may have is used up: asking again does not help, deleting something or a larger quota does."""
+
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+    retryable = False
 
 
 class NumericalError(PromptdError):

@@ -59,6 +59,11 @@ ACCESS: dict[tuple[str, str], str] = {
     ("GET", "/admin/keys"): "admin",
     ("POST", "/admin/keys/{key_id}/rotate"): "admin",
     ("DELETE", "/admin/keys/{key_id}"): "admin",
+    ("GET", "/admin/tenants"): "admin",
+    ("GET", "/admin/tenants/{tenant}"): "admin",
+    ("PATCH", "/admin/tenants/{tenant}"): "admin",
+    ("GET", "/admin/usage"): "admin",
+    ("GET", "/v1/usage"): "infer",
     ("GET", "/admin/engine"): "admin",
     ("GET", "/livez"): OPEN,
     ("GET", "/readyz"): OPEN,
@@ -137,13 +142,13 @@ def test_every_route_against_every_caller(
     """401 without a good key, 403 without the scope, both before the body is looked at; open routes are open."""
     method, path = route
     url = path
-    for field in ("{model:path}", "{name:path}", "{file_id}", "{job_id}", "{key_id}"):
+    for field in ("{model:path}", "{name:path}", "{file_id}", "{job_id}", "{key_id}", "{tenant}"):
         url = url.replace(field, "absent")
     url = url.replace("{path:path}", "app.js")
     for name, caller in callers.items():
         headers = {} if caller.authorization is None else {"Authorization": caller.authorization}
         with keyed.http(**headers) as http:
-            content = b"{broken" if method in ("POST", "PUT") else None
+            content = b"{broken" if method in ("POST", "PUT", "PATCH") else None
             answer = http.request(method, url, content=content, follow_redirects=url in ("/", "/ui"))
         if ACCESS[route] == OPEN:
             assert answer.status_code == 200, name

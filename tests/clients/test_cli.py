@@ -31,6 +31,7 @@ COMMANDS = [
     ["train"],
     ["jobs"],
     ["keys"],
+    ["apply"],
     *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),
     *(["jobs", name] for name in ("create", "ls", "watch", "cancel", "pause", "resume")),
     *(["prompts", name] for name in ("ls", "show", "push", "pull", "rm", "rollback", "verify")),

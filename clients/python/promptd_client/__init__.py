@@ -1,7 +1,7 @@
 """The Python client of promptd: `Client` and `AsyncClient`, typed replies and typed errors."""
 
-from promptd_client._admin import Keys
-from promptd_client._async_admin import AsyncKeys
+from promptd_client._admin import Keys, Tenants
+from promptd_client._async_admin import AsyncKeys, AsyncTenants
 from promptd_client._async_client import AsyncClient, AsyncPrompts
 from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._client import Client, Prompts
@@ -9,7 +9,7 @@ from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, is_peft_folder, read_peft_folder
 from promptd_client._stream import AsyncStream, Stream
 from promptd_client._uploads import UploadResult
-from promptd_client.admin_models import ApiKey, IssuedKey
+from promptd_client.admin_models import ApiKey, IssuedKey, Tenant, TenantLimits, UsageCounts, UsageEntry, UsageReport
 from promptd_client.errors import (
     APIError,
     AuthenticationError,
@@ -33,6 +33,7 @@ from promptd_client.errors import (
     PreconditionFailedError,
     PromptdError,
     PromptModelMismatchError,
+    QuotaError,
     RateLimitError,
     RouteNotFoundError,
     ServerError,
@@ -73,6 +74,7 @@ __all__ = [
     "AsyncKeys",
     "AsyncPrompts",
     "AsyncStream",
+    "AsyncTenants",
     "AuthenticationError",
     "ChatChoice",
     "ChatChunkChoice",
@@ -124,17 +126,24 @@ __all__ = [
     "PromptTokensDetails",
     "PromptdError",
     "Prompts",
+    "QuotaError",
     "RateLimitError",
     "RouteNotFoundError",
     "ServerError",
     "ShuttingDownError",
     "Stream",
     "StreamBrokenError",
+    "Tenant",
+    "TenantLimits",
+    "Tenants",
     "Tokenization",
     "TrainingOffError",
     "UnavailableError",
     "UploadResult",
     "Usage",
+    "UsageCounts",
+    "UsageEntry",
+    "UsageReport",
     "is_peft_folder",
     "read_peft_folder",
 ]

@@ -1,4 +1,4 @@
-"""API keys, for ordinary code. `AsyncKeys` is the same for asyncio."""
+"""Keys and tenants, for ordinary code. `AsyncKeys` and `AsyncTenants` are the same for asyncio."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from promptd_client import _admin_requests
-from promptd_client.admin_models import ApiKey, IssuedKey
+from promptd_client.admin_models import ApiKey, IssuedKey, Tenant, UsageReport
 
 if TYPE_CHECKING:
     from promptd_client._client import Client
 
 KeyList = list[ApiKey]  # `list` is a method
+TenantList = list[Tenant]
 
 
 class Keys:
@@ -42,3 +43,28 @@ class Keys:
     def revoke(self, key_id: str) -> ApiKey:
         """End a key, everywhere within a second."""
         return self._run(_admin_requests.revoke_key(key_id))
+
+
+class Tenants:
+    """What tenants may use and have used, `client.tenants`; needs an admin's key."""
+
+    def __init__(self, client: Client) -> None:
+        self._run = client.run
+
+    def list(self) -> TenantList:
+        """List the tenants that have keys or limits."""
+        return self._run(_admin_requests.list_tenants())
+
+    def get(self, tenant: str) -> Tenant:
+        """Show one tenant."""
+        return self._run(_admin_requests.get_tenant(tenant))
+
+    def set(self, tenant: str, **limits: float | None) -> Tenant:
+        """Set some of a tenant's limits, everywhere within a second; None takes one away."""
+        return self._run(_admin_requests.set_limits(tenant, limits))
+
+    def usage(
+        self, tenant: str | None = None, *, first_day: str | None = None, last_day: str | None = None
+    ) -> UsageReport:
+        """Show what a tenant, or everybody, was served; days as 2026-11-21 in UTC, without them the last thirty."""
+        return self._run(_admin_requests.usage("/admin/usage", tenant, first_day, last_day))

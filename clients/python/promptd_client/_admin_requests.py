@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptd_client._job_requests import path_of
 from promptd_client._replies import reader
 from promptd_client._requests import Call, body_of
-from promptd_client.admin_models import ApiKey, IssuedKey
+from promptd_client.admin_models import ApiKey, IssuedKey, Tenant, UsageReport
 
 KEYS = "/admin/keys"
+TENANTS = "/admin/tenants"
 
 
 def create_key(
@@ -39,3 +40,25 @@ def rotate_key(key_id: str, grace_seconds: float | None) -> Call[IssuedKey]:
 def revoke_key(key_id: str) -> Call[ApiKey]:
     """End a key; twice is as good as once."""
     return Call("DELETE", path_of(KEYS, key_id), reader(ApiKey))
+
+
+def list_tenants() -> Call[list[Tenant]]:
+    """List the tenants that have keys or limits."""
+    return Call("GET", TENANTS, reader(list[Tenant], "data"))
+
+
+def get_tenant(tenant: str) -> Call[Tenant]:
+    """Show one tenant."""
+    return Call("GET", path_of(TENANTS, tenant), reader(Tenant))
+
+
+def set_limits(tenant: str, limits: Mapping[str, float | None]) -> Call[Tenant]:
+    """Set some limits; None takes one away. Twice is as good as once."""
+    return Call("PATCH", path_of(TENANTS, tenant), reader(Tenant), body=dict(limits))
+
+
+def usage(path: str, tenant: str | None, first_day: str | None, last_day: str | None) -> Call[UsageReport]:
+    """Show what was served."""
+    params = {"tenant": tenant, "from": first_day, "to": last_day}
+    given = {name: value for name, value in params.items() if value is not None}
+    return Call("GET", path, reader(UsageReport), params=given)

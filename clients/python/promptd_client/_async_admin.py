@@ -1,4 +1,4 @@
-"""API keys, for asyncio. `Keys` is the same for ordinary code."""
+"""Keys and tenants, for asyncio. `Keys` and `Tenants` are the same for ordinary code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from promptd_client import _admin_requests
-from promptd_client.admin_models import ApiKey, IssuedKey
+from promptd_client.admin_models import ApiKey, IssuedKey, Tenant, UsageReport
 
 if TYPE_CHECKING:
     from promptd_client._async_client import AsyncClient
 
 KeyList = list[ApiKey]  # `list` is a method
+TenantList = list[Tenant]
 
 
 class AsyncKeys:
@@ -42,3 +43,28 @@ class AsyncKeys:
     async def revoke(self, key_id: str) -> ApiKey:
         """End a key, everywhere within a second."""
         return await self._run(_admin_requests.revoke_key(key_id))
+
+
+class AsyncTenants:
+    """What tenants may use and have used, `client.tenants`; needs an admin's key."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._run = client.run
+
+    async def list(self) -> TenantList:
+        """List the tenants that have keys or limits."""
+        return await self._run(_admin_requests.list_tenants())
+
+    async def get(self, tenant: str) -> Tenant:
+        """Show one tenant."""
+        return await self._run(_admin_requests.get_tenant(tenant))
+
+    async def set(self, tenant: str, **limits: float | None) -> Tenant:
+        """Set some of a tenant's limits, everywhere within a second; None takes one away."""
+        return await self._run(_admin_requests.set_limits(tenant, limits))
+
+    async def usage(
+        self, tenant: str | None = None, *, first_day: str | None = None, last_day: str | None = None
+    ) -> UsageReport:
+        """Show what a tenant, or everybody, was served; days as 2026-11-21 in UTC, without them the last thirty."""
+        return await self._run(_admin_requests.usage("/admin/usage", tenant, first_day, last_day))

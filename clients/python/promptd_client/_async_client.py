@@ -12,8 +12,8 @@ import anyio.to_thread
 import httpx
 import stamina
 
-from promptd_client import _requests
-from promptd_client._async_admin import AsyncKeys
+from promptd_client import _admin_requests, _requests
+from promptd_client._async_admin import AsyncKeys, AsyncTenants
 from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
@@ -21,6 +21,7 @@ from promptd_client._requests import Call, StreamCall
 from promptd_client._retry import retry_hook, retry_limits
 from promptd_client._stream import AsyncStream
 from promptd_client._uploads import Folders, UploadResult, progress_bar
+from promptd_client.admin_models import UsageReport
 from promptd_client.errors import ConnectionFailedError, PromptdError
 from promptd_client.models import (
     ChatCompletion,
@@ -77,6 +78,7 @@ class AsyncClient:
         self.files = AsyncFiles(self)
         self.jobs = AsyncJobs(self)
         self.keys = AsyncKeys(self)
+        self.tenants = AsyncTenants(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -127,6 +129,10 @@ class AsyncClient:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """Join tokens to a text."""
         return await self.run(_requests.detokenize(tokens))
+
+    async def usage(self, *, first_day: str | None = None, last_day: str | None = None) -> UsageReport:
+        """Show what your tenant was served; days as 2026-11-21 in UTC, without them the last thirty."""
+        return await self.run(_admin_requests.usage("/v1/usage", None, first_day, last_day))
 
     async def version(self) -> str:
         """Return the server's version."""

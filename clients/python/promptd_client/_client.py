@@ -11,8 +11,8 @@ from typing import TypeVar, Unpack
 import httpx
 import stamina
 
-from promptd_client import _requests
-from promptd_client._admin import Keys
+from promptd_client import _admin_requests, _requests
+from promptd_client._admin import Keys, Tenants
 from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
@@ -20,6 +20,7 @@ from promptd_client._requests import Call, StreamCall
 from promptd_client._retry import retry_hook, retry_limits
 from promptd_client._stream import Stream
 from promptd_client._uploads import Folders, UploadResult, progress_bar
+from promptd_client.admin_models import UsageReport
 from promptd_client.errors import ConnectionFailedError, PromptdError
 from promptd_client.models import (
     ChatCompletion,
@@ -76,6 +77,7 @@ class Client:
         self.files = Files(self)
         self.jobs = Jobs(self)
         self.keys = Keys(self)
+        self.tenants = Tenants(self)
 
     def __enter__(self) -> Client:
         return self
@@ -122,6 +124,10 @@ class Client:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Join tokens to a text."""
         return self.run(_requests.detokenize(tokens))
+
+    def usage(self, *, first_day: str | None = None, last_day: str | None = None) -> UsageReport:
+        """Show what your tenant was served; days as 2026-11-21 in UTC, without them the last thirty."""
+        return self.run(_admin_requests.usage("/v1/usage", None, first_day, last_day))
 
     def version(self) -> str:
         """Return the server's version."""

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import httpx
 
-from promptd_client.errors import APIError
+from promptd_client.errors import APIError, QuotaError
 
 MAX_RETRY_AFTER_SECONDS = 30.0
 """A server that asks for more patience than this gets its error passed on."""
@@ -40,6 +40,8 @@ def retry_hook(is_idempotent: bool) -> Callable[[Exception], bool | float]:
     def decide(error: Exception) -> bool | float:
         if isinstance(error, _NOT_SENT):
             return True
+        if isinstance(error, QuotaError):
+            return False
         if isinstance(error, APIError):
             wait = error.retry_after_seconds
             if error.status in _REFUSED and wait is not None:

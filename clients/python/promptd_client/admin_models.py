@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from promptd_client.models import Reply
 
 
@@ -24,3 +26,48 @@ class IssuedKey(ApiKey):
     """A new key: `key` is in the clear and never shown again."""
 
     key: str
+
+
+class TenantLimits(Reply):
+    """What a tenant may use; None is no limit of its own. A newer server may know more limits."""
+
+    weight: float = 1.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent_requests: int | None = None
+
+
+class Tenant(Reply):
+    """One tenant as an admin sees it."""
+
+    id: str
+    limits: TenantLimits
+    active_keys: tuple[str, ...] = ()
+
+
+class UsageCounts(Reply):
+    """What was served."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    virtual_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class UsageEntry(UsageCounts):
+    """What was served on one day, by one key, under one prompt (empty: the bare model)."""
+
+    tenant: str
+    day: str
+    key_id: str
+    prompt: str
+
+
+class UsageReport(Reply):
+    """What was served from one day to another."""
+
+    first_day: str = Field(alias="from")
+    last_day: str = Field(alias="to")
+    data: tuple[UsageEntry, ...]
+    total: UsageCounts

@@ -181,6 +181,12 @@ class RateLimitError(APIError):
     status_code = 429
 
 
+class QuotaError(RateLimitError):
+    """What this tenant may have is used up: asking again does not help."""
+
+    codes = frozenset({"insufficient_quota", "too_many_requests_at_once", "too_many_tokens_at_once"})
+
+
 class ServerError(APIError):
     """The server failed; the request may be right."""
 

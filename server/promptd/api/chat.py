@@ -16,11 +16,11 @@ from promptd.api.services import (
     NamedPrompts,
     Services,
     new_id,
-    principal_of,
     prompt_names,
     resolve_prompts,
     services_of,
     tokenize,
+    visit_of,
 )
 from promptd.api.sse import event_stream
 from promptd.errors import InvalidRequestError, NoChatTemplateError
@@ -36,7 +36,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         raise InvalidRequestError("top_logprobs needs logprobs=true", param="top_logprobs")
     names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    prompts = await resolve_prompts(services, principal_of(request), names, model_name, body.naming_field)
+    prompts = await resolve_prompts(services, visit_of(request), names, model_name, body.naming_field)
     token_ids = await _tokens(services, prompts, body.messages)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
@@ -53,7 +53,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         )
         for number in range(body.n)
     ]
-    choices = submit(services, prompts, [token_ids], params, priority=body.priority)
+    choices = await submit(services, prompts, [token_ids], params, priority=body.priority)
     header = {
         "id": new_id("chatcmpl"),
         "object": "chat.completion.chunk" if body.stream else "chat.completion",

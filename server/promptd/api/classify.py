@@ -17,16 +17,17 @@ from promptd.api.services import (
     NamedPrompts,
     Services,
     new_id,
-    principal_of,
     prompt_names,
     resolve_prompts,
     services_of,
     to_tokens,
     tokenize,
+    visit_of,
 )
 from promptd.engine.ensemble import mean_probabilities, softmax
 from promptd.engine.request import PoolOutput, PoolRequest, ScoreOutput, ScoreRequest
 from promptd.errors import InvalidRequestError
+from promptd.tenancy import Counts
 
 Candidates = tuple[tuple[int, ...], ...]
 """The label words' tokens."""
@@ -53,7 +54,7 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
     chains = [[name] for name in body.ensemble] if body.ensemble is not None else [names]
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
     members = [
-        await resolve_prompts(services, principal_of(request), chain, model_name, body.naming_field) for chain in chains
+        await resolve_prompts(services, visit_of(request), chain, model_name, body.naming_field) for chain in chains
     ]
     told = [await _labels(services, body, prompts) for prompts in members]
     if any(one.names != told[0].names for one in told):
@@ -146,14 +147,27 @@ async def label_probabilities(
 ) -> tuple[list[float], ScoreOutput | PoolOutput]:
     """Score the labels of one input in one pass: by their words, or by a head where there are none."""
     token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
+    await prompts.visit.reserve_tokens(len(token_ids))
     seconds = services.limits.request_timeout_seconds
     rest = (prompts.artifacts, prompts.salt, prompts.num_public, seconds, prompts.share, priority)
     try:
         if candidates is None:
             classes = await services.engine.pool(PoolRequest(new_id("pool"), token_ids, "classes", *rest))
+            count_output(prompts, classes)
             return softmax(classes.values), classes
         output = await services.engine.score(ScoreRequest(new_id("score"), token_ids, candidates, *rest))
     except InvalidRequestError as error:
         error.param = _FIELDS.get(error.param) or error.param
         raise
+    count_output(prompts, output)
     return softmax(output.logprobs), output
+
+
+def count_output(prompts: NamedPrompts, output: ScoreOutput | PoolOutput) -> None:
+    """Put what one input took into the ledger when the request ends."""
+    counts = Counts(
+        prompt_tokens=output.num_prompt_tokens,
+        virtual_tokens=output.num_virtual_tokens,
+        cached_tokens=output.num_cached_tokens,
+    )
+    prompts.visit.watch(lambda: (prompts.counted_as, counts))

@@ -17,11 +17,11 @@ from promptd.api.services import (
     NamedPrompts,
     Services,
     new_id,
-    principal_of,
     prompt_names,
     resolve_prompts,
     services_of,
     to_tokens,
+    visit_of,
 )
 from promptd.api.sse import event_stream
 from promptd.engine.ensemble import majority
@@ -55,7 +55,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
 
 async def _named(services: Services, request: Request, body: CompletionBody, names: Sequence[str]) -> NamedPrompts:
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    return await resolve_prompts(services, principal_of(request), names, model_name, body.naming_field)
+    return await resolve_prompts(services, visit_of(request), names, model_name, body.naming_field)
 
 
 async def _start(
@@ -76,7 +76,7 @@ async def _start(
     tokens = [
         await to_tokens(services, prompts, text, apply_template=body.apply_template, param="prompt") for text in inputs
     ]
-    return submit(services, prompts, tokens, params, priority=body.priority)
+    return await submit(services, prompts, tokens, params, priority=body.priority)
 
 
 def _inputs(body: CompletionBody) -> list[Input]:

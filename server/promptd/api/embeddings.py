@@ -11,10 +11,11 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from promptd.api.classify import count_output
 from promptd.api.generation import together, while_connected
 from promptd.api.schemas import EmbeddingsBody
 from promptd.api.services import new_id as new_request_id
-from promptd.api.services import principal_of, prompt_names, resolve_prompts, services_of, to_tokens
+from promptd.api.services import prompt_names, resolve_prompts, services_of, to_tokens, visit_of
 from promptd.engine.request import PoolOutput, PoolRequest
 from promptd.errors import InvalidRequestError
 
@@ -26,14 +27,15 @@ async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
         raise InvalidRequestError("embeddings of several prompts are not put together", param="ensemble")
     names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    prompts = await resolve_prompts(services, principal_of(request), names, model_name, body.naming_field)
+    prompts = await resolve_prompts(services, visit_of(request), names, model_name, body.naming_field)
     config = services.engine.engine.config
     turns = asyncio.Semaphore(max(1, min(config.max_num_seqs, config.max_queue // 2)))
 
     async def embed(text: Any) -> PoolOutput:
         token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
+        await prompts.visit.reserve_tokens(len(token_ids))
         async with turns:
-            return await services.engine.pool(
+            output = await services.engine.pool(
                 PoolRequest(
                     new_request_id("embed"),
                     token_ids,
@@ -46,6 +48,8 @@ async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
                     body.priority,
                 )
             )
+        count_output(prompts, output)
+        return output
 
     outputs = await while_connected(request, together(embed(text) for text in _inputs(body)))
     num_tokens = sum(output.num_prompt_tokens for output in outputs)

@@ -20,6 +20,7 @@ from promptd.errors import (
     MethodNotAllowedError,
     PayloadTooLargeError,
     PromptdError,
+    QuotaError,
     RouteNotFoundError,
 )
 
@@ -42,12 +43,14 @@ def _cut(text: str | None, max_chars: int) -> str | None:
 
 def error_response(error: PromptdError | StoreError, extra_headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as a response, with Retry-After where it is worth trying again."""
-    headers = dict(extra_headers or {})
+    headers = {**getattr(error, "headers", {}), **(extra_headers or {})}
     retry_after = getattr(error, "retry_after_seconds", None)
     if retry_after is None and error.status == 503:
         retry_after = random.randint(1, 3)  # not everybody at the same moment
     if retry_after is not None:
         headers["Retry-After"] = str(retry_after)
+    if isinstance(error, QuotaError):
+        headers["x-should-retry"] = "false"  # OpenAI's clients repeat every other 429
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(envelope(error), status_code=error.status, headers=headers)

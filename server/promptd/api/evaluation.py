@@ -18,10 +18,10 @@ from promptd.api.services import (
     NamedPrompts,
     Services,
     new_id,
-    principal_of,
     resolve_prompts,
     services_of,
     to_tokens,
+    visit_of,
 )
 from promptd.engine.request import SamplingParams
 from promptd.errors import ContextLengthError, InvalidRequestError, OverloadedError
@@ -34,7 +34,7 @@ from promptd.evaluation import (
     evaluate,
     task_of,
 )
-from promptd.tenancy import Principal, Scope
+from promptd.tenancy import Scope, Visit
 from promptd.training import TrainingDataError, example_of, parse_examples
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ async def evaluate_prompt(name: str, body: EvaluateBody, request: Request) -> Re
 
     All evaluations together have at most half of the engine's rows; while the queue is full they wait.
     """
-    work = _measure(services_of(request), principal_of(request), name, body)
+    work = _measure(services_of(request), visit_of(request), name, body)
     found = {result.subject: result.to_dict() for result in await while_connected(request, work)}
     return JSONResponse(
         {
@@ -60,7 +60,7 @@ async def evaluate_prompt(name: str, body: EvaluateBody, request: Request) -> Re
     )
 
 
-async def _measure(services: Services, principal: Principal, name: str, body: EvaluateBody) -> list[EvaluationResult]:
+async def _measure(services: Services, visit: Visit, name: str, body: EvaluateBody) -> list[EvaluationResult]:
     """Read the rows and run them; a bad one is named by the field it came in and its line."""
     if (body.rows is None) == (body.file_id is None):
         raise InvalidRequestError("give either rows or file_id", param="rows")
@@ -69,15 +69,15 @@ async def _measure(services: Services, principal: Principal, name: str, body: Ev
         if body.file_id is None:
             examples = [example_of(line, row) for line, row in enumerate(body.rows or [], start=1)]
         else:
-            authorize(principal, Scope.TRAIN)  # as for reading the file itself
-            content = await services.files.content(principal.tenant, body.file_id)
+            authorize(visit.principal, Scope.TRAIN)  # as for reading the file itself
+            content = await services.files.content(visit.principal.tenant, body.file_id)
             examples = await asyncio.to_thread(parse_examples, content.split(b"\n"))
         if len(examples) > MAX_EVALUATION_ROWS:
             raise InvalidRequestError(
                 f"{param} has {len(examples)} rows, an evaluation takes {MAX_EVALUATION_ROWS}", param=param
             )
         return await evaluate(
-            EngineBackend(services, principal),
+            EngineBackend(services, visit),
             task_of(examples),
             examples,
             [name, None],
@@ -92,10 +92,10 @@ async def _measure(services: Services, principal: Principal, name: str, body: Ev
 class EngineBackend:
     """Asks the server's own engine, through the same admission as everybody."""
 
-    def __init__(self, services: Services, principal: Principal) -> None:
+    def __init__(self, services: Services, visit: Visit) -> None:
         self.batch_size = services.max_evaluating
         self._services = services
-        self._principal = principal
+        self._visit = visit
         self._prompts: dict[str, NamedPrompts] = {}
 
     async def look_up(self, prompt: str) -> Subject:
@@ -123,7 +123,7 @@ class EngineBackend:
         async def ask(question: Question) -> str:
             prompts = await self._prompts_of(question)
             token_ids = await to_tokens(self._services, prompts, question.input, apply_template=True, param="rows")
-            (choice,) = submit(self._services, prompts, [token_ids], [params])
+            (choice,) = await submit(self._services, prompts, [token_ids], [params])
             await finish(choice)
             return choice.text
 
@@ -133,7 +133,7 @@ class EngineBackend:
         return await self._resolve([]) if question.subject is None else self._prompts[question.subject.version]
 
     async def _resolve(self, names: Sequence[str]) -> NamedPrompts:
-        return await resolve_prompts(self._services, self._principal, names, self._services.model.served_name, "name")
+        return await resolve_prompts(self._services, self._visit, names, self._services.model.served_name, "name")
 
     async def _patiently(self, ask: Callable[[Question], Awaitable[T]], question: Question) -> T | None:
         """Ask when it is this question's turn, and again while the queue is full: single requests go first."""

@@ -22,6 +22,7 @@ from promptd.engine.request import (
     TokenLogprob,
 )
 from promptd.errors import InvalidRequestError, PromptdError
+from promptd.tenancy import Counts
 
 _T = TypeVar("_T")
 _DISCONNECT_POLL_SECONDS = 0.1
@@ -106,7 +107,7 @@ class Choice:
         return (reason or FinishReason.ABORT).value
 
 
-def submit(
+async def submit(
     services: Services,
     prompts: NamedPrompts,
     inputs: Sequence[tuple[int, ...]],
@@ -121,6 +122,8 @@ def submit(
             f"{len(inputs)} prompts x n={len(params)} are more generations than the {max_queue} that may wait here",
             param="n",
         )
+    num_read, num_written = sum(map(len, inputs)), len(inputs) * sum(own.max_tokens for own in params)
+    await prompts.visit.reserve_tokens(num_read + num_written)
     choices: list[Choice] = []
     try:
         for token_ids in inputs:
@@ -134,7 +137,18 @@ def submit(
     except PromptdError:
         abort(choices)
         raise
+    prompts.visit.watch(lambda: (prompts.counted_as, counts_of(choices, len(params))))
     return choices
+
+
+def counts_of(choices: Sequence[Choice], num_per_input: int) -> Counts:
+    """Return what the answer's `usage` says, for the ledger."""
+    told = usage(choices, num_per_input)
+    return Counts(
+        prompt_tokens=told["prompt_tokens"],
+        completion_tokens=told["completion_tokens"],
+        **told["prompt_tokens_details"],
+    )
 
 
 def abort(choices: Sequence[Choice]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from promptd.api import (
     chat,
@@ -24,11 +26,12 @@ from promptd.api import (
     models,
     openapi,
     prompts,
+    tenants,
     training_jobs,
 )
 from promptd.api.auth import authorize, check_local
 from promptd.api.json_body import StrictJsonRequest
-from promptd.api.services import Limits, services_of
+from promptd.api.services import VISIT, Limits, services_of
 from promptd.errors import DeadlineExceededError, ShuttingDownError
 from promptd.tenancy import Principal, Scope
 
@@ -109,6 +112,11 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/admin/keys", Scope.ADMIN, keys.list_keys, "admin"),
     Route("POST", "/admin/keys/{key_id}/rotate", Scope.ADMIN, keys.rotate_key, "admin"),
     Route("DELETE", "/admin/keys/{key_id}", Scope.ADMIN, keys.revoke_key, "admin"),
+    Route("GET", "/admin/tenants", Scope.ADMIN, tenants.list_tenants, "admin"),
+    Route("GET", "/admin/tenants/{tenant}", Scope.ADMIN, tenants.get_tenant, "admin"),
+    Route("PATCH", "/admin/tenants/{tenant}", Scope.ADMIN, tenants.change_tenant, "admin"),
+    Route("GET", "/admin/usage", Scope.ADMIN, tenants.all_usage, "admin"),
+    Route("GET", "/v1/usage", Scope.INFER, tenants.own_usage, "usage"),
     Route("GET", "/admin/engine", Scope.ADMIN, health.engine_stats, "admin"),
     Route("GET", "/livez", Scope.OPEN, health.livez, "health", openapi.PROBE),
     Route("GET", "/readyz", Scope.OPEN, health.readyz, "health", openapi.PROBE),
@@ -134,11 +142,21 @@ def guarded(route: Route) -> type[APIRoute]:
                 limit_seconds = services_of(request).limits.request_timeout_seconds
                 try:
                     async with asyncio.timeout(limit_seconds):  # also for a body that trickles in
-                        return await handle(StrictJsonRequest(request.scope, request.receive))
+                        response = await handle(StrictJsonRequest(request.scope, request.receive))
                 except TimeoutError:
                     raise DeadlineExceededError(f"the request took longer than {limit_seconds:g} seconds") from None
+                if VISIT in request.scope:
+                    response.headers.update(request.scope[VISIT].headers())
+                return response
 
             return checked
+
+        async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+            try:
+                await super().handle(scope, receive, send)
+            finally:  # after the last byte, and also where nobody read it
+                if VISIT in scope:
+                    scope[VISIT].leave()
 
     return GuardedRoute
 
@@ -155,6 +173,9 @@ async def admit(route: Route, request: Request) -> None:
         request.state.principal = principal
     if services.is_draining and route.scope is Scope.INFER:
         raise ShuttingDownError("the server is shutting down", retry_after_seconds=5)
+    if route.scope not in (Scope.OPEN, Scope.ADMIN):  # a tenant's limits must not keep an admin from changing them
+        is_inference = route.scope is Scope.INFER and route.method == "POST"
+        request.scope[VISIT] = await services.gate.enter(request.state.principal, is_inference=is_inference)
 
 
 def build_router(limits: Limits) -> APIRouter:

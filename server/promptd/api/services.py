@@ -29,9 +29,11 @@ from promptd.engine.share import Share
 from promptd.errors import InvalidRequestError, ModelNotFoundError
 from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
-from promptd.tenancy import KeyOffice, KeyRing, Principal, Scope
+from promptd.tenancy import Gate, KeyOffice, KeyRing, Principal, Scope, TenantDirectory, Visit
 
 _TOKENIZE_INLINE_CHARS = 8192
+VISIT = "promptd.visit"
+"""Where a request's scope keeps its visit."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Services:
     """None where this server takes no training jobs."""
     keys: KeyRing
     key_office: KeyOffice
+    tenants: TenantDirectory
+    gate: Gate
     limits: Limits
     observe: Callable[[RequestTimings, int], None]
     """Takes the timings and the number of tokens of every finished generation."""
@@ -98,6 +102,12 @@ def principal_of(request: Request) -> Principal:
     return principal
 
 
+def visit_of(request: Request) -> Visit:
+    """Dependency: what the caller takes and is counted for, as the route's guard opened it."""
+    visit: Visit = request.scope[VISIT]
+    return visit
+
+
 @dataclass(frozen=True)
 class NamedPrompts:
     """What a request's prompt names resolved to."""
@@ -108,8 +118,21 @@ class NamedPrompts:
     num_public: int
     """Public prompts at the chain's beginning: their K/V is shared by all tenants."""
     model_name: str
-    share: Share
-    """Whose work this is: of all tenants the one that was served least comes first."""
+    visit: Visit
+    """The request that these were named in."""
+
+    @property
+    def share(self) -> Share:
+        """Whose work this is: of all tenants the one that was served least comes first."""
+        return Share(self.visit.principal.tenant, self.visit.limits.weight)
+
+    @property
+    def counted_as(self) -> str:
+        """The prompt that use is counted under: the last of a chain; empty for the bare model."""
+        if not self.records:
+            return ""
+        record = self.records[-1]
+        return record.name if record.tenant == self.visit.principal.tenant else f"{record.tenant}/{record.name}"
 
     @property
     def last(self) -> PromptArtifact | None:
@@ -135,13 +158,14 @@ async def resolve_name(services: Services, principal: Principal, name: str, scop
 
 
 async def resolve_prompts(
-    services: Services, principal: Principal, names: Sequence[str], model_name: str, param: str
+    services: Services, visit: Visit, names: Sequence[str], model_name: str, param: str
 ) -> NamedPrompts:
     """Resolve and load a chain of names, which stood in the field `param`; raises before anything runs.
 
     A prompt that was learned behind others brings them along, unless the chain has them in front of it already.
     """
     records: list[PromptRecord] = []
+    principal = visit.principal
     for name in names:
         record = await resolve_name(services, principal, name, Scope.INFER, param)
         extend(records, await services.catalog.in_front(principal.tenant, record), record)
@@ -157,7 +181,7 @@ async def resolve_prompts(
         f"tenant/{principal.tenant}",
         sum(1 for _ in public),
         model_name,
-        Share(principal.tenant),
+        visit,
     )
 
 

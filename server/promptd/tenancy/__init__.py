@@ -3,25 +3,41 @@
 from promptd.tenancy.audit import AuditEntry, is_unbroken, read_audit
 from promptd.tenancy.book import TenantBook
 from promptd.tenancy.directory import TenantDirectory
+from promptd.tenancy.gate import Gate, Visit
 from promptd.tenancy.key_office import DEFAULT_GRACE_SECONDS, Issued, KeyOffice
 from promptd.tenancy.key_ring import KeyRing
+from promptd.tenancy.limits import LIMIT_NAMES, TenantLimits
+from promptd.tenancy.policy import set_limits
+from promptd.tenancy.rates import RateMeter
 from promptd.tenancy.scopes import GRANTABLE_SCOPES, TENANT_SCOPES, Principal, Scope
+from promptd.tenancy.slots import SlotPool
 from promptd.tenancy.tenant import KeyRecord, Tenant
+from promptd.tenancy.usage import Counts, UsageKey, UsageLedger
 
 __all__ = [
     "DEFAULT_GRACE_SECONDS",
     "GRANTABLE_SCOPES",
+    "LIMIT_NAMES",
     "TENANT_SCOPES",
     "AuditEntry",
+    "Counts",
+    "Gate",
     "Issued",
     "KeyOffice",
     "KeyRecord",
     "KeyRing",
     "Principal",
+    "RateMeter",
     "Scope",
+    "SlotPool",
     "Tenant",
     "TenantBook",
     "TenantDirectory",
+    "TenantLimits",
+    "UsageKey",
+    "UsageLedger",
+    "Visit",
     "is_unbroken",
     "read_audit",
+    "set_limits",
 ]

@@ -1,4 +1,4 @@
-"""What the operator has set down about one tenant: its keys. One record, so that every change of it is one step."""
+"""What the operator has set down about one tenant: keys and limits. One record: every change of it is one step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from promptd_store.schema import known_fields, read_fields, stamped
 
+from promptd.tenancy.limits import NO_LIMITS, TenantLimits
 from promptd.tenancy.scopes import Scope
 
 MAX_ACTIVE_KEYS = 2
@@ -38,6 +39,7 @@ class Tenant:
     """One tenant; one that was never mentioned is `Tenant(name)`."""
 
     name: str
+    limits: TenantLimits = NO_LIMITS
     keys: tuple[KeyRecord, ...] = ()
     audit_head: str = ""
     """Digest of the newest entry of its audit log; the next entry carries it."""
@@ -67,4 +69,5 @@ class Tenant:
         plain = read_fields(cls, data)
         known = [known_fields(KeyRecord, one) for one in plain.pop("keys")]
         keys = tuple(KeyRecord(**{**one, "scopes": tuple(map(Scope, one["scopes"]))}) for one in known)
-        return cls(keys=keys, **plain)
+        limits = TenantLimits(**known_fields(TenantLimits, plain.pop("limits", {})))
+        return cls(keys=keys, limits=limits, **plain)

@@ -1,0 +1,102 @@
+"""One request of a tenant, from its headers to its end: what it may take, what it took, what it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from promptd.tenancy.directory import TenantDirectory
+from promptd.tenancy.limits import TenantLimits
+from promptd.tenancy.rates import RateMeter, RateReading, rate_headers
+from promptd.tenancy.scopes import Principal
+from promptd.tenancy.slots import SlotPool
+from promptd.tenancy.usage import Counts, UsageLedger
+
+Meter = Callable[[], tuple[str, Counts]]
+"""Asked once, when the request has ended: the prompt, and what was served under it."""
+
+
+class Visit:
+    """A request that was let in. What it takes is given back or written down when it leaves, whatever happens."""
+
+    def __init__(self, gate: Gate, principal: Principal, limits: TenantLimits) -> None:
+        self.principal = principal
+        self.limits = limits
+        self._gate = gate
+        self._meters: list[Meter] = []
+        self._num_reserved = 0
+        self._tokens: RateReading | None = None
+        self._requests: RateReading | None = None
+        self._has_slot = False
+
+    async def enter(self, *, is_inference: bool) -> None:
+        """Take a request and, for inference, a slot; raises `RateLimitError`."""
+        tenant, limits = self.principal.tenant, self.limits
+        if limits.requests_per_minute is not None:
+            self._requests = await self._gate.rates.take(tenant, "requests", limits.requests_per_minute, 1)
+        if is_inference and limits.max_concurrent_requests is not None:
+            await self._gate.slots.enter(tenant, limits.max_concurrent_requests)
+            self._has_slot = True
+
+    async def reserve_tokens(self, count: int) -> None:
+        """Take the most tokens that a part of the request can use; raises `RateLimitError`."""
+        limit = self.limits.tokens_per_minute
+        if limit is not None:
+            self._tokens = await self._gate.rates.take(self.principal.tenant, "tokens", limit, count)
+            self._num_reserved += count
+
+    def watch(self, meter: Meter) -> None:
+        """Have something counted at the end."""
+        self._meters.append(meter)
+
+    def headers(self) -> Mapping[str, str]:
+        """Return what OpenAI's clients read of the limits; empty where there are none."""
+        found: dict[str, str] = {}
+        for kind, reading in (("requests", self._requests), ("tokens", self._tokens)):
+            if reading is not None:
+                found |= rate_headers(kind, self._gate.rates.reading(self.principal.tenant, kind, reading.limit))
+        return found
+
+    def leave(self) -> None:
+        """Give back, write down. Called once, at the very end."""
+        tenant = self.principal.tenant
+        if self._has_slot:
+            self._gate.slots.leave(tenant)
+        num_used = 0
+        for number, meter in enumerate(self._meters):
+            prompt, counts = meter()
+            counts += Counts(requests=1 if number == 0 else 0)
+            self._gate.usage.add(tenant, self.principal.key_id, prompt, counts)
+            num_used += counts.prompt_tokens + counts.completion_tokens
+        if self._num_reserved > num_used:
+            self._gate.rates.give_back(tenant, "tokens", self._num_reserved - num_used, self._tokens)
+
+
+class Gate:
+    """Lets requests in."""
+
+    def __init__(self, directory: TenantDirectory, rates: RateMeter, slots: SlotPool, usage: UsageLedger) -> None:
+        self.rates = rates
+        self.slots = slots
+        self.usage = usage
+        self._directory = directory
+
+    async def enter(self, principal: Principal, *, is_inference: bool) -> Visit:
+        """Open a visit; raises `RateLimitError` where the tenant has no more to take."""
+        tenant = self._directory.known(principal.tenant) or await self._directory.tenant(principal.tenant)
+        visit = Visit(self, principal, tenant.limits)
+        try:
+            await visit.enter(is_inference=is_inference)
+        except BaseException:
+            visit.leave()
+            raise
+        return visit
+
+    async def close(self) -> None:
+        """Write the last counts and give the slots back."""
+        await self.usage.close()
+        await self.slots.settle()
+
+    async def keep(self) -> None:
+        """Do what has to be done again and again, until cancelled."""
+        await asyncio.gather(self.slots.keep(), self.usage.keep())

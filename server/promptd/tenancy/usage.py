@@ -1,0 +1,133 @@
+"""The ledger of use: what each tenant was served, by day, key and prompt. Durable, and no step in the store a request.
+
+Counts are gathered in memory and written together, every second and at the end: one transaction for up to `BATCH`
+entries. With each batch goes its number under this server's name, so that a batch whose answer was lost is neither
+written twice nor left out. A server that is killed loses what it gathered since its last batch, a second at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+
+from promptd_store import Check, CheckFailedError, Put, Store, StoreError, StoreUnavailableError
+from promptd_store.names import PUBLIC_TENANT
+from promptd_store.schema import read_fields, stamped
+
+FLUSH_SECONDS = 1.0
+BATCH = 200
+MAX_TRIES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What was served. Text tokens of the prompt are counted apart from the virtual tokens in front of them."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    virtual_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Counts)))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UsageKey:
+    """What counts are kept apart by."""
+
+    tenant: str
+    day: str
+    """2026-11-21, in UTC."""
+    key_id: str
+    prompt: str
+    """The prompt that was asked, the last of a chain; empty for the bare model."""
+
+
+class UsageLedger:
+    """Gathers and writes counts. All methods run on one event loop."""
+
+    def __init__(self, store: Store, server_id: str, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._writer_key = f"{{{PUBLIC_TENANT}}}:usage-writer:{server_id}"
+        self._clock = clock
+        self._gathered: dict[UsageKey, Counts] = {}
+        self._batch: dict[UsageKey, Counts] = {}
+        """What is being written; after a failure it is written again as it was, whatever has come since."""
+        self._lock = asyncio.Lock()
+        self._num_written = 0
+
+    def add(self, tenant: str, key_id: str, prompt: str, counts: Counts) -> None:
+        """Gather what a request was served."""
+        day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
+        key = UsageKey(tenant, day, key_id, prompt)
+        self._gathered[key] = self._gathered.get(key, Counts()) + counts
+
+    async def keep(self) -> None:
+        """Write every second, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            try:
+                await self.flush()
+            except StoreError:
+                continue  # it stays gathered
+
+    async def flush(self) -> None:
+        """Write all that is gathered; raises the store's error, and then keeps what was not written."""
+        async with self._lock:
+            while self._batch or self._gathered:
+                if not self._batch:
+                    self._batch = dict(list(self._gathered.items())[:BATCH])
+                    for key in self._batch:
+                        del self._gathered[key]
+                await self._write(self._batch)
+                self._batch = {}
+
+    async def close(self) -> None:
+        """Write the rest and forget this server's name."""
+        await self.flush()
+        await self._store.transact(deletes=[self._writer_key])
+
+    async def read(self, tenant: str, first_day: str, last_day: str) -> list[tuple[UsageKey, Counts]]:
+        """Return a tenant's counts of some days, by day, key and prompt; what this server has gathered is in."""
+        await self.flush()
+        found = []
+        prefix = usage_key_prefix(tenant)
+        for stored in await self._store.scan(prefix, after=f"{prefix}{first_day}"):
+            day, key_id, prompt = stored.key.removeprefix(prefix).split(":", 2)
+            if day > last_day:
+                break
+            found.append((UsageKey(tenant, day, key_id, prompt), Counts(**read_fields(Counts, stored.value))))
+        return found
+
+    async def _write(self, batch: dict[UsageKey, Counts]) -> None:
+        number = str(self._num_written + 1).encode()
+        for _ in range(MAX_TRIES):
+            writer = await self._store.get(self._writer_key)
+            if writer is not None and writer.value == number:
+                break  # a try before this one was written, and its answer was lost
+            checks: list[Check] = [Check(self._writer_key, None if writer is None else writer.etag)]
+            puts = [Put(self._writer_key, number)]
+            for key, counts in batch.items():
+                name = f"{usage_key_prefix(key.tenant)}{key.day}:{key.key_id}:{key.prompt}"
+                stored = await self._store.get(name)
+                before = Counts() if stored is None else Counts(**read_fields(Counts, stored.value))
+                checks.append(Check(name, None if stored is None else stored.etag))
+                puts.append(Put(name, json.dumps(stamped(asdict(before + counts))).encode()))
+            try:
+                await self._store.transact(checks, puts)
+            except CheckFailedError:  # another server writes the same counts
+                continue
+            break
+        else:
+            raise StoreUnavailableError("the usage ledger is written by too many servers at once")
+        self._num_written += 1
+
+
+def usage_key_prefix(tenant: str) -> str:
+    """What the keys of a tenant's counts begin with."""
+    return f"{{{tenant}}}:usage:"

@@ -1,0 +1,291 @@
+"""Limits over HTTP, as OpenAI's SDK meets them, and the ledger against the sum of all answers' `usage`."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import openai
+import pytest
+from promptd_client import Client, QuotaError, RateLimitError
+from pydantic import SecretStr
+
+from promptd.settings import Settings
+from tests.api.conftest import MODEL, LiveServer, serve
+from tests.engine.harness import library
+
+ADMIN_KEY = "the-first-admin-key"
+ASK = {"model": MODEL, "prompt": [5, 6, 7, 8, 9], "max_tokens": 3, "temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture(scope="module")
+def keyed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with an admin's key."""
+    settings = Settings(
+        model=str(tiny_models["llama"]),
+        store=str(tmp_path_factory.mktemp("limits")),
+        admin_key=SecretStr(ADMIN_KEY),
+        drain_seconds=0,
+        training="off",
+    )
+    yield from serve(settings, tiny_models["llama"])
+
+
+@pytest.fixture(scope="module")
+def admin(keyed: LiveServer) -> Iterator[Client]:
+    """An admin's client."""
+    with Client(keyed.url, api_key=ADMIN_KEY, max_retries=0) as client:
+        yield client
+
+
+class Sdk(Protocol):
+    """Makes OpenAI's clients."""
+
+    def __call__(self, key: str, *, max_retries: int = 0, sent: list[int] | None = None) -> openai.OpenAI:
+        """Make one; `sent` takes the status of every answer that it gets."""
+
+
+@pytest.fixture
+def sdk(keyed: LiveServer) -> Iterator[Sdk]:
+    """OpenAI's clients, closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(key: str, *, max_retries: int = 0, sent: list[int] | None = None) -> openai.OpenAI:
+            statuses = [] if sent is None else sent
+            hooks: dict[str, Any] = {"response": [lambda answer: statuses.append(answer.status_code)]}
+            http = stack.enter_context(httpx.Client(event_hooks=hooks))
+            return openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key, max_retries=max_retries, http_client=http)
+
+        yield make
+
+
+def beginning_of_a_minute() -> None:
+    """Wait where the minute is nearly over: limits belong to minutes."""
+    if time.time() % 60 > 45:
+        time.sleep(60 - time.time() % 60)
+
+
+def test_requests_per_minute(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
+    """Exactly so many of a burst, all others 429 with Retry-After; the headers count down; another tenant is free."""
+    key, other = admin.keys.create("slow").key, admin.keys.create("free").key
+    admin.tenants.set("slow", requests_per_minute=20)
+    beginning_of_a_minute()
+
+    def ask(_: int) -> httpx.Response:
+        with keyed.http(Authorization=f"Bearer {key}") as http:
+            return http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 6], "max_tokens": 1})
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(40)))
+    assert Counter(answer.status_code for answer in answers) == {200: 20, 429: 20}
+    remaining = sorted(int(a.headers["x-ratelimit-remaining-requests"]) for a in answers if a.status_code == 200)
+    assert remaining[0] == 0
+    for answer in answers:
+        assert answer.headers["x-ratelimit-limit-requests"] == "20"
+        assert 0 < float(answer.headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
+        if answer.status_code == 429:
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert answer.json()["error"]["code"] == "requests_per_minute_exceeded"
+    with keyed.http(Authorization=f"Bearer {other}") as http:
+        answer = http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 6], "max_tokens": 1})
+        assert answer.status_code == 200
+        assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+    with pytest.raises(openai.RateLimitError):
+        sdk(key).completions.create(**ASK)  # type: ignore[call-overload]
+    with Client(keyed.url, api_key=key, max_retries=0) as client, pytest.raises(RateLimitError):
+        client.models()
+    admin.tenants.set("slow", requests_per_minute=None)  # here at once
+    with Client(keyed.url, api_key=key) as client:
+        assert client.models()
+
+
+def test_tokens_per_minute(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
+    """The most that a request can use is reserved, the rest is given back; one that can never fit is not repeated."""
+    key = admin.keys.create("wordy").key
+    admin.tenants.set("wordy", tokens_per_minute=100)
+    beginning_of_a_minute()
+    client = sdk(key)
+    for number in range(5):  # 8 of 100 each: 5 in, 3 out
+        raw = client.completions.with_raw_response.create(**ASK)  # type: ignore[call-overload]
+        assert int(raw.headers["x-ratelimit-remaining-tokens"]) == 100 - 8 * (number + 1)
+    with pytest.raises(openai.RateLimitError) as refused:
+        client.completions.create(**{**ASK, "max_tokens": 60})  # type: ignore[call-overload]
+    assert refused.value.code == "tokens_per_minute_exceeded"
+    stopped = {**ASK, "max_tokens": 50, "stop": ["e", "a", "t", "o"], "extra_body": {}}
+    used = client.completions.create(**stopped).usage.total_tokens  # type: ignore[call-overload]
+    time.sleep(0.1)  # the answer was sent before the visit ended
+    raw = client.completions.with_raw_response.create(**ASK)  # type: ignore[call-overload]
+    assert int(raw.headers["x-ratelimit-remaining-tokens"]) == 100 - 40 - used - 8
+    sent: list[int] = []
+    with pytest.raises(openai.RateLimitError) as never:
+        sdk(key, max_retries=3, sent=sent).completions.create(**{**ASK, "max_tokens": 200})  # type: ignore[call-overload]
+    assert never.value.code == "too_many_tokens_at_once"
+    assert sent == [429]
+    with Client(keyed.url, api_key=key, max_retries=3) as own, pytest.raises(QuotaError):
+        own.complete([5, 6, 7], model=MODEL, max_tokens=200)
+
+
+def test_concurrent_requests(keyed: LiveServer, admin: Client) -> None:
+    """One at a time; a stream counts until its end, also one whose reader has gone."""
+    key = admin.keys.create("narrow").key
+    admin.tenants.set("narrow", max_concurrent_requests=1)
+    body = {"model": MODEL, "prompt": [[5, 6]] * 8, "max_tokens": 200, "ignore_eos": True, "stream": True, "n": 16}
+    short = {"model": MODEL, "prompt": [5, 6], "max_tokens": 1}
+    with keyed.http(Authorization=f"Bearer {key}") as http:
+        with http.stream("POST", "/v1/completions", json=body) as streamed:
+            lines = streamed.iter_lines()  # kept: an iterator that is dropped closes its connection
+            next(lines)
+            refused = http.post("/v1/completions", json=short)
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "too_many_concurrent_requests"
+            assert refused.headers["retry-after"] == "1"
+            assert http.get("/v1/models").status_code == 200  # no inference
+        until = time.monotonic() + 5
+        while http.post("/v1/completions", json=short).status_code == 429 and time.monotonic() < until:
+            time.sleep(0.02)
+        for _ in range(20):  # errors leave too
+            assert http.post("/v1/completions", content=b"{broken").status_code == 400
+        assert http.post("/v1/completions", json=short).status_code == 200
+
+
+def test_the_ledger_is_the_sum_of_what_was_answered(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
+    """Plain, streamed, chained, several inputs and choices, labels, under two keys: equal to the token."""
+    issued = [admin.keys.create("counted") for _ in range(2)]
+    clients = [sdk(one.key) for one in issued]
+    with Client(keyed.url, api_key=issued[0].key) as owner:
+        for number in range(3):
+            owner.prompts.upload(f"p{number}", library(keyed.folder)[number].content)
+    expected: dict[tuple[str, str], Counter[str]] = {}
+
+    def note(number: int, prompt: str, usage: Any) -> None:
+        counts = expected.setdefault((issued[number].id, prompt), Counter())
+        plain = usage if isinstance(usage, dict) else usage.model_dump()
+        counts["requests"] += 1
+        counts["prompt_tokens"] += plain["prompt_tokens"]
+        counts["completion_tokens"] += plain["completion_tokens"]
+        counts["virtual_tokens"] += plain["prompt_tokens_details"]["virtual_tokens"]
+        counts["cached_tokens"] += plain["prompt_tokens_details"]["cached_tokens"]
+
+    for number, client in enumerate(clients):
+        for model, extra in ((MODEL, {}), ("p0", {"n": 2}), ("p1", {"prompt": [[5, 6, 7], [8, 9]], "n": 2})):
+            answer = client.completions.create(**{**ASK, "model": model, **extra})  # type: ignore[call-overload]
+            note(number, "" if model == MODEL else model, answer.usage)
+        for chunk in client.completions.create(**ASK, stream=True, stream_options={"include_usage": True}):  # type: ignore[call-overload]
+            if chunk.usage is not None:
+                note(number, "", chunk.usage)
+    with keyed.http(Authorization=f"Bearer {issued[1].key}") as http:
+        plain = {"prompt": [5, 6, 7], "max_tokens": 4}
+        answer = http.post("/v1/completions", json={**plain, "prompt_ids": ["p0", "p2"]}).json()
+        note(1, "p2", answer["usage"])
+        labels = {"model": "p2", "input": ["one", "two"], "labels": ["yes", "no"]}
+        note(1, "p2", http.post("/v1/classify", json=labels).json()["usage"])
+        assert http.post("/v1/completions", json={**plain, "max_tokens": -1}).status_code == 400  # costs nothing
+    time.sleep(0.2)
+    report = admin.tenants.usage("counted")
+    found = {
+        (one.key_id, one.prompt): Counter({name: getattr(one, name) for name in next(iter(expected.values()))})
+        for one in report.data
+    }
+    assert found == {key: +counts | Counter() for key, counts in expected.items()}
+    with Client(keyed.url, api_key=issued[0].key) as owner:
+        assert owner.usage().total == report.total
+        assert owner.usage(first_day="1999-01-01", last_day="1999-01-02").data == ()
+    with Client(keyed.url, api_key=admin.keys.create("nothing").key) as other:
+        assert other.usage().data == ()
+    everybody = admin.tenants.usage()
+    assert {"counted"} <= {one.tenant for one in everybody.data}
+
+
+def test_limits_are_set_shown_and_checked(keyed: LiveServer, admin: Client) -> None:
+    """Set in parts, shown whole, audited; a wrong one names its field and changes nothing."""
+    assert admin.tenants.get("new").limits.requests_per_minute is None
+    admin.tenants.set("new", weight=2.5, tokens_per_minute=7)
+    changed = admin.tenants.set("new", tokens_per_minute=None, requests_per_minute=3)
+    assert (changed.limits.weight, changed.limits.tokens_per_minute, changed.limits.requests_per_minute) == (
+        2.5,
+        None,
+        3,
+    )
+    assert "new" in {tenant.id for tenant in admin.tenants.list()}
+    with keyed.http(Authorization=f"Bearer {ADMIN_KEY}") as http:
+        for body, param in (
+            ({"weight": 0}, "weight"),
+            ({"weight": "2"}, "weight"),
+            ({"requests_per_minute": -1}, "requests_per_minute"),
+            ({"requests_per_minute": 1.5}, "requests_per_minute"),
+            ({"requests_per_hour": 1}, "requests_per_hour"),
+        ):
+            refused = http.patch("/admin/tenants/new", json=body)
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == param
+        assert http.patch("/admin/tenants/public", json={"weight": 2}).status_code == 409
+        assert http.get("/admin/usage", params={"from": "2026-02-01", "to": "2026-01-01"}).status_code == 400
+    assert admin.tenants.get("new") == changed
+
+
+def test_apply(keyed: LiveServer, admin: Client, tmp_path: Path) -> None:
+    """500 tenants from one file: applied once, changing nothing the second time; `--diff` only tells."""
+    file = tmp_path / "tenants.yaml"
+    lines = [f"  team-{n}: {{weight: {1 + n % 3}, requests_per_minute: {100 + n}}}" for n in range(500)]
+    file.write_text("\n".join(["tenants:", *lines]))
+
+    def apply(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "promptd.cli", "apply", str(file), "--url", keyed.url, "--api-key", ADMIN_KEY]
+        return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+    told = apply("--diff")
+    assert (told.returncode, told.stdout.count("requests_per_minute: none ->")) == (1, 500)
+    assert "team-7" not in {tenant.id for tenant in admin.tenants.list()}
+    assert "500 of 500 tenants changed" in apply().stderr
+    assert admin.tenants.get("team-7").limits.requests_per_minute == 107
+    again = apply("--diff")
+    assert (again.returncode, again.stdout) == (0, "")
+    admin.tenants.set("team-7", tokens_per_minute=5)
+    file.write_text("\n".join(["tenants:", *lines[:7], "  team-7:", *lines[8:]]))
+    assert apply().stdout.splitlines() == [
+        "team-7  weight: 2.0 -> 1.0",
+        "team-7  requests_per_minute: 107 -> none",
+        "team-7  tokens_per_minute: 5 -> none",
+    ]
+    file.write_text("tenants: {team-7: {requests: 5}}")
+    assert "requests" in apply().stderr
+    for text in ("[1, 2]", "tenants: 5", "tenants: {1: {}}", "tenants: {a: 5}", "tenants: {a: {", "other: {}"):
+        file.write_text(text)
+        refused = apply()
+        assert refused.returncode == 1
+        assert "Traceback" not in refused.stderr
+
+
+def test_the_default_path_takes_no_step_in_the_store(keyed: LiveServer, admin: Client) -> None:
+    """A tenant without limits: 50 requests cost the store no transaction but the ledger's, once a second."""
+    key = admin.keys.create("plain").key
+    store = keyed.app.state.services.catalog.store
+    transact, steps = store.transact, []
+
+    async def counting(*arguments: Any, **options: Any) -> dict[str, str]:
+        steps.append(time.monotonic())
+        await asyncio.sleep(0)
+        return await transact(*arguments, **options)  # type: ignore[no-any-return]
+
+    store.transact = counting
+    try:
+        began = time.monotonic()
+        with keyed.http(Authorization=f"Bearer {key}") as http:
+            for _ in range(50):
+                answer = http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 6], "max_tokens": 1})
+                assert answer.status_code == 200
+        seconds = time.monotonic() - began
+    finally:
+        store.transact = transact
+    print(json.dumps({"requests": 50, "seconds": round(seconds, 2), "transactions": len(steps)}))
+    assert len(steps) <= 3 + 2 * seconds

@@ -1,0 +1,150 @@
+"""Rates and slots: exact over several servers, few steps in the store, nothing lost for long."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from promptd_store import EmbeddedStore
+
+from promptd.errors import QuotaError, RateLimitError
+from promptd.tenancy import RateMeter, SlotPool
+from promptd.tenancy.rates import NUM_PARTS
+from promptd.tenancy.slots import HOLD_SECONDS
+from tests.tenancy.conftest import Clock, opened, with_store
+
+
+def counted(store: EmbeddedStore) -> list[int]:
+    """Count the store's transactions from now on."""
+    counts = [0]
+    transact = store.transact
+
+    async def counting(*arguments: object, **options: object) -> dict[str, str]:
+        counts[0] += 1
+        return await transact(*arguments, **options)  # type: ignore[arg-type]
+
+    store.transact = counting  # type: ignore[method-assign]
+    return counts
+
+
+def test_a_burst_over_two_servers_gets_exactly_the_limit(tmp_path: Path, clock: Clock) -> None:
+    """Of 10,000 requests at once exactly 1,000 pass, at the cost of a few dozen steps in the store."""
+
+    async def run(store: EmbeddedStore) -> None:
+        async with opened(tmp_path) as second:
+            steps = [counted(store), counted(second)]
+            meters = [RateMeter(store, clock), RateMeter(second, clock)]
+
+            refused: list[RateLimitError] = []
+
+            async def ask(number: int) -> bool:
+                try:
+                    await meters[number % 2].take("acme", "requests", 1000, 1)
+                except RateLimitError as error:
+                    refused.append(error)
+                    return False
+                return True
+
+            passed = sum(await asyncio.gather(*map(ask, range(10_000))))
+            print(f"passed {passed} of 10,000 at a limit of 1,000; steps in the store {steps}")
+            assert passed == 1000
+            assert {error.headers["x-ratelimit-limit-requests"] for error in refused} == {"1000"}
+            assert all(1 <= (error.retry_after_seconds or 0) <= 60 for error in refused)
+            assert sum(count for (count,) in steps) <= 3 * NUM_PARTS
+            await meters[0].take("other", "requests", 1000, 1)  # another tenant's are its own
+            clock.now += 60
+            assert sum(await asyncio.gather(*map(ask, range(4000)))) == 1000
+
+    with_store(tmp_path, run)
+
+
+def test_tokens_are_reserved_and_given_back(tmp_path: Path, clock: Clock) -> None:
+    """What was not used is there for the next in the same minute, and for nobody after it."""
+
+    async def run(store: EmbeddedStore) -> None:
+        meter = RateMeter(store, clock)
+        reading = await meter.take("acme", "tokens", 1000, 900)
+        assert reading.remaining == 100
+        with pytest.raises(RateLimitError) as refused:
+            await meter.take("acme", "tokens", 1000, 200)
+        assert not isinstance(refused.value, QuotaError)
+        assert refused.value.headers["x-ratelimit-remaining-tokens"] == "100"
+        meter.give_back("acme", "tokens", 850, reading)
+        assert (await meter.take("acme", "tokens", 1000, 900)).remaining == 50
+        clock.now += 60
+        meter.give_back("acme", "tokens", 900, reading)  # too late
+        assert (await meter.take("acme", "tokens", 1000, 1000)).remaining == 0
+        with pytest.raises(QuotaError):  # no waiting will help
+            await meter.take("acme", "tokens", 1000, 1001)
+
+    with_store(tmp_path, run)
+
+
+def test_no_step_in_the_store_while_a_part_lasts(tmp_path: Path, clock: Clock) -> None:
+    """Sixteen parts a minute at most, however many requests."""
+
+    async def run(store: EmbeddedStore) -> None:
+        steps, meter = counted(store), RateMeter(store, clock)
+        for _ in range(16_000):
+            await meter.take("acme", "requests", 16_000, 1)
+        assert steps[0] == NUM_PARTS
+        for _ in range(100):
+            with pytest.raises(RateLimitError):
+                await meter.take("acme", "requests", 16_000, 1)
+        assert steps[0] == NUM_PARTS
+
+    with_store(tmp_path, run)
+
+
+def test_slots_over_two_servers(tmp_path: Path, clock: Clock) -> None:
+    """Of 500 at once exactly ten are in; each that leaves lets one in; a killed server's come back by themselves."""
+
+    async def run(store: EmbeddedStore) -> None:
+        async with opened(tmp_path) as second:
+            pools = [SlotPool(store, "one", clock), SlotPool(second, "two", clock)]
+
+            async def enter(number: int) -> bool:
+                try:
+                    await pools[number % 2].enter("acme", 10)
+                except RateLimitError:
+                    return False
+                return True
+
+            results = await asyncio.gather(*map(enter, range(500)))
+            inside = [sum(results[0::2]), sum(results[1::2])]
+            assert sum(inside) == 10
+            for number, count in enumerate(inside):
+                for _ in range(count):
+                    pools[number].leave("acme")
+            await pools[0].settle()
+            await pools[1].settle()
+            assert [await enter(0) for _ in range(11)] == [True] * 10 + [False]  # all of them on one server
+            pools[0].leave("acme")
+            assert not await enter(1)  # it is that server's until it settles
+            await pools[0].settle()
+            assert await enter(1)
+            assert not await enter(0)
+            pools[0] = SlotPool(store, "restarted", clock)  # killed: nobody says good-bye
+            assert not await enter(0)
+            await pools[1].settle()
+            clock.now += HOLD_SECONDS + 1
+            assert sum([await enter(0) for _ in range(20)]) >= 9
+
+    with_store(tmp_path, run)
+
+
+def test_a_lowered_limit_holds_at_once(tmp_path: Path, clock: Clock) -> None:
+    """Also where the server still holds more slots than there may be now."""
+
+    async def run(store: EmbeddedStore) -> None:
+        pool = SlotPool(store, "one", clock)
+        for _ in range(4):
+            await pool.enter("acme", 160)
+        with pytest.raises(RateLimitError):
+            await pool.enter("acme", 4)
+        await pool.enter("acme", 5)
+        with pytest.raises(RateLimitError):
+            await SlotPool(store, "two", clock).enter("zero", 0)
+
+    with_store(tmp_path, run)
