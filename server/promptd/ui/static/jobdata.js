@@ -18,10 +18,10 @@ export class DataStep {
     this.checked = null;
     this.sent = null; // the file as the server has it
     this.element = h("div", { class: "stack" });
-    this.showEmpty();
+    this.clear();
   }
 
-  showEmpty() {
+  clear() {
     this.file = null;
     this.checked = null;
     this.sent = null;
@@ -29,10 +29,9 @@ export class DataStep {
     const use = h("button", { type: "button", class: "button", onclick: () => pasted.value.trim() && this.take(new File([pasted.value], "pasted.jsonl")) }, "Use these rows");
     fill(
       this.element,
-      dropZone({ title: "Drop a .jsonl file", hint: 'One JSON object a line: {"text", "label"} or {"prompt", "completion"}', accept: ".jsonl,.json,.txt" }, ([{ file }]) => this.take(file)),
+      dropZone({ title: "Drop a .jsonl file", hint: 'One JSON object a line: {"text", "label"}, {"prompt", "completion"} or {"messages"}', accept: ".jsonl,.json,.txt" }, ([{ file }]) => this.take(file)),
       h("details", { class: "more" }, h("summary", {}, "Or paste rows"), h("div", { class: "stack tight" }, pasted, h("div", { class: "row" }, use))),
     );
-    this.onchange();
   }
 
   async take(file) {
@@ -73,7 +72,7 @@ export class DataStep {
     const { rows, problems, kind, labels } = this.checked;
     fill(
       this.element,
-      h("div", { class: "row file" }, icon("check"), h("strong", { class: "mono grow" }, this.file.name), h("span", { class: "muted small" }, `${bytes(this.file.size)} · ${count(rows.length)} rows${kind ? ` · ${kind === "label" ? `${labels.size} labels` : "completions"}` : ""}`), iconButton("close", "Another file", () => this.showEmpty(), { text: true, kind: "slim" })),
+      h("div", { class: "row file" }, icon("check"), h("strong", { class: "mono grow" }, this.file.name), h("span", { class: "muted small" }, `${bytes(this.file.size)} · ${count(rows.length)} rows${kind ? ` · ${kind === "label" ? `${labels.size} labels` : "completions"}` : ""}`), iconButton("close", "Another file", () => { this.clear(); this.onchange(); }, { text: true, kind: "slim" })),
       problems.length > 0 ? this.problemList(problems) : h("div", { class: "notice good", role: "status" }, icon("check"), "Every row can be used."),
       rows.length > 0 && h("div", { class: "data-view" }, this.preview(rows, new Set(problems.map((one) => one.line))), kind === "label" && labelShares(labels, rows.length)),
     );
@@ -91,6 +90,7 @@ export class DataStep {
 
   preview(rows, faulty) {
     const names = [...new Set(rows.slice(0, NUM_SHOWN).flatMap((row) => Object.keys(row.fields)))].slice(0, 4);
+    const isChat = rows.slice(0, NUM_SHOWN).some((row) => row.messages);
     const target = rows[0].label === null ? "completion" : "label";
     return h(
       "div",
@@ -98,8 +98,8 @@ export class DataStep {
       h(
         "table",
         { class: "list" },
-        h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "num" }, "Line"), names.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, target))),
-        h("tbody", {}, rows.slice(0, NUM_SHOWN).map((row) => h("tr", { class: faulty.has(row.line) ? "failed" : "" }, h("td", { class: "num muted" }, row.line), names.map((name) => h("td", {}, row.fields[name] ?? "–")), h("td", {}, row.label === null ? row.completion : h("span", { class: "badge" }, row.label))))),
+        h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "num" }, "Line"), isChat && h("th", { scope: "col" }, "messages"), names.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, isChat ? "answer" : target))),
+        h("tbody", {}, rows.slice(0, NUM_SHOWN).map((row) => h("tr", { class: faulty.has(row.line) ? "failed" : "" }, h("td", { class: "num muted" }, row.line), isChat && h("td", { class: "lines" }, row.messages?.map((one) => `${one.role}: ${one.content}`).join("\n")), names.map((name) => h("td", {}, row.fields[name] ?? "–")), h("td", {}, row.label === null ? row.completion : h("span", { class: "badge" }, row.label))))),
       ),
       rows.length > NUM_SHOWN && h("p", { class: "small muted pad-in" }, `and ${count(rows.length - NUM_SHOWN)} more rows`),
     );
