@@ -37,6 +37,22 @@ promptd_is_set_up() {
     return 1
 }
 
+# The console's tests need a browser. Where this user may install packages, it is installed once; where not, they skip.
+promptd_setup_browser() {
+    local each stamp="$PROMPTD_VENV/.promptd-browser"
+    [ -z "${PROMPTD_BROWSER:-}" ] && [ ! -e "$stamp" ] || return 0
+    for each in chromium-headless-shell chromium google-chrome google-chrome-stable chromium-browser; do
+        ! command -v "$each" >/dev/null || return 0
+    done
+    touch "$stamp"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing a browser for the console's tests"
+        (apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+            chromium-headless-shell fonts-dejavu-core) >"$PROMPTD_VENV/browser.log" 2>&1 && return
+    fi
+    say "No browser: the console's tests skip (apt-get install chromium-headless-shell)"
+}
+
 # What decides the content of .venv: the requirements, and where an editable install points to.
 promptd_stamp() {
     (cat "$PROMPTD_ROOT/pyproject.toml" "$PROMPTD_ROOT/server/constraints.txt" && echo "$PROMPTD_ROOT") | cksum

@@ -201,3 +201,16 @@ def test_the_newest_fitting_pip_is_picked(fetch_pip: ModuleType) -> None:
         f'<a href="/f/pip-40.0.tar.gz#sha256={digest}">x</a>'
     )
     assert max(page.links) == (25, 1) and sorted(page.links) == [(9, 0), (25, 1)]
+
+
+def test_a_browser_is_looked_for_once(project: Path) -> None:
+    """Where there is one nothing happens; where there is none and none may be installed, that is said once."""
+    (project / ".venv").mkdir()
+    found = _bash(project, 'command() { [ "$2" = chromium ]; }; promptd_setup_browser')
+    assert (found.returncode, found.stderr) == (0, "")
+    nowhere = "id() { echo 1000; }; command() { return 1; }; promptd_setup_browser"
+    first, second = _bash(project, nowhere), _bash(project, nowhere)
+    assert first.returncode == second.returncode == 0
+    assert "the console's tests skip" in first.stderr
+    assert second.stderr == ""
+    assert _bash(project, nowhere, PROMPTD_BROWSER="/opt/browser").stderr == ""

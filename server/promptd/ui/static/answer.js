@@ -184,7 +184,7 @@ export class Answer {
     this.given = { text: label, tokens: [] };
     fill(
       this.body,
-      this.subject.classifyAs && h("p", { class: "small muted asked-as" }, "Asked with the template and labels of ", h("code", {}, this.subject.classifyAs.name)),
+      this.subject.classifyAs && h("p", { class: "small muted asked-as" }, "Asked with the template and labels of ", h("code", {}, this.subject.classifyAs.id)),
       h("ol", { class: "label-bars" }, ranked.map(([name, share], index) => h("li", { class: index === 0 ? "best" : "" }, h("span", { class: "grow" }, name), h("span", { class: "tabular" }, percent(share)), h("div", { class: "bar", "aria-hidden": "true" }, h("i", { vars: { "--share": share } }))))),
     );
     const { usage } = reply;

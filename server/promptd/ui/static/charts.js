@@ -35,8 +35,8 @@ function resolved(color) {
  * `series`: `[{ label, color, points: [[x, y], …], isDashed, isDotted, isFilled }]`, x rising in each.
  */
 export class LineChart {
-  constructor({ label, xLabel = "", height = HEIGHT, isTime = false, isLog = false, format = number, signal, none = "Nothing to draw yet" }) {
-    Object.assign(this, { xLabel, height, isTime, isLog, format });
+  constructor({ label, xLabel = "", height = HEIGHT, isTime = false, isLog = false, least = -Infinity, format = number, signal, none = "Nothing to draw yet" }) {
+    Object.assign(this, { xLabel, height, isTime, isLog, least, format });
     this.host = h("div", { class: "chart-host" });
     this.none = h("div", { class: "chart-none" }, none);
     this.element = h("div", { class: "chart", role: "img", "aria-label": label }, this.host, this.none);
@@ -73,7 +73,7 @@ export class LineChart {
 
   async draw(isNew) {
     const UPlot = await library();
-    const hasData = this.series.some((one) => one.points.length > 0);
+    const hasData = this.series.some((one) => one.points.length > (this.isTime ? 1 : 0));
     this.none.hidden = hasData;
     this.host.hidden = !hasData;
     const width = this.element.clientWidth;
@@ -100,13 +100,13 @@ export class LineChart {
       padding: [12, 12, 0, 0],
       legend: { live: true },
       cursor: { points: { size: 7 }, drag: { x: true, y: false } },
-      scales: { x: { time: this.isTime }, y: this.isLog ? { distr: 3 } : { range: (_, low, high) => padded(low, high) } },
+      scales: { x: { time: this.isTime }, y: this.isLog ? { distr: 3 } : { range: (_, low, high) => padded(low, Math.max(high ?? 0, this.least)) } },
       axes: [
-        { ...axis, label: this.xLabel || undefined, labelSize: this.xLabel ? 18 : 0, labelGap: 0, size: 30, ...(this.isTime ? {} : { incrs: STEPS }) },
+        { ...axis, label: this.xLabel || undefined, labelSize: this.xLabel ? 18 : 0, labelGap: 0, size: 30, ...(this.isTime ? { space: 90, values: (_, ticks) => ticks.map(clock) } : { incrs: STEPS }) },
         { ...axis, size: 52, values: (_, ticks) => tickTexts(ticks, this.format) },
       ],
       series: [
-        { label: this.isTime ? "Time" : this.xLabel || "x", ...(this.isTime ? { value: "{HH}:{mm}:{ss}" } : {}) },
+        { label: this.isTime ? "Time" : this.xLabel || "x", value: (_, value) => (value === null || value === undefined ? "–" : this.isTime ? clock(value) : String(value)) },
         ...this.series.map((one) => {
           const stroke = resolved(one.color);
           return {
@@ -142,8 +142,13 @@ function joined(series, isLog) {
 function tickTexts(ticks, format) {
   const shown = ticks.filter((one) => one !== null);
   const gap = shown.length > 1 ? Math.min(...shown.slice(1).map((one, index) => one - shown[index])) : 1;
-  const places = gap >= 1 ? 0 : Math.min(6, Math.ceil(-Math.log10(gap) - 1e-9));
+  let places = 0;
+  while (places < 6 && Math.abs(gap * 10 ** places - Math.round(gap * 10 ** places)) > 1e-6) places += 1;
   return ticks.map((one) => (one === null ? "" : Math.abs(one) >= 1000 ? format(one) : one.toFixed(places)));
+}
+
+function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString("en-GB");
 }
 
 function padded(low, high) {

@@ -6,7 +6,7 @@ import { whileShown } from "./curves.js";
 import { add, fill, h, icon } from "./dom.js";
 import { bytes, count, duration, number, percent, plain, shortVersion } from "./format.js";
 import { between, buckets, parse, quantile, total } from "./prometheus.js";
-import { errorNotice, facts } from "./widgets.js";
+import { errorNotice, facts, tableBox } from "./widgets.js";
 
 const POLL_MILLISECONDS = 2000;
 const NUM_KEPT = 300;
@@ -28,8 +28,8 @@ export async function show(root, { signal }) {
   const meters = h("div", { class: "stack" });
   const latency = h("tbody", {});
   const engine = h("div", {});
-  const speed = new LineChart({ label: "Tokens per second over time", isTime: true, height: 200, format: count, signal, none: "The first two readings make a line" });
-  const rows = new LineChart({ label: "Rows running and waiting over time", isTime: true, height: 200, format: count, signal, none: "The first two readings make a line" });
+  const speed = new LineChart({ label: "Tokens per second over time", isTime: true, height: 200, least: 4, format: count, signal, none: "The first two readings make a line" });
+  const rows = new LineChart({ label: "Rows running and waiting over time", isTime: true, height: 200, least: 4, format: count, signal, none: "The first two readings make a line" });
   const card = (title, note, content) => h("section", { class: "card" }, h("header", {}, h("h2", {}, title), note && h("span", { class: "small muted" }, note)), content);
   add(
     root,
@@ -43,8 +43,13 @@ export async function show(root, { signal }) {
       h(
         "div",
         { class: "grid-2" },
-        card("Latency", "of finished requests", h("div", { class: "table-wrap" }, h("table", { class: "list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), ["p50", "p90", "p99"].map((name) => h("th", { scope: "col", class: "num" }, name)), h("th", { scope: "col", class: "num" }, "Requests"))), latency))),
-        h("div", { class: "stack" }, card("Memory", "", h("div", { class: "pad-in" }, meters)), card("Engine", "", h("div", { class: "pad-in" }, engine))),
+        h(
+          "div",
+          { class: "stack" },
+          card("Latency", "of finished requests", tableBox("Latency", h("table", { class: "list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), ["p50", "p90", "p99"].map((name) => h("th", { scope: "col", class: "num" }, name)), h("th", { scope: "col", class: "num" }, "Requests"))), latency))),
+          card("Memory", "", h("div", { class: "pad-in" }, meters)),
+        ),
+        card("Engine", "", h("div", { class: "pad-in" }, engine)),
       ),
     ),
   );

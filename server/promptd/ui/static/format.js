@@ -21,7 +21,7 @@ export function bytes(value) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let size = value;
   let unit = 0;
-  while (size >= 1024 && unit < units.length - 1) {
+  while (size >= 1023.5 && unit < units.length - 1) {
     size /= 1024;
     unit += 1;
   }
@@ -73,8 +73,8 @@ export function plain(value) {
   return JSON.stringify(value);
 }
 
-/** "full_valid_loss" -> "Full valid loss". */
+/** "num_virtual_tokens" -> "Virtual tokens". */
 export function words(name) {
-  const spaced = name.replaceAll("_", " ");
+  const spaced = name.replace(/^num_/, "").replaceAll("_", " ");
   return spaced.charAt(0).toUpperCase() + spaced.slice(1);
 }

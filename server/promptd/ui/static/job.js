@@ -4,7 +4,7 @@ import { call, get } from "./api.js";
 import { LineChart, smoothed } from "./charts.js";
 import { Curves, followCurves, isActive, readCurves, whileShown } from "./curves.js";
 import { add, fill, h, icon, iconButton } from "./dom.js";
-import { ago, count, duration, moment, number, plain } from "./format.js";
+import { ago, count, duration, moment, number, plain, words } from "./format.js";
 import { bar, methodName, stateBadge } from "./jobs.js";
 import { scoreTable } from "./records.js";
 import { confirmed, facts, segments, toast } from "./widgets.js";
@@ -43,7 +43,7 @@ export async function showJob(root, id, signal) {
     fill(
       actions,
       job.fine_tuned_model && h("a", { class: "button primary", href: `#/playground?prompt=${encodeURIComponent(job.fine_tuned_model)}` }, icon("playground"), "Try the prompt"),
-      job.fine_tuned_model && h("a", { class: "button", href: `#/prompts/${job.fine_tuned_model}` }, icon("prompts"), "Its page"),
+      job.fine_tuned_model && h("a", { class: "button", href: `#/prompts/${job.fine_tuned_model}` }, icon("prompts"), "Prompt page"),
       ["running", "queued"].includes(status) && iconButton("pause", "Pause", () => act("pause"), { text: true }),
       status === "paused" && iconButton("play", "Resume", () => act("resume"), { text: true, kind: "primary" }),
       ["running", "queued", "paused"].includes(status) && iconButton("close", "Cancel", cancel, { text: true, kind: "danger" }),
@@ -51,7 +51,7 @@ export async function showJob(root, id, signal) {
     );
     fill(
       outcome,
-      job.error && h("div", { class: "notice bad", role: "alert" }, icon("cross"), h("div", {}, job.error.message, " ", h("span", { class: "small" }, job.error.code))),
+      job.error && h("div", { class: "notice bad", role: "alert" }, icon("cross"), h("div", {}, job.error.message, h("code", { class: "reason" }, job.error.code))),
       job.result && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Scores"), h("span", { class: "small muted" }, `on ${count(job.result.scores_after.num_rows)} rows that training did not see`)), scoreTable(job.result.scores_before, job.result.scores_after, ["Before", "After"])),
     );
     drawProgress();
@@ -72,7 +72,7 @@ export async function showJob(root, id, signal) {
         isActive(job) ? ["Time left", job.status === "running" ? duration(now?.eta_seconds ?? null) : "–"] : ["Best step", plain(job.result?.best_step)],
         ["Time", duration(seconds)],
       ].map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "tabular" }, value)))),
-      bar(job.status === "succeeded" ? 1 : share),
+      isActive(job) && bar(share),
     );
   }
 
@@ -145,7 +145,7 @@ function settingsCard(job) {
         job.validation_file && ["Validation file", job.validation_file],
         ["Seed", plain(job.seed)],
         job.attempts > 1 && ["Attempts", count(job.attempts)],
-        ...Object.entries(job.hyperparameters).map(([name, value]) => [name.replaceAll("_", " "), plain(value)]),
+        ...Object.entries(job.hyperparameters).map(([name, value]) => [words(name), plain(value)]),
       ]),
       job.template && h("pre", { class: "template" }, job.template),
       labels.length > 0 && h("div", { class: "row" }, labels.slice(0, 40).map((label) => h("span", { class: "badge" }, label)), labels.length > 40 && h("span", { class: "muted" }, `and ${labels.length - 40} more`)),

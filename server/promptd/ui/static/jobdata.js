@@ -4,7 +4,7 @@ import { call, send } from "./api.js";
 import { fill, h, icon, iconButton } from "./dom.js";
 import { bytes, count, percent } from "./format.js";
 import { readRows } from "./rows.js";
-import { dropZone } from "./widgets.js";
+import { dropZone, tableBox } from "./widgets.js";
 
 const NUM_SHOWN = 30;
 const NUM_PROBLEMS = 50;
@@ -72,7 +72,7 @@ export class DataStep {
     const { rows, problems, kind, labels } = this.checked;
     fill(
       this.element,
-      h("div", { class: "row file" }, icon("check"), h("strong", { class: "mono grow" }, this.file.name), h("span", { class: "muted small" }, `${bytes(this.file.size)} · ${count(rows.length)} rows${kind ? ` · ${kind === "label" ? `${labels.size} labels` : "completions"}` : ""}`), iconButton("close", "Another file", () => { this.clear(); this.onchange(); }, { text: true, kind: "slim" })),
+      h("div", { class: `row file ${problems.length ? "bad" : ""}` }, icon(problems.length ? "cross" : "check"), h("strong", { class: "mono grow" }, this.file.name), h("span", { class: "muted small" }, `${bytes(this.file.size)} · ${count(rows.length)} rows${kind ? ` · ${kind === "label" ? `${labels.size} labels` : "completions"}` : ""}`), iconButton("close", "Another file", () => { this.clear(); this.onchange(); }, { text: true, kind: "slim" })),
       problems.length > 0 ? this.problemList(problems) : h("div", { class: "notice good", role: "status" }, icon("check"), "Every row can be used."),
       rows.length > 0 && h("div", { class: "data-view" }, this.preview(rows, new Set(problems.map((one) => one.line))), kind === "label" && labelShares(labels, rows.length)),
     );
@@ -92,9 +92,8 @@ export class DataStep {
     const names = [...new Set(rows.slice(0, NUM_SHOWN).flatMap((row) => Object.keys(row.fields)))].slice(0, 4);
     const isChat = rows.slice(0, NUM_SHOWN).some((row) => row.messages);
     const target = rows[0].label === null ? "completion" : "label";
-    return h(
-      "div",
-      { class: "table-wrap preview", tabindex: "0", role: "region", "aria-label": "The first rows" },
+    const box = tableBox(
+      "The first rows",
       h(
         "table",
         { class: "list" },
@@ -103,6 +102,8 @@ export class DataStep {
       ),
       rows.length > NUM_SHOWN && h("p", { class: "small muted pad-in" }, `and ${count(rows.length - NUM_SHOWN)} more rows`),
     );
+    box.classList.add("preview");
+    return box;
   }
 }
 

@@ -6,7 +6,7 @@ import { Curves, followCurves, isActive, readCurves, whileShown } from "./curves
 import { add, fill, h, icon } from "./dom.js";
 import { ago, count, duration, moment, number, words } from "./format.js";
 import { score, scoreChange, scoreRows } from "./records.js";
-import { segments } from "./widgets.js";
+import { segments, tableBox } from "./widgets.js";
 
 const PAGE_SIZE = 50;
 const NUM_COLORS = 8;
@@ -85,7 +85,7 @@ class Board {
       "div",
       { class: "stack" },
       h("section", { class: "card" }, h("header", {}, h("h2", {}, "Loss"), this.smoothingField, segments("Which loss", [["validation", "Validation"], ["train", "Train"]], this.which, choose), segments("Scale", [[false, "Linear"], [true, "Log"]], false, (isLog) => this.chart.setLog(isLog))), h("div", { class: "chart-pad" }, this.chart.element)),
-      h("section", { class: "card" }, h("div", { class: "table-wrap" }, h("table", { class: "list jobs" }, h("thead", {}, h("tr", {}, [["Compare"], ["Prompt"], ["State"], ["Progress"], ["Loss", "num"], ["Score", "num"], ["Change", "num"], ["Created"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text)))), this.body)), this.foot),
+      h("section", { class: "card" }, tableBox("Jobs", h("table", { class: "list jobs" }, h("thead", {}, h("tr", {}, [["Compare"], ["Prompt"], ["State"], ["Progress", "wide"], ["Loss", "num wide"], ["Score", "num"], ["Change", "num wide"], ["Created", "wide"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text)))), this.body)), this.foot),
       this.note,
     );
   }
@@ -123,11 +123,11 @@ class Board {
       h("td", {}, h("label", { class: "row nowrap compare" }, box, h("span", { class: "dot", vars: color === undefined ? {} : { "--c": `var(--series-${color})` } }))),
       h("td", {}, h("a", { class: "name mono", href }, job.prompt), h("div", { class: "small muted" }, `${methodName(job)}${job.base_prompt ? `, from ${job.base_prompt.split("@")[0]}` : ""}`)),
       h("td", {}, stateBadge(job.status)),
-      h("td", { class: "progress" }, progress ? progressOf(job) : h("span", { class: "muted" }, job.status === "queued" ? "waiting" : "–")),
-      h("td", { class: "num" }, number(progress?.loss ?? null)),
+      h("td", { class: "progress wide" }, progress ? progressOf(job) : h("span", { class: "muted" }, job.status === "queued" ? "waiting" : "–")),
+      h("td", { class: "num wide" }, number(progress?.loss ?? null)),
       h("td", { class: "num" }, main ? [score(main.name, main.after), h("div", { class: "small muted" }, main.name.replaceAll("_", " "))] : "–"),
-      h("td", { class: `num ${main?.isBetter ? "good" : main?.isBetter === false ? "bad" : ""}` }, main ? scoreChange(main) : "–"),
-      h("td", { class: "when", title: moment(job.created_at) }, ago(job.created_at)),
+      h("td", { class: `num wide ${main?.isBetter ? "good" : main?.isBetter === false ? "bad" : ""}` }, main ? scoreChange(main) : "–"),
+      h("td", { class: "when wide", title: moment(job.created_at) }, ago(job.created_at)),
     );
   }
 

@@ -86,7 +86,7 @@ export async function showNewJob(root, query, signal) {
     h("div", { class: "page-head" }, h("div", { class: "grow" }, h("h1", {}, "New job"), h("p", {}, "Rows in, a prompt out. It is served under its name the moment it is better than what it replaces."))),
     h(
       "form",
-      { class: "stack narrow", onsubmit: submit },
+      { class: "stack", onsubmit: submit },
       step(1, "Rows", data.element),
       step(
         2,

@@ -129,7 +129,7 @@ async function chooseSubjects(baseId, wanted, signal) {
     const writers = data.filter((record) => !labelWords(record));
     const first = (writers.length ? writers : data).slice(0, NUM_FIRST);
     state.subjects = [{ id: baseId, record: null }, ...(wanted ? [] : first.map((record) => ({ id: record.id, record })))];
-    if (!wanted) state.fields.text = samples(first[0])[0]?.input ?? "Once upon a time";
+    if (!wanted) state.fields.text = first.flatMap((record) => samples(record))[0]?.input ?? "Once upon a time";
     state.subjects.forEach((subject, index) => (subject.color = index + 1));
   }
   if (wanted && !state.subjects.some((one) => one.id === wanted)) {

@@ -5,7 +5,7 @@ import { add, fill, h, icon, iconButton } from "./dom.js";
 import { ago, bytes, count, moment, percent, plain, shortVersion, words } from "./format.js";
 import { bareName, labelWords, samples, scoreTable, training } from "./records.js";
 import { versionsPanel } from "./versions.js";
-import { confirmed, errorNotice, facts, menu, tabs, toast } from "./widgets.js";
+import { confirmed, errorNotice, facts, menu, tableBox, tabs, toast } from "./widgets.js";
 
 const NUM_NEIGHBORS = 5;
 
@@ -42,7 +42,7 @@ export async function showPrompt(root, id, query, signal) {
       `About ${record.id}`,
       [
         { id: "overview", label: "Overview", build: () => overview(record) },
-        { id: "versions", label: `Versions (${versions.data.length})`, build: () => versionsPanel(versions.data, { isOwn, onrolledback: reload }) },
+        { id: "versions", label: `Versions (${versions.data.length})`, build: () => versionsPanel(versions.data, { base: record.base_fingerprint, isOwn, onrolledback: reload }) },
         ...(record.kind === "soft" ? [{ id: "neighbors", label: "Nearest words", build: () => neighbors(record, signal) }] : []),
         { id: "manifest", label: "Manifest", build: () => h("div", { class: "card pad" }, h("pre", {}, JSON.stringify({ manifest: record.manifest, provenance: record.provenance }, null, 2))) },
       ],
@@ -76,7 +76,7 @@ function overview(record) {
         trained.trainable_params !== undefined && ["Trained parameters", count(trained.trainable_params)],
         trained.parent && ["Started from", plain(trained.parent)],
       ])),
-      Object.keys(settings).length > 0 && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Hyper-parameters")), h("div", { class: "pad-in" }, facts(Object.entries(settings).filter(([, value]) => value !== null).map(([name, value]) => [name.replaceAll("_", " "), plain(value)])))),
+      Object.keys(settings).length > 0 && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Hyper-parameters")), h("div", { class: "pad-in" }, facts(Object.entries(settings).filter(([, value]) => value !== null).map(([name, value]) => [words(name), plain(value)])))),
     ),
     h(
       "div",
@@ -99,7 +99,7 @@ function neighbors(record, signal) {
       fill(
         panel,
         h("header", {}, h("h2", {}, "Nearest words"), h("span", { class: "small muted" }, "vocabulary entries by cosine; learned vectors need not be near any")),
-        h("div", { class: "table-wrap" }, h("table", { class: "list neighbors" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "num" }, "Token"), h("th", { scope: "col" }, "Nearest first"))), h("tbody", {}, data.map((one) => h("tr", {}, h("th", { scope: "row", class: "num" }, one.index + 1), h("td", {}, h("div", { class: "row" }, one.neighbors.map((near) => h("span", { class: "word", vars: { "--near": Math.max(0, near.cosine) } }, h("code", {}, near.token.replaceAll("\n", "⏎")), h("small", { class: "tabular" }, percent(near.cosine)))))))))),
+        tableBox("Nearest words", h("table", { class: "list neighbors" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "num" }, "Token"), h("th", { scope: "col" }, "Nearest first"))), h("tbody", {}, data.map((one) => h("tr", {}, h("th", { scope: "row", class: "num" }, one.index + 1), h("td", {}, h("div", { class: "row" }, one.neighbors.map((near) => h("span", { class: "word", vars: { "--near": Math.max(0, near.cosine) } }, h("code", {}, near.token.replaceAll("\n", "⏎")), h("small", { class: "tabular" }, percent(near.cosine)))))))))),
         ),
       ),
     (error) => error.name !== "AbortError" && fill(panel, errorNotice(error)),

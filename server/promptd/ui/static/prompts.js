@@ -3,7 +3,7 @@
 import { add, debounced, fill, h, icon, iconButton } from "./dom.js";
 import { ago, bytes, count, moment } from "./format.js";
 import { findPrompts, score, scoreChange, scoreRows, training } from "./records.js";
-import { toast } from "./widgets.js";
+import { tableBox, toast } from "./widgets.js";
 
 const PAGE_SIZE = 100;
 
@@ -14,7 +14,7 @@ export async function show(root, { parts, query, signal }) {
   const body = h("tbody", {});
   const foot = h("div", { class: "list-foot" });
   const search = h("input", { type: "search", "aria-label": "Search prompts by name", placeholder: "Search by name", autocomplete: "off", spellcheck: "false", oninput: debounced(200, () => load(true)) });
-  const table = h("div", { class: "card" }, h("div", { class: "table-wrap" }, h("table", { class: "list prompts" }, h("thead", {}, h("tr", {}, columns())), body)), foot);
+  const table = h("div", { class: "card" }, tableBox("Prompts", h("table", { class: "list prompts" }, h("thead", {}, h("tr", {}, columns())), body)), foot);
   const none = h("div", { class: "card", hidden: true });
   let asked = 0;
 
@@ -62,7 +62,7 @@ export async function show(root, { parts, query, signal }) {
 }
 
 function columns() {
-  return [["Prompt"], ["Kind"], ["Tokens", "num"], ["Score", "num"], ["Change", "num"], ["Version", "num"], ["Size", "num"], ["Published"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text));
+  return [["Prompt"], ["Kind", "wide"], ["Tokens", "num wide"], ["Score", "num"], ["Change", "num"], ["Version", "num wide"], ["Size", "num wide"], ["Published", "wide"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text));
 }
 
 function row(record) {
@@ -73,13 +73,13 @@ function row(record) {
     "tr",
     { class: "link", onclick: (event) => { if (!event.target.closest("a")) location.hash = href; } },
     h("td", {}, h("div", { class: "row" }, h("a", { class: "name mono", href }, record.id), record.visibility === "public" && h("span", { class: "badge info" }, "public")), record.provenance?.title && h("div", { class: "small muted" }, record.provenance.title)),
-    h("td", {}, h("span", { class: "badge" }, record.kind)),
-    h("td", { class: "num" }, count(record.num_virtual_tokens)),
+    h("td", { class: "wide" }, h("span", { class: "badge" }, record.kind)),
+    h("td", { class: "num wide" }, count(record.num_virtual_tokens)),
     h("td", { class: "num" }, main ? [score(main.name, main.after), h("div", { class: "small muted" }, main.name.replaceAll("_", " "))] : "–"),
     h("td", { class: `num ${main?.isBetter ? "good" : main?.isBetter === false ? "bad" : ""}` }, main ? scoreChange(main) : "–"),
-    h("td", { class: "num" }, `v${record.number}`),
-    h("td", { class: "num" }, bytes(record.num_bytes)),
-    h("td", { class: "when", title: moment(record.created) }, ago(record.created)),
+    h("td", { class: "num wide" }, `v${record.number}`),
+    h("td", { class: "num wide" }, bytes(record.num_bytes)),
+    h("td", { class: "when wide", title: moment(record.created) }, ago(record.created)),
   );
 }
 

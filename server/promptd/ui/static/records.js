@@ -3,6 +3,7 @@
 import { get } from "./api.js";
 import { h } from "./dom.js";
 import { number, percent } from "./format.js";
+import { tableBox } from "./widgets.js";
 
 const SHARES = new Set(["accuracy", "macro_f1", "matthews", "exact_match", "token_f1", "f1a", "grouped_em", "rouge_l"]);
 const FALLING = new Set(["loss", "validation_loss"]);
@@ -45,9 +46,8 @@ export function scoreChange(row) {
 export function scoreTable(before, after, names = ["Bare model", "With the prompt"]) {
   const rows = scoreRows(before, after);
   if (!rows.length) return h("p", { class: "muted" }, "No scores were recorded.");
-  return h(
-    "div",
-    { class: "table-wrap" },
+  return tableBox(
+    "Scores",
     h(
       "table",
       { class: "list" },

@@ -37,7 +37,7 @@ export function readRows(bytes, { template = null } = {}) {
     if (missing !== undefined) problems.push({ line: row.line, message: `template field '${missing}' was not given; given: ${Object.keys(row.fields).sort().join(", ") || "none"}` });
   }
   if (!rows.length && !problems.length) problems.push({ line: 1, message: "no rows at all" });
-  if (kind === "label" && (labels.size < 2 || labels.size > MAX_LABELS)) {
+  if (!problems.length && kind === "label" && (labels.size < 2 || labels.size > MAX_LABELS)) {
     problems.push({ line: rows[0].line, message: `the rows have ${labels.size} different labels, 2 to ${MAX_LABELS} can be told apart` });
   }
   problems.sort((a, b) => a.line - b.line);

@@ -12,7 +12,7 @@ export async function readUploads(files) {
     const config = files.find((one) => one.path === `${folder}${CONFIG_NAME}`) ?? null;
     const isPeft = /adapter_model\.safetensors$/.test(path);
     const parts = folder.split("/").filter(Boolean);
-    const name = isPeft && parts.length ? parts.at(-1) : path.slice(folder.length).replace(WEIGHTS, "");
+    const name = isPeft ? (parts.at(-1) ?? "") : path.slice(folder.length).replace(WEIGHTS, "");
     uploads.push({ name: nameFrom(name), path, file, header: await readHeader(file), config: config && (await readConfig(config.file)) });
   }
   return uploads;

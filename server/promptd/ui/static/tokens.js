@@ -12,7 +12,7 @@ export function tokenView(scored, start) {
   }));
   const detail = h("div", { class: "token-detail", "aria-live": "polite" });
   const buttons = tokens.map((token, index) =>
-    h("button", { type: "button", class: "token", tabindex: index === 0 ? "0" : "-1", "aria-label": `${visible(token.text)}, ${percent(token.share)}`, vars: { "--doubt": 1 - token.share }, onclick: () => choose(index), onfocus: () => choose(index), onpointerenter: () => choose(index) }, visible(token.text)),
+    h("span", { role: "button", class: "token", tabindex: index === 0 ? "0" : "-1", "aria-label": `${visible(token.text)}, ${percent(token.share)}`, vars: { "--doubt": 1 - token.share }, onfocus: () => choose(index), onpointerenter: () => choose(index) }, visible(token.text)),
   );
   let at = 0;
   function choose(index) {
@@ -24,8 +24,8 @@ export function tokenView(scored, start) {
     const { text, share, top } = tokens[index];
     fill(
       detail,
-      h("div", { class: "token-title" }, h("code", {}, visible(text)), h("span", { class: "muted tabular" }, `${percent(share)} · token ${index + 1} of ${tokens.length}`)),
-      h("ol", { class: "label-bars small" }, top.map(([other, value]) => h("li", { class: other === text ? "best" : "" }, h("code", { class: "grow" }, visible(other)), h("span", { class: "tabular" }, percent(value)), h("div", { class: "bar", "aria-hidden": "true" }, h("i", { vars: { "--share": value } }))))),
+      h("div", { class: "token-title" }, h("code", {}, spaced(text)), h("span", { class: "muted tabular" }, `${percent(share)} · token ${index + 1} of ${tokens.length}`)),
+      h("ol", { class: "label-bars small" }, top.map(([other, value]) => h("li", { class: other === text ? "best" : "" }, h("code", { class: "grow" }, spaced(other)), h("span", { class: "tabular" }, percent(value)), h("div", { class: "bar", "aria-hidden": "true" }, h("i", { vars: { "--share": value } }))))),
     );
   }
   const line = h("div", { class: "answer-text tokens", role: "group", "aria-label": "Tokens; arrow keys move" }, buttons);
@@ -39,6 +39,11 @@ export function tokenView(scored, start) {
   const sum = tokens.reduce((total, token) => total + Math.log(token.share), 0);
   const mean = tokens.length ? Math.exp(sum / tokens.length) : 1;
   return h("div", { class: "token-view" }, line, h("p", { class: "small muted" }, `Geometric mean ${percent(mean)}. Darker means less sure.`), detail);
+}
+
+/** Show the space in front, too: most words begin with one. */
+function spaced(text) {
+  return visible(text).replace(/^ /, "␣");
 }
 
 /** Show what would not be seen. */

@@ -4,7 +4,7 @@ import { ApiError, call, promptPath } from "./api.js";
 import { add, debounced, fill, h, icon } from "./dom.js";
 import { bytes, plain, shortVersion } from "./format.js";
 import { configHeader, readUploads } from "./safetensors.js";
-import { dialog, dropZone, errorNotice } from "./widgets.js";
+import { dialog, dropZone, errorNotice, tableBox } from "./widgets.js";
 
 const PEFT_FIELDS = ["peft_type", "task_type", "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers", "base_model_name_or_path"];
 
@@ -12,17 +12,22 @@ const PEFT_FIELDS = ["peft_type", "task_type", "num_virtual_tokens", "token_dim"
 export function openUpload(files = []) {
   return dialog((close) => {
     const content = h("div", { class: "stack" });
+    const foot = h("footer", {}, h("button", { type: "button", class: "button", onclick: () => close() }, "Close"));
+    const look = (upload) => {
+      foot.hidden = true;
+      fill(content, review(upload, close));
+    };
     const take = async (dropped) => {
       const uploads = await readUploads(dropped);
-      if (uploads.length === 1) return fill(content, review(uploads[0], close));
+      if (uploads.length === 1) return look(uploads[0]);
       fill(content, zone, uploads.length ? choice(uploads) : h("div", { class: "notice bad", role: "alert" }, icon("cross"), "There is no .safetensors file among these. A PEFT folder has adapter_model.safetensors and adapter_config.json."));
       return undefined;
     };
-    const choice = (uploads) => h("div", { class: "stack tight" }, h("p", {}, `${uploads.length} prompts found. Which one first? `, h("span", { class: "muted" }, "For hundreds: "), h("code", {}, "promptd prompts push FOLDER")), uploads.map((upload) => h("button", { type: "button", class: "button", onclick: () => fill(content, review(upload, close)) }, upload.path)));
+    const choice = (uploads) => h("div", { class: "stack tight" }, h("p", {}, `${uploads.length} prompts found. Which one first? `, h("span", { class: "muted" }, "For hundreds: "), h("code", {}, "promptd prompts push FOLDER")), uploads.map((upload) => h("button", { type: "button", class: "button", onclick: () => look(upload) }, upload.path)));
     const zone = dropZone({ title: "Drop a PEFT folder or a .safetensors file", hint: "adapter_config.json and adapter_model.safetensors, or one native or bare file", accept: ".safetensors,.json", multiple: true, folders: true }, take);
     add(content, zone);
     if (files.length) take(files);
-    return h("div", {}, h("h2", {}, "Upload a prompt"), content, h("footer", {}, h("button", { type: "button", class: "button", onclick: () => close() }, "Close")));
+    return h("div", {}, h("h2", {}, "Upload a prompt"), content, foot);
   });
 }
 
@@ -54,6 +59,7 @@ function review(upload, close) {
       if (!(error instanceof ApiError)) throw error;
       fill(rows, fields(upload, null, error));
       fill(verdict, errorNotice(error));
+      rows.querySelector(".failed").scrollIntoView({ block: "nearest" });
     }
     return undefined;
   }
@@ -74,8 +80,8 @@ function review(upload, close) {
     { class: "stack", onsubmit: submit },
     h("div", { class: "field" }, h("label", { for: "upload-name" }, "Name"), name, h("span", { class: "hint" }, "A name that exists gets a new version; the old ones stay.")),
     verdict,
-    h("div", { class: "table-wrap checks" }, h("table", { class: "list" }, h("thead", {}, h("tr", {}, ["Field", "In the file", "Check"].map((text) => h("th", { scope: "col" }, text)))), rows)),
-    h("div", { class: "row" }, publish),
+    h("div", { class: "checks" }, tableBox("Checks", h("table", { class: "list" }, h("thead", {}, h("tr", {}, ["Field", "In the file", "Check"].map((text) => h("th", { scope: "col" }, text)))), rows))),
+    h("footer", {}, h("button", { type: "button", class: "button", onclick: () => close() }, "Cancel"), publish),
   );
 }
 

@@ -4,11 +4,12 @@ import { call, promptPath } from "./api.js";
 import { fill, h, iconButton } from "./dom.js";
 import { ago, bytes, moment, plain, shortVersion } from "./format.js";
 import { bareName, score, scoreRows, scoreTable, training } from "./records.js";
-import { confirmed, toast } from "./widgets.js";
+import { confirmed, tableBox, toast } from "./widgets.js";
 
 /** The list and, under it, what two of the versions do not share. */
-export function versionsPanel(records, { isOwn, onrolledback }) {
-  const comparison = h("div", {});
+export function versionsPanel(records, { base, isOwn, onrolledback }) {
+  const comparison = h("section", { class: "card", "aria-live": "polite" });
+  const fits = (record) => record.base_fingerprint === null || record.base_fingerprint === base;
   const chosen = { old: records[1]?.number ?? null, new: records[0].number };
   const at = (number) => records.find((record) => record.number === number);
   const compare = () => fill(comparison, chosen.old === null || chosen.old === chosen.new ? h("p", { class: "muted pad-in" }, records.length < 2 ? "A second version, by upload or by training, can be compared with this one here." : "Choose two different versions to see what changed.") : difference(at(chosen.old), at(chosen.new)));
@@ -21,13 +22,13 @@ export function versionsPanel(records, { isOwn, onrolledback }) {
       "tr",
       {},
       records.length > 1 && h("td", {}, h("div", { class: "row nowrap" }, radio("old", record), radio("new", record))),
-      h("td", {}, h("strong", {}, `v${record.number}`), " ", record.is_current && h("span", { class: "badge good" }, "current")),
+      h("td", {}, h("strong", {}, `v${record.number}`), " ", fits(record) ? record.is_current && h("span", { class: "badge good" }, "current") : h("span", { class: "badge warn" }, "another base model")),
       h("td", {}, h("code", { title: record.version }, shortVersion(record.version))),
       h("td", {}, method ? plain(method.type ?? method).replaceAll("_", " ") : "uploaded"),
       h("td", { class: "num" }, main ? score(main.name, main.after) : "–"),
       h("td", { class: "num" }, bytes(record.num_bytes)),
       h("td", { class: "when", title: moment(record.created) }, ago(record.created)),
-      h("td", { class: "num" }, isOwn && !record.is_current && iconButton("history", `Roll back to v${record.number}`, () => rollBack(record, onrolledback), { text: true, kind: "slim" })),
+      h("td", { class: "num" }, isOwn && !record.is_current && fits(record) && iconButton("history", `Roll back to v${record.number}`, () => rollBack(record, onrolledback), { text: true, kind: "slim" })),
     );
   });
   compare();
@@ -35,8 +36,8 @@ export function versionsPanel(records, { isOwn, onrolledback }) {
   return h(
     "div",
     { class: "stack" },
-    h("section", { class: "card" }, h("div", { class: "table-wrap" }, h("table", { class: "list" }, h("thead", {}, h("tr", {}, head.map((text) => (text ? h("th", { scope: "col", class: ["Score", "Size"].includes(text) ? "num" : "" }, text) : h("td", {}))))), h("tbody", {}, rows)))),
-    h("section", { class: "card", "aria-live": "polite" }, comparison),
+    h("section", { class: "card" }, tableBox("Versions", h("table", { class: "list" }, h("thead", {}, h("tr", {}, head.map((text) => (text ? h("th", { scope: "col", class: ["Score", "Size"].includes(text) ? "num" : "" }, text) : h("td", {}))))), h("tbody", {}, rows)))),
+    comparison,
   );
 }
 
@@ -62,9 +63,8 @@ function difference(old, recent) {
   return [
     h("header", {}, h("h2", {}, `v${old.number} → v${recent.number}`), h("span", { class: "small muted" }, `${changed.length} changed, ${names.length - changed.length} equal`)),
     (a || b) && scoreTable(a, b, [`v${old.number}`, `v${recent.number}`]),
-    h(
-      "div",
-      { class: "table-wrap" },
+    tableBox(
+      "What changed",
       h(
         "table",
         { class: "list diff" },
@@ -84,6 +84,6 @@ function described(record) {
 function flatten(value, path = "", found = new Map()) {
   if (value !== null && typeof value === "object" && Object.keys(value).length) {
     for (const [name, inner] of Object.entries(value)) flatten(inner, path ? `${path}.${name}` : name, found);
-  } else if (path) found.set(path, typeof value === "string" ? value : JSON.stringify(value));
+  } else if (path && value !== null && value !== undefined) found.set(path, typeof value === "string" ? value : JSON.stringify(value));
   return found;
 }

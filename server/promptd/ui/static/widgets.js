@@ -12,7 +12,7 @@ export function toast(message, kind = "check") {
 /** An error as a box that stays. */
 export function errorNotice(error) {
   const where = error.param ? ` (${error.param})` : "";
-  return h("div", { class: "notice bad", role: "alert" }, icon("cross"), h("div", {}, error.message, error.code && h("span", { class: "small" }, ` ${error.code}${where}`)));
+  return h("div", { class: "notice bad", role: "alert" }, icon("cross"), h("div", {}, error.message, error.code && h("code", { class: "reason" }, `${error.code}${where}`)));
 }
 
 /** Show a dialog; `build(close)` makes its content. Returns a promise of what `close` was given, null on Escape. */
@@ -37,6 +37,20 @@ export function dialog(build, { small = false } = {}) {
     document.body.append(box);
     box.showModal();
   });
+}
+
+/** A box for a wide table; where it scrolls, the keyboard can scroll it. */
+export function tableBox(label, ...children) {
+  const box = h("div", { class: "table-wrap" }, children);
+  const look = () => {
+    const scrolls = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight;
+    if (!scrolls) for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+    else for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", label]]) box.setAttribute(name, value);
+  };
+  const observer = new ResizeObserver(look);
+  observer.observe(box);
+  for (const child of box.children) observer.observe(child);
+  return box;
 }
 
 /** A list of facts: `[[name, value, tooltip]]`. */
