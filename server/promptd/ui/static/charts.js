@@ -5,6 +5,7 @@ import { number } from "./format.js";
 
 const HEIGHT = 260;
 const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000]; // whole ones
+const SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600];
 let loading = null;
 
 /** uPlot is a classic script that leaves one global. */
@@ -102,7 +103,7 @@ export class LineChart {
       cursor: { points: { size: 7 }, drag: { x: true, y: false } },
       scales: { x: { time: this.isTime }, y: this.isLog ? { distr: 3 } : { range: (_, low, high) => padded(low, Math.max(high ?? 0, this.least)) } },
       axes: [
-        { ...axis, label: this.xLabel || undefined, labelSize: this.xLabel ? 18 : 0, labelGap: 0, size: 30, ...(this.isTime ? { space: 90, values: (_, ticks) => ticks.map(clock) } : { incrs: STEPS }) },
+        { ...axis, label: this.xLabel || undefined, labelSize: this.xLabel ? 18 : 0, labelGap: 0, size: 30, ...(this.isTime ? { space: 90, incrs: SECONDS, values: (_, ticks) => ticks.map(clock) } : { incrs: STEPS }) },
         { ...axis, size: 52, values: (_, ticks) => tickTexts(ticks, this.format) },
       ],
       series: [

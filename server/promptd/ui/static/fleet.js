@@ -58,7 +58,8 @@ export async function show(root, { signal }) {
       const [text, stats] = await Promise.all([send("GET", "/metrics", { signal }).then((reply) => reply.text()), engineStats(signal)]);
       readings.push({ at: Date.now() / 1000, samples: parse(text), stats });
       if (readings.length > NUM_KEPT) readings.shift();
-      fill(notice, stats === null && h("div", { class: "notice" }, icon("key"), "The engine's own figures need an admin key. The rest comes from the server's metrics."));
+      const isFresh = !total(readings.at(-1).samples, "promptd_requests_total");
+      fill(notice, isFresh && h("div", { class: "notice" }, icon("playground"), h("div", {}, "No request has ended yet. Ask something in the ", h("a", { href: "#/playground" }, "playground"), ", come back, and its timings are here.")), stats === null && h("div", { class: "notice" }, icon("key"), "The engine's own figures need an admin key. The rest comes from the server's metrics."));
       draw();
     } catch (error) {
       if (error.name === "AbortError") return 0;
