@@ -90,6 +90,11 @@ class PromptArtifact:
         return self.manifest.num_virtual_tokens
 
     @property
+    def learned(self) -> torch.Tensor:
+        """The soft prompt or the prefix. Raises `KeyError` for a text."""
+        return self.tensors[SOFT_TENSOR if self.kind is PromptKind.SOFT else PREFIX_TENSOR]
+
+    @property
     def head(self) -> Mapping[str, torch.Tensor]:
         """The classification head's tensors without the prefix of their names; empty where there is none."""
         return {

@@ -21,6 +21,7 @@ from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
 from tests.engine.encoder_oracle import class_scores, hidden_states, library, oracle
 from tests.engine.harness import library as decoder_library
+from tests.training.test_job import SNIPS
 
 TEXT = "the quick brown fox"
 LABELS = ("weather", "music", "travel", "other")
@@ -172,3 +173,27 @@ def test_requests_wait_a_bounded_time_for_others(tiny_encoders: dict[str, Path],
                 post(live, "/v1/classify", input=[f"{TEXT} {n}" for n in range(5)])
                 assert time.monotonic() - began < wait
                 assert engine.counters.requests_finished == 9
+
+
+def test_a_prompt_and_its_head_are_trained_by_a_job_and_serve(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
+    """Rows in, a published prompt with a head out, on the resident encoder: it names the rows' labels, rightly but for
+    those that were held out (a random model tells nobody anything about them)."""
+    rows = [{"text": text, "label": label} for text, label in SNIPS] * 3
+    hyperparameters = {"num_virtual_tokens": 4, "num_steps": 60, "batch_size": 5, "learning_rate": 0.3}
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": hyperparameters}}
+    settings = Settings(model=str(tiny_encoders["bert"]), store=str(tmp_path), drain_seconds=1)
+    for live in serve(settings, tiny_encoders["bert"]):
+        with live.http() as http:
+            job = {"name": "intents", "rows": rows, "method": method, "publish_worse": True}
+            answer = http.post("/admin/training/jobs", json={"jobs": [job]})
+            assert answer.status_code == 207, answer.text
+            (job_id,) = [result["job"]["id"] for result in answer.json()["data"]]
+            until = time.monotonic() + 120
+            while http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] not in ("succeeded", "failed"):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            state = http.get(f"/v1/fine_tuning/jobs/{job_id}").json()
+            assert state["status"] == "succeeded", state["error"]
+        answers = post(live, "/v1/classify", model="intents", input=[text for text, _ in SNIPS])["data"]
+        assert answers[0]["labels"] == ["GetWeather", "PlayMusic"]
+        assert sum(one["label"] == label for one, (_, label) in zip(answers, SNIPS, strict=True)) >= 8

@@ -72,6 +72,11 @@ class FrozenModel:
         return embedded
 
     @property
+    def reads_whole(self) -> bool:
+        """Whether answers are read off texts, which are read whole, and nothing is written."""
+        return self.family.reads_whole
+
+    @property
     def stores_text(self) -> bool:
         """Whether texts leave keys and values behind that take room in the K/V pool."""
         return self.family.stores_text
@@ -99,6 +104,14 @@ class FrozenModel:
     ) -> torch.Tensor:
         """Run packed tokens `[num_tokens, hidden_size]` at `positions`; return logits `[num_logits, vocab_size]`."""
         return self.family.read(embeds, positions, logits_index, batch)
+
+    def read_whole(self, embeds: torch.Tensor, positions: torch.Tensor, batch: Attends) -> torch.Tensor:
+        """Read packed sources `[num_tokens, hidden_size]` at `positions`; return hidden states of the same shape."""
+        return self.family.read_whole(embeds, positions, batch)
+
+    def pooled(self, first: torch.Tensor) -> torch.Tensor:
+        """Return what a linear classification head reads, of rows' first hidden states `[num_rows, hidden_size]`."""
+        return self.family.pooled(first)
 
     @torch.no_grad()
     def forward_packed(self, batch: PackedBatch) -> torch.Tensor:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from promptd_store import PromptArtifact, encode
+import torch
+from promptd_store import PREFIX_TENSOR, SOFT_TENSOR, PromptArtifact, PromptKind, encode
 
 from promptd.modeling import FrozenModel
 from promptd.training.encoding import TaskFormat
 from promptd.training.methods import METHODS
+from promptd.training.methods.headed import split
 from promptd.training.result import TrainingResult
 
 
@@ -22,17 +24,26 @@ def make_artifact(
     default_sampling: Mapping[str, float | int] | None = None,
     stop: tuple[str, ...] = (),
 ) -> PromptArtifact:
-    """Return the folded prompt as a native artifact, in float32, bound to this base model."""
+    """Return the folded prompt as a native artifact, in float32, bound to this base model, with its head if any."""
+    kind, learned = METHODS[result.config.method.name].kind, result.prompt.cpu()
+    labels = tuple(task.label_words or ()) if model.reads_whole else None
+    tensors: torch.Tensor | dict[str, torch.Tensor] = learned.contiguous()
+    if labels:
+        prompt, head = split(learned, kind, len(labels), model.spec)
+        name = SOFT_TENSOR if kind is PromptKind.SOFT else PREFIX_TENSOR
+        tensors = {name: prompt, "head.weight": head[:, :-1], "head.bias": head[:, -1]}
     return encode(
-        METHODS[result.config.method.name].kind,
-        result.prompt.cpu().contiguous(),
+        kind,
+        tensors,
         base_fingerprint=model.spec.fingerprint,
         base_architecture=model.spec.architecture,
         template=task.template,
         add_special_tokens=task.add_special_tokens,
         default_sampling=default_sampling,
         stop=stop,
-        label_words=task.label_words,
+        prompt_after_bos=labels is not None and kind is PromptKind.SOFT,
+        label_words=None if labels else task.label_words,
+        labels=labels,
     )
 
 

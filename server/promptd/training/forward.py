@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from promptd.modeling import FrozenModel, Site
+    from promptd.modeling.attention import Attends
     from promptd.training.context import FrozenContext
 
 SOFT_DIMS = 2
@@ -37,6 +38,8 @@ class PromptedTexts:
     """`[num_logits]`, int64: counts the tokens of these texts laid end to end, without the prompt."""
     context: FrozenContext | None = None
     """What the prompt and the texts are read behind."""
+    head: torch.Tensor | None = None
+    """`[num_classes, hidden_size + 1]`, a linear head's weights and bias: logits are then classes', one row a text."""
 
     @property
     def soft(self) -> torch.Tensor | None:
@@ -130,11 +133,11 @@ class GroupedBatch:
                 context = torch.cat([context, torch.arange(next_soft, next_soft + len(group.soft))])
                 next_soft += len(group.soft)
             of_texts += [context] * len(group.texts)
-        self._rows: list[_Rows] = []
+        self._rows: list[PaddedRows] = []
         start = 0
         for counts, contexts in ((softs, of_softs), (lengths, of_texts)):
             for first, last in _alike([len(context) + count for context, count in zip(contexts, counts, strict=True)]):
-                self._rows.append(_Rows(counts[first:last], contexts[first:last], start, device))
+                self._rows.append(PaddedRows(counts[first:last], contexts[first:last], start, device))
                 start += sum(counts[first:last])
         self._between_layers = between_layers
 
@@ -157,11 +160,17 @@ class GroupedBatch:
             self._between_layers()
 
 
-class _Rows:
+class PaddedRows:
     """Consecutive rows of packed tokens, each behind a context of other slots; padded for one attention call."""
 
     def __init__(
-        self, lengths: Sequence[int], contexts: Sequence[torch.Tensor], start: int, device: torch.device
+        self,
+        lengths: Sequence[int],
+        contexts: Sequence[torch.Tensor],
+        start: int,
+        device: torch.device,
+        *,
+        is_causal: bool = True,
     ) -> None:
         """`contexts`: for each row the slots before it, in order, `[num_slots]` int64; `start`: the first row's."""
         self._num_rows, self._longest = len(lengths), max(lengths)
@@ -180,6 +189,7 @@ class _Rows:
         self._keys = torch.where(slot < behind.unsqueeze(1), before, own).flatten().to(device)
         distinct = behind.unique()
         self._behind = (distinct if len(distinct) == 1 else behind).to(device)
+        self._ends = None if is_causal else (behind + counts).to(device)
         self._masks: dict[int | None, torch.Tensor] = {}
 
     def attend(
@@ -194,11 +204,14 @@ class _Rows:
         return out.transpose(1, 2).flatten(0, 1).index_select(0, self._kept)
 
     def _mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return `[num_rows or 1, 1, longest, num_keys]`: 0 where a token sees a slot, else -inf."""
+        """Return `[num_rows or 1, 1, longest or 1, num_keys]`: 0 where a token sees a slot, else -inf."""
         if window not in self._masks:
             at = self._behind.view(-1, 1, 1) + torch.arange(self._longest, device=like.device).view(1, -1, 1)
             slot = torch.arange(self._num_keys, device=like.device)
-            seen = slot <= at if window is None else (slot <= at) & (slot > at - window)
+            if self._ends is None:
+                seen = slot <= at if window is None else (slot <= at) & (slot > at - window)
+            else:  # read whole: everything but the padding
+                seen = slot < self._ends.view(-1, 1, 1)
             mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
             self._masks[window] = mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
         return self._masks[window]
@@ -225,15 +238,17 @@ def _padded(packed: torch.Tensor, index: torch.Tensor, num_rows: int) -> torch.T
     return rows.transpose(1, 2)
 
 
-class _RecordingBatch(GroupedBatch):
-    """Attention that keeps every layer's keys and values."""
+class Recorded:
+    """Passes attention on and keeps every layer's keys and values."""
 
-    layers: list[torch.Tensor]
+    def __init__(self, inner: Attends) -> None:
+        self._inner = inner
+        self.layers: list[torch.Tensor] = []
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`."""
         self.layers.append(torch.cat([key, value]))  # [2, num_kv_heads, n, head_dim]
-        return super().attend(site, query, key, value)
+        return self._inner.attend(site, query, key, value)
 
 
 def prompt_key_values(
@@ -244,8 +259,7 @@ def prompt_key_values(
     `[num_layers, 2, num_kv_heads, n, head_dim]`, with autograd to the soft prompt.
     """
     group = PromptedTexts(embeddings, [], torch.tensor([]), context)
-    batch = _RecordingBatch([group], model.device)
-    batch.layers = []
+    batch = Recorded(GroupedBatch([group], model.device))
     positions = torch.arange(group.first_position, group.text_position, device=model.device)
     model.forward(embeddings.to(model.device, model.dtype), positions, torch.tensor([0], device=model.device), batch)
     return torch.stack(batch.layers).float()

@@ -29,7 +29,7 @@ from promptd.training.encoding import (
     evaluation_batches,
     training_batches,
 )
-from promptd.training.methods import PromptMethod, build_method
+from promptd.training.methods import METHODS, PromptMethod, build_method
 from promptd.training.objectives import objective_for
 from promptd.training.optimizers import build_optimizer
 from promptd.training.passes import MAX_SHARE_TOKENS, Share, Shares
@@ -90,7 +90,8 @@ class TrainingJob:
         if len(validation) < 2:
             raise InvalidRequestError(f"needs at least 2 validation rows, got {len(validation)}", param="validation")
         self.config = config
-        self.objective = objective_for(model, task) if teacher is None else DistillObjective()
+        kind = METHODS[config.method.name].kind
+        self.objective = objective_for(model, task, kind) if teacher is None else DistillObjective()
         self.data_digest = data_digest([*train, *validation])
         self._behind, self._teacher = behind, teacher
         self._num_before = config.method.num_virtual_tokens + (0 if behind is None else behind.num_tokens)
@@ -112,7 +113,13 @@ class TrainingJob:
         else:
             words = task.label_words
             self.method = build_method(
-                config.method, model, seed=config.seed, label_words=words, warm_start=warm_start, behind=behind
+                config.method,
+                model,
+                seed=config.seed,
+                label_words=words,
+                warm_start=warm_start,
+                behind=behind,
+                num_classes=self.objective.num_classes,
             )
         self._optimizer = build_optimizer(config.optimizer, self.method.parameter_groups(), config.weight_decay)
         self._full_rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -229,7 +236,8 @@ class TrainingJob:
     ) -> Shares[Scores]:
         """Measure a prompt behind a context on rows; return its `Scores`."""
         tallies = []
-        num_before = (0 if prompt is None else prompt.shape[-2]) + (0 if context is None else context.num_tokens)
+        num_before = 0 if prompt is None else self.config.method.num_virtual_tokens
+        num_before += 0 if context is None else context.num_tokens
         lengths = [self.objective.num_tokens(row) for row in rows]
         for batch in evaluation_batches(lengths, MAX_SHARE_TOKENS, num_before):
             share = Share(self.objective, [rows[index] for index in batch], prompt, context=context)

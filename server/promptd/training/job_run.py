@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-import torch
 from promptd_store import (
     CheckFailedError,
     LeaseLostError,
@@ -153,7 +152,7 @@ class JobRun:
         data = await self._claims.data(self.claim)
         warm_start = None
         if spec.base_prompt is not None:
-            warm_start = _folded((await self._load([spec.base_prompt], "base_prompt"))[-1])
+            warm_start = (await self._load([spec.base_prompt], "base_prompt"))[-1].learned
         behind = await self._load(spec.behind, "behind")
         taught = (spec.distill or {}).get("prompt")
         teacher = [] if taught is None else await self._load([taught], "distill.prompt")
@@ -272,10 +271,6 @@ async def _patiently(step: Callable[[], Awaitable[_T]]) -> _T:
             return await step()
         except StoreUnavailableError:
             await asyncio.sleep(random.uniform(0.5, 1.5))
-
-
-def _folded(artifact: PromptArtifact) -> torch.Tensor:
-    return next(iter(artifact.tensors.values()))
 
 
 def _evaluated(step: int, scores: Scores) -> JobEvent:

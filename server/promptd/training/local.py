@@ -119,7 +119,7 @@ class LocalTraining:
             self._on_end(LocalEnd(job.name, "failed", error=JobError("prompt_exists", message)))
             return
         try:
-            start = None if job.start is None else next(iter(job.start.tensors.values()))
+            start = None if job.start is None else job.start.learned
             training, task = make_job(self._model, job.spec, job.data, JobPrompts(start))
             self._restore(training, job.name, digest)
         except Exception as error:  # noqa: BLE001 - one job's fault is that job's end

@@ -16,11 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from promptd_store import BaseModelSpec, PromptKind
 from torch.nn.functional import cross_entropy
 
+from promptd.errors import InvalidRequestError
 from promptd.modeling import FrozenModel
 from promptd.training.encoding import Encoded, TaskFormat, label_word_ids
 from promptd.training.forward import PromptedTexts
+from promptd.training.methods.headed import split
 
 LANGUAGE_MODEL_SHARE = 0.1
 
@@ -54,6 +57,8 @@ class Objective(ABC):
     """One task's way to read logits."""
 
     has_labels: bool = False
+    num_classes: int = 0
+    """Classes of a head that is learned beside the prompt; 0 for none."""
 
     @abstractmethod
     def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
@@ -162,7 +167,51 @@ class LabelObjective(Objective):
         return len(rows)
 
 
-def objective_for(model: FrozenModel, task: TaskFormat) -> Objective:
-    """Return the objective that a task's rows ask for: by its label words where it has some."""
+class ClassObjective(Objective):
+    """Cross-entropy over the classes of a head that is learned beside the prompt."""
+
+    has_labels = True
+
+    def __init__(self, labels: Sequence[str], kind: PromptKind, spec: BaseModelSpec) -> None:
+        self._index = {label: at for at, label in enumerate(labels)}
+        self.num_classes = len(labels)
+        self._kind, self._spec = kind, spec
+
+    def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
+        """Return each row's text, behind prompt and head as one flat tensor."""
+        texts, index = [row.text_ids for row in rows], torch.arange(len(rows))
+        if prompt is None:
+            return PromptedTexts(None, texts, index)
+        own, head = split(prompt, self._kind, self.num_classes, self._spec)
+        return PromptedTexts(own, texts, index, head=head)
+
+    def tally(self, rows: Sequence[Encoded], logits: torch.Tensor) -> Tally:
+        """Sum the loss of the rows' labels; the bare model, which has no head, tells all classes alike."""
+        truth = torch.tensor([self._index[row.example.label or ""] for row in rows], device=logits.device)
+        scores = logits.expand(-1, self.num_classes)
+        loss = cross_entropy(scores, truth, reduction="sum")
+        num_right = int((scores.argmax(1) == truth).sum().item())
+        return Tally(loss, len(rows), loss.item(), len(rows), len(rows), num_right)
+
+    def num_tokens(self, row: Encoded) -> int:
+        """The row's own tokens."""
+        return len(row.text_ids)
+
+    def num_terms(self, rows: Sequence[Encoded]) -> int:
+        """One term a row."""
+        return len(rows)
+
+
+def objective_for(model: FrozenModel, task: TaskFormat, kind: PromptKind = PromptKind.SOFT) -> Objective:
+    """Return the objective that a task's rows ask for: by its labels where it has some.
+
+    Raises `InvalidRequestError` for rows with completions where the model writes nothing.
+    """
+    if model.reads_whole:
+        if not task.label_words:
+            raise InvalidRequestError(
+                "this base model writes no completions: its rows need a label each", param="training_file"
+            )
+        return ClassObjective(tuple(task.label_words), kind, model.spec)
     words = label_word_ids(model, task)
     return LabelObjective(words) if words else CompletionObjective()

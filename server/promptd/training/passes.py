@@ -13,6 +13,7 @@ from promptd.modeling import FrozenModel
 from promptd.training.context import FrozenContext
 from promptd.training.encoding import Encoded
 from promptd.training.forward import forward_groups
+from promptd.training.forward_sources import forward_sources
 from promptd.training.objectives import Objective, Tally
 
 BetweenLayers = Callable[[], None]
@@ -85,7 +86,8 @@ def _forward(
         dataclasses.replace(share.objective.texts(share.rows, share.prompt), context=share.context) for share in shares
     ]
     tallies = []
-    for share, logits in zip(shares, forward_groups(model, groups, between_layers=between_layers), strict=True):
+    forward = forward_sources if model.reads_whole else forward_groups
+    for share, logits in zip(shares, forward(model, groups, between_layers=between_layers), strict=True):
         tally = share.objective.tally(share.rows, logits)
         share.tally = dataclasses.replace(tally, loss=tally.loss.detach())
         tallies.append((share, tally))

@@ -57,7 +57,7 @@ def make_job(
         train, validation = _written_rows(distill, validation_rows)
     else:
         train, validation = _rows(spec, data)
-    spec = with_label_words(spec, train)
+    template, spec = spec.template, with_label_words(spec, train)
     if not train or len(validation) < MIN_VALIDATION_ROWS:
         raise InvalidRequestError(
             f"{len(train)} training and {len(validation)} validation rows are too few: 1 and {MIN_VALIDATION_ROWS} are "
@@ -65,6 +65,10 @@ def make_job(
             param="training_file",
         )
     task, config = task_format(spec), training_config(spec)
+    if model.reads_whole:
+        _check_reads_whole(prompts, distill)
+        task = replace(task, template=template)  # no word follows the text that would have to be asked for
+        prompts = replace(prompts, in_service=())
     if task.template is None and not has_chat_template(model) and all(example.messages for example in train):
         task = replace(task, template=PLAIN_TEMPLATE)
     if prompts.behind:
@@ -128,6 +132,16 @@ def _special_tokens(model: FrozenModel, behind: Chain) -> bool | None:
     stated = behind[-1].manifest.add_special_tokens
     takes = model.takes_special_tokens(behind)
     return False if stated is None and not takes else stated
+
+
+def _check_reads_whole(prompts: JobPrompts, distill: DistillConfig | None) -> None:
+    """Refuse what needs keys and values that do not depend on the text, or a model that writes."""
+    for is_asked, what, param in (
+        (bool(prompts.behind), "learned behind others", "behind"),
+        (distill is not None, "distilled", "distill"),
+    ):
+        if is_asked:
+            raise InvalidRequestError(f"this base model reads texts whole: a prompt cannot be {what}", param=param)
 
 
 def _reads_alike(model: FrozenModel, chain: Chain, task: TaskFormat) -> bool:

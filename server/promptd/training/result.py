@@ -17,7 +17,7 @@ class TrainingResult:
     """The best folded prompt and everything that is recorded about it."""
 
     prompt: torch.Tensor
-    """Folded, float32: `[n, hidden_size]` or `[num_layers, 2, num_kv_heads, n, head_dim]`."""
+    """Folded, float32: `[n, hidden_size]` or `[num_layers, 2, num_kv_heads, n, head_dim]`; flat with a head."""
     sidecar: bytes
     """The parameters before folding, as safetensors: training can resume from them."""
     config: TrainingConfig

@@ -39,7 +39,9 @@ def method_from_sidecar(content: bytes, config: MethodConfig, model: FrozenModel
     tensors, written = _read(content)
     if _fixed(written) != _fixed(config):
         raise _refusal(f"was written by a method of other settings: it has {_fixed(written)}, needed {_fixed(config)}")
-    method = build_method(replace(config, init="sampled_vocabulary", init_text=None), model, seed=0)
+    num_classes = len(tensors["head"]) if "head" in tensors else 0
+    start = replace(config, init="sampled_vocabulary", init_text=None)
+    method = build_method(start, model, seed=0, num_classes=num_classes)
     method.config = config
     rng_state = tensors.pop(RNG_STATE, None)
     expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}

@@ -98,6 +98,8 @@ class Family(ABC):
 
     banks: ClassVar[tuple[Bank, ...]]
     """The banks of a whole prefix, in the order in which its layers are stored; a prefix of the first alone is one."""
+    reads_whole: ClassVar[bool] = False
+    """Whether answers are read off sources, and nothing is written."""
     stores_text: ClassVar[bool] = True
     """Whether texts leave keys and values behind."""
 
@@ -134,6 +136,10 @@ class Family(ABC):
     def read_whole(self, embeds: torch.Tensor, positions: torch.Tensor, batch: Attends) -> torch.Tensor:
         """Read packed sources `[num_tokens, hidden_size]`; return hidden states `[num_tokens, hidden_size]`."""
         raise InvalidRequestError("this base model reads texts from left to right only", param="model")
+
+    def pooled(self, first: torch.Tensor) -> torch.Tensor:
+        """Return what a linear classification head reads, of rows' first hidden states `[num_rows, hidden_size]`."""
+        raise InvalidRequestError("this base model has no use for a classification head", param="model")
 
     def cross_keys(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield each layer's keys and values `[1, num_kv_heads, num_tokens, head_dim]` of a source's hidden states."""

@@ -22,7 +22,7 @@ from transformers import (
 from promptd.errors import InvalidRequestError, ModelRefusedError
 from promptd.modeling.attention import Attends
 from promptd.modeling.families.base import Arrangement, Asked, Family, Magnitudes, Sizes
-from promptd.modeling.families.heads import Head, artifact_head, base_head
+from promptd.modeling.families.heads import Head, artifact_head, base_head, pooled
 from promptd.modeling.families.source import arrange_source
 from promptd.modeling.packed_batch import Virtual
 from promptd.modeling.probe import LayerCalls
@@ -94,6 +94,7 @@ class EncoderFamily(Family):
     """A text is its own source; soft prompts stand in it, prefixes in front of it in every layer."""
 
     banks = ("source",)
+    reads_whole = True
     stores_text = False
 
     def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sizes: Sizes, pooling: Pooling) -> None:
@@ -166,6 +167,10 @@ class EncoderFamily(Family):
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
+
+    def pooled(self, first: torch.Tensor) -> torch.Tensor:
+        """The pooler's output where the model has one, else the states themselves."""
+        return pooled(self.hf, first)
 
     def check_layers(self) -> None:
         """Raise `ModelRefusedError` naming the first layer whose attention does not reach our function."""

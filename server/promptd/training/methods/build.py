@@ -12,6 +12,7 @@ from promptd.modeling import FrozenModel
 from promptd.training.context import FrozenContext
 from promptd.training.methods.base import PromptMethod
 from promptd.training.methods.config import MethodConfig
+from promptd.training.methods.headed import HeadedPrompt
 from promptd.training.methods.inits import class_labels, fitted, from_text, random_uniform, sampled_vocabulary
 from promptd.training.methods.prefix import PREFIX_DIMS, as_prefix
 from promptd.training.methods.registry import METHODS
@@ -25,6 +26,7 @@ def build_method(
     label_words: Mapping[str, str] | None = None,
     warm_start: torch.Tensor | None = None,
     behind: FrozenContext | None = None,
+    num_classes: int = 0,
 ) -> PromptMethod:
     """Return trainable parameters on the model's device that depend on nothing but the arguments.
 
@@ -32,7 +34,7 @@ def build_method(
     method, or a prefix `[num_layers, 2, num_kv_heads, n, head_dim]` for one that learns a prefix. If it has more
     virtual tokens than the config, its first ones are taken; if it has fewer, sampled vocabulary follows them (for a
     prefix: sampled vocabulary's activations at those positions). A prefix that will stand `behind` a context starts as
-    the activations that its soft prompt has there.
+    the activations that its soft prompt has there. With `num_classes` a head for so many is learned beside it.
 
     Raises `InvalidRequestError`: init 'class_labels' without label words, a text without tokens, a warm start that
     this model or this method cannot use.
@@ -44,7 +46,10 @@ def build_method(
         start = _warm(config, model, generator, warm_start)
     if METHODS[config.name].kind == PromptKind.PREFIX:
         start = as_prefix(model, start, behind)
-    return METHODS[config.name].build(config, model, start.cpu(), generator).to(model.device)
+    method: PromptMethod = METHODS[config.name].build(config, model, start.cpu(), generator)
+    if num_classes:
+        method = HeadedPrompt(method, num_classes, model.spec.hidden_size)
+    return method.to(model.device)
 
 
 def _initial(

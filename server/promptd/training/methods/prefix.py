@@ -17,6 +17,7 @@ from promptd.modeling import FrozenModel
 from promptd.training.checks import Share
 from promptd.training.context import FrozenContext
 from promptd.training.forward import prompt_key_values
+from promptd.training.forward_sources import source_key_values
 from promptd.training.methods.base import PromptMethod
 from promptd.training.methods.config import MethodConfig
 
@@ -59,4 +60,8 @@ class Prefix(PromptMethod):
 @torch.no_grad()
 def as_prefix(model: FrozenModel, start: torch.Tensor, behind: FrozenContext | None = None) -> torch.Tensor:
     """Return the keys and values that a soft prompt becomes, on the CPU; a prefix is returned as it is."""
-    return start if start.dim() == PREFIX_DIMS else prompt_key_values(model, start, behind).cpu()
+    if start.dim() == PREFIX_DIMS:
+        return start
+    if model.reads_whole:
+        return source_key_values(model, start).cpu()
+    return prompt_key_values(model, start, behind).cpu()
