@@ -21,7 +21,7 @@ from promptd.demo import DEMO_MODEL_PATH
 from promptd.llm import LLM
 from promptd.modeling import FrozenModel, load_model
 from tests.bench.experiments.cells import Results
-from tests.bench.experiments.plans import EXPERIMENTS, FULL, SMOKE, Scale, plan
+from tests.bench.experiments.plans import EXPERIMENTS, FULL, SMOKE, WEIGHT_STEPS_DIVISOR, Scale, plan
 from tests.bench.experiments.report import report
 from tests.bench.experiments.run import Laboratory
 from tests.bench.experiments.sets import SETS
@@ -77,8 +77,9 @@ def _facts(folder: Path, model: FrozenModel, scale: Scale) -> dict[str, str]:
         "seeds": f"{scale.num_seeds}; they draw the training rows, their order and the start",
         "rows": f"{scale.num_train} train, half of {scale.num_validation} select the step, {scale.num_held_out} report",
         "steps": ", ".join(f"{task} {SETS[task].num_steps}" for task in scale.core_tasks)
-        + f", of {scale.batch_size} rows; AdamW, linear schedule with 5 % warm-up, the best of "
-        f"{scale.num_evaluations} evaluations is kept",
+        + f", of {scale.batch_size} rows; weights 1/{WEIGHT_STEPS_DIVISOR} of that; sweeps {scale.max_sweep_steps}",
+        "training": "AdamW, constant rate after 5 % warm-up, gradient norms clipped at 1, no dropout; the best of "
+        f"{scale.num_evaluations} evaluations on validation rows is kept",
         "intervals": "mean over seeds ± half of the 95 % interval of Student's t",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread; torch {torch.__version__}, "
         f"transformers {transformers.__version__}, PEFT {peft.__version__}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from promptd.training import MethodConfig
+from promptd.training.schedules import ScheduleName
 from tests.bench.experiments.infix import InfixConfig
 from tests.bench.experiments.weights import WeightConfig
 
@@ -46,6 +47,7 @@ class Cell:
     num_validation: int
     num_held_out: int
     num_evaluations: int
+    schedule: ScheduleName
     num_per_label: int | None = None
 
     def to_json(self) -> dict[str, Any]:

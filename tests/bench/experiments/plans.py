@@ -14,6 +14,7 @@ from promptd.training import (
     ResidualConfig,
     UlptConfig,
 )
+from promptd.training.schedules import ScheduleName
 from tests.bench.experiments.ablations import EmbeddingPrefixConfig, LstmConfig, MlpConfig
 from tests.bench.experiments.cells import Cell, ContextConfig, Learner
 from tests.bench.experiments.infix import InfixConfig
@@ -31,12 +32,15 @@ class Scale:
     num_held_out: int = 300
     num_evaluations: int = 15
     batch_size: int = 8
+    schedule: ScheduleName = "constant"
+    """As the authors of both papers: under a falling rate, the schedule decides when a loss is reached."""
     max_steps: int = 10_000
     """At most so many steps; each set names its own number."""
-    max_sweep_steps: int = 150
+    max_sweep_steps: int = 200
     """... in every experiment but the core table."""
     core_tasks: tuple[str, ...] = (*CLASSIFICATION, "e2e", "shakespeare")
-    small_tasks: tuple[str, ...] = ("sst2", "trec")
+    rate_tasks: tuple[str, ...] = ("trec", "ag_news")
+    small_tasks: tuple[str, ...] = ("trec",)
     """Short rows: for everything that takes many cells."""
 
     @property
@@ -48,7 +52,7 @@ class Scale:
 FULL = Scale()
 SMOKE = Scale(
     num_seeds=1, num_train=8, num_validation=4, num_held_out=4, num_evaluations=2, batch_size=2, max_steps=2,
-    core_tasks=("snips", "e2e"), small_tasks=("snips",),
+    core_tasks=("snips", "e2e"), rate_tasks=("snips",), small_tasks=("snips",),
 )  # fmt: skip
 
 PT, RPT, MLP, PREFIX = "prompt tuning", "residual", "MLP without skip", "prefix-tuning"
@@ -56,16 +60,16 @@ LORA, LORA_MATCHED, IA3, FULL_TUNING = "LoRA r=8", "LoRA, as many numbers", "IA3
 BARE, INSTRUCTION, EXAMPLES = "bare model", "hand-written prompt", "examples in context"
 
 PROMPTS: Mapping[str, MethodConfig] = {
-    PT: PromptTuningConfig(learning_rate=0.3),
-    RPT: ResidualConfig(learning_rate=0.3),
-    MLP: MlpConfig(learning_rate=0.3),
+    PT: PromptTuningConfig(learning_rate=3.0),
+    RPT: ResidualConfig(learning_rate=3.0, network_learning_rate=3e-3),
+    MLP: MlpConfig(learning_rate=3.0, network_learning_rate=3e-3),
     PREFIX: PrefixTuningConfig(),
 }
 """Rates: the best of the sweep (experiment `rates`) on validation rows."""
-WEIGHTS: Mapping[str, Learner] = {
+WEIGHTS: Mapping[str, WeightConfig] = {
     LORA: WeightConfig("lora", 3e-3),
     LORA_MATCHED: WeightConfig("lora", 1e-2, rank=1, target_modules=("q_proj",)),
-    IA3: WeightConfig("ia3", 3e-2),
+    IA3: WeightConfig("ia3", 0.09),
     FULL_TUNING: WeightConfig("full", 3e-4),
 }
 CONTEXTS: Mapping[str, Learner] = {
@@ -74,11 +78,19 @@ CONTEXTS: Mapping[str, Learner] = {
     EXAMPLES: ContextConfig("examples"),
 }
 
-PT_RATES = RPT_RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
-LENGTHS = (2, 10, 20, 100)
+RATES = (0.01, 0.3, 1.0, 3.0, 10.0)
+FEW_RATES = (0.01, 1.0, 3.0)
+WEIGHT_RATES: Mapping[str, float] = {LORA: 3e-3, LORA_MATCHED: 1e-2, IA3: 3e-2, FULL_TUNING: 3e-4}
+WEIGHT_FACTORS = (1 / 3, 1.0, 3.0)
+LENGTHS = (2, 10, 100)
 SHOTS = (5, 20, 100)
 INITS = ("random_uniform", "sampled_vocabulary", "class_labels")
-BOTTLENECKS = (5, 50, 256, 800)
+BOTTLENECKS = (50,)
+
+ONE_SEED = ("rte", "e2e", "shakespeare")
+"""Long rows: one seed says what changing weights reaches there."""
+WEIGHT_STEPS_DIVISOR = 3
+"""Weights learn in fewer steps than prompts: this part of them."""
 
 Line = tuple[str, Cell]
 """A label and one of its cells."""
@@ -89,14 +101,19 @@ def _cells(
     num_per_label: int | None = None,
 ) -> list[Line]:  # fmt: skip
     count = scale.num_seeds if num_seeds is None else num_seeds
+    num_steps = min(SETS[task].num_steps, scale.max_steps)
+    if isinstance(learner, ContextConfig):
+        num_steps = 0
+    elif isinstance(learner, WeightConfig):
+        num_steps = max(scale.num_evaluations, num_steps // WEIGHT_STEPS_DIVISOR)
     return [
         (
             label,
             Cell(
                 task=task, learner=learner, seed=seed, num_train=scale.num_train,
-                num_steps=0 if isinstance(learner, ContextConfig) else min(SETS[task].num_steps, scale.max_steps),
+                num_steps=num_steps,
                 batch_size=scale.batch_size, num_validation=scale.num_validation, num_held_out=scale.num_held_out,
-                num_evaluations=scale.num_evaluations, num_per_label=num_per_label,
+                num_evaluations=scale.num_evaluations, schedule=scale.schedule, num_per_label=num_per_label,
             ),
         )
         for seed in range(count)
@@ -110,6 +127,7 @@ def core(scale: Scale) -> list[Line]:
         for label, learner in {**PROMPTS, **CONTEXTS, **WEIGHTS}.items():
             # Nothing is drawn for these two, but a user's rows are the seed's.
             once = label in (BARE, INSTRUCTION) and not SETS[task].by_user
+            once = once or (label in WEIGHTS and task in ONE_SEED)
             lines += _cells(scale, task, label, learner, num_seeds=1 if once else None)
     return lines
 
@@ -117,11 +135,22 @@ def core(scale: Scale) -> list[Line]:
 def rates(scale: Scale) -> list[Line]:
     """Learning rates of prompt tuning and of residual prompt tuning."""
     lines: list[Line] = []
-    for task in scale.small_tasks:
-        for label, grid in ((PT, PT_RATES), (RPT, RPT_RATES)):
-            for rate in grid:
+    for task in scale.rate_tasks:
+        for label in (PT, RPT):
+            for rate in RATES if task in scale.small_tasks else FEW_RATES:
                 learner = dataclasses.replace(PROMPTS[label], learning_rate=rate)
                 lines += _cells(scale, task, f"{label} @ {rate:g}", learner)
+    return lines
+
+
+def weight_rates(scale: Scale) -> list[Line]:
+    """Learning rates of what changes weights; one seed, to choose by."""
+    lines: list[Line] = []
+    for task in scale.small_tasks:
+        for label, learner in WEIGHTS.items():
+            for by in WEIGHT_FACTORS:
+                other = dataclasses.replace(learner, learning_rate=WEIGHT_RATES[label] * by)
+                lines += _cells(scale, task, f"{label} @ {by:.2g}", other, num_seeds=1)
     return lines
 
 
@@ -141,7 +170,7 @@ def lengths(scale: Scale) -> list[Line]:
     return [
         line
         for task in scale.small_tasks
-        for label in (PT, RPT, PREFIX)
+        for label in (PT, RPT)
         for count in LENGTHS
         for line in _cells(
             scale, task, f"{label} @ {count}", dataclasses.replace(PROMPTS[label], num_virtual_tokens=count)
@@ -151,9 +180,7 @@ def lengths(scale: Scale) -> list[Line]:
 
 def shots(scale: Scale) -> list[Line]:
     """How many rows of each label."""
-    learners: dict[str, Learner] = {
-        label: {**PROMPTS, **WEIGHTS}[label] for label in (PT, RPT, PREFIX, LORA, FULL_TUNING)
-    }
+    learners: dict[str, Learner] = {label: {**PROMPTS, **WEIGHTS}[label] for label in (PT, RPT, LORA)}
     return [
         line
         for task in scale.small_tasks
@@ -172,7 +199,8 @@ def ablations(scale: Scale) -> list[Line]:
         MLP: PROMPTS[MLP],
         "LSTM without skip": LstmConfig(learning_rate=PROMPTS[MLP].learning_rate),
         "residual, no LayerNorm": dataclasses.replace(residual, layer_norm=False),
-        "residual, tanh": dataclasses.replace(residual, nonlinearity="tanh"),
+        "residual, network's rate / 10": dataclasses.replace(residual, network_learning_rate=3e-4),
+        "residual, network's rate x 10": dataclasses.replace(residual, network_learning_rate=3e-2),
         "residual, network for each token": dataclasses.replace(residual, separate_networks=True),
         "ULPT, 64 numbers a token": UlptConfig(),
         **{f"residual, bottleneck {size}": dataclasses.replace(residual, bottleneck_size=size) for size in BOTTLENECKS},
@@ -215,6 +243,7 @@ def _faster(scale_by: float) -> PrefixTuningConfig:
 EXPERIMENTS: Mapping[str, Callable[[Scale], Sequence[Line]]] = {
     "core": core,
     "rates": rates,
+    "weight_rates": weight_rates,
     "ablations": ablations,
     "inits": inits,
     "lengths": lengths,

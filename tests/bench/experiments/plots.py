@@ -10,10 +10,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.bench.experiments.plans import LENGTHS, PROMPTS, PT, PT_RATES, RPT, SHOTS
-from tests.bench.experiments.sets import LABELLED, SETS
+from tests.bench.experiments.plans import LENGTHS, PROMPTS, PT, RATES, RPT, SHOTS
+from tests.bench.experiments.sets import SETS
 from tests.bench.experiments.stats import Interval
-from tests.bench.experiments.tables import Found, accuracy, mean_over
+from tests.bench.experiments.tables import Found, accuracy, common_tasks, mean_over
 
 COLORS = ("#4477aa", "#cc6677", "#999933", "#117733", "#882255", "#88ccee", "#444444")
 DPI = 90
@@ -40,7 +40,7 @@ def plot_curves(found: Found, path: Path) -> None:
 
 def plot_grid(found: Found, learners: Sequence[str], points: Sequence[float], name: str, path: Path) -> None:
     """Mean accuracy of the classification tasks over a grid of labels `learner @ value`."""
-    tasks = [task for task in LABELLED if any(own.get(task) for own in found.values())]
+    tasks = common_tasks(found)
     figure = Figure(figsize=(5, 3.2))
     axes = figure.add_subplot()
     for color, learner in zip(COLORS, learners, strict=False):
@@ -65,7 +65,7 @@ def plot_grid(found: Found, learners: Sequence[str], points: Sequence[float], na
 
 def plot_costs(found: Found, path: Path) -> None:
     """Bytes that a tenant stores against accuracy."""
-    tasks = [task for task in LABELLED if any(own.get(task) for own in found.values())]
+    tasks = common_tasks(found)
     figure = Figure(figsize=(6, 3.6))
     axes = figure.add_subplot()
     for label, own in found.items():
@@ -106,7 +106,7 @@ def plot_all(found: dict[str, Found], folder: Path) -> None:
     plot_curves(found["core"], folder / "curves.png")
     plot_costs(found["core"], folder / "costs.png")
     plot_branch(found["core"], folder / "branch.png")
-    plot_grid(found["rates"], (PT, RPT), PT_RATES, "learning rate, in units of the embeddings' deviation",
+    plot_grid(found["rates"], (PT, RPT), RATES, "learning rate, in units of the embeddings' deviation",
               folder / "rates.png")  # fmt: skip
     learners = list(dict.fromkeys(label.split(" @ ")[0] for label in found["lengths"]))
     plot_grid(found["lengths"], learners, LENGTHS, "virtual tokens", folder / "lengths.png")

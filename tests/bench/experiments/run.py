@@ -39,7 +39,7 @@ from tests.bench.experiments.weights import WeightConfig, tune_weights
 
 BYTES_PER_NUMBER = 4
 NUM_USERS = 3
-MAX_JOBS = 18
+MAX_JOBS = 12
 """Trainings that share passes: a pass is full with fewer, and what is interrupted is run again."""
 ROOM = 100
 """Virtual tokens that must fit in front of held-out rows, whatever the learner has: all read the same rows."""
@@ -241,7 +241,7 @@ def training_of(cell: Cell, method: MethodConfig | None) -> TrainingConfig:
     common: dict[str, Any] = {} if method is None else {"method": method}
     return TrainingConfig(
         **common, num_steps=cell.num_steps, batch_size=cell.batch_size, num_evaluations=cell.num_evaluations,
-        seed=cell.seed,
+        schedule=cell.schedule, seed=cell.seed,
     )  # fmt: skip
 
 

@@ -66,44 +66,44 @@ def _reviews(name: str, dataset: str) -> Task:
 
 
 _SENTIMENT_TEMPLATE = "{text} It was"
-_SENTIMENT_WORDS = {"negative": " bad", "positive": " good"}
-_SENTIMENT = "Say of each sentence whether it is good or bad.\n"
+_SENTIMENT_WORDS = {"negative": " poor", "positive": " great"}
+_SENTIMENT = "Say of each sentence whether it is poor or great.\n"
 
 _ALL = (
     TaskSet(
         "sst2", "SST-2: sentiment, 2 classes", _own("sst2", _SENTIMENT_TEMPLATE, _SENTIMENT_WORDS), _SENTIMENT,
-        num_steps=250, max_words={"text": 40}, shifts=("mr", "cr"),
+        num_steps=500, max_words={"text": 40}, shifts=("mr", "cr"),
     ),
     TaskSet(
         "trec", "TREC: question type, 6 classes",
-        _own("trec", "{text} This asks for a", {
-            "abbreviation": " name", "description": " reason", "entity": " thing", "human": " person",
-            "location": " place", "number": " number",
+        _own("trec", "{text} Answer: the", {
+            "abbreviation": " name", "description": " reason", "entity": " thing", "human": " man",
+            "location": " city", "number": " number",
         }),
-        "Say of each question whether it asks for a name, a reason, a thing, a person, a place or a number.\n",
-        num_steps=250, num_shots=6,
+        "Say of each question whether it asks for a name, a reason, a thing, a man, a city or a number.\n",
+        num_steps=500, num_shots=6,
     ),
     TaskSet(
         "ag_news", "AG News: topic, 4 classes",
         _own("ag_news", "{text} This is about the", {
-            "World": " world", "Sports": " game", "Business": " company", "Sci/Tech": " machine",
+            "World": " government", "Sports": " team", "Business": " company", "Sci/Tech": " system",
         }),
-        "Say of each text whether it is about the world, a game, a company or a machine.\n",
-        num_steps=150, max_words={"text": 24},
+        "Say of each text whether it is about a government, a team, a company or a system.\n",
+        num_steps=200, max_words={"text": 24},
     ),
     TaskSet(
         "rte", "RTE: entailment, 2 classes",
         _own("rte", "{premise} {hypothesis} The answer is", {"entailment": " yes", "not_entailment": " no"}),
         "Does the first sentence say that the second is true? Answer yes or no.\n",
-        num_steps=100, max_words={"premise": 30},
+        num_steps=30, max_words={"premise": 30},
     ),
     TaskSet(
         "e2e", "E2E: restaurant descriptions", _own("e2e", "{text}\n"),
-        "Describe the restaurant in one sentence.\n", num_steps=150, num_shots=3,
+        "Describe the restaurant in one sentence.\n", num_steps=60, num_shots=3,
     ),
     TaskSet(
         "shakespeare", "Shakespeare: answers of one character", _own("shakespeare", "{text}\n"),
-        "Answer as a character of the play.\n", num_steps=100, num_shots=3,
+        "Answer as a character of the play.\n", num_steps=50, num_shots=3,
         max_words={"text": 30, "completion": 30}, by_user=True,
     ),
     TaskSet(
@@ -117,10 +117,10 @@ _ALL = (
             },
             dataset="snips", split="validation", rows=as_published,
         ),
-        "Say what each command is about.\n", num_steps=250,
+        "Say what each command is about.\n", num_steps=500,
     ),
-    TaskSet("mr", "MR: film reviews", _reviews("mr", "mr"), _SENTIMENT, num_steps=250, max_words={"text": 40}),
-    TaskSet("cr", "CR: product reviews", _reviews("cr", "cr"), _SENTIMENT, num_steps=250, max_words={"text": 40}),
+    TaskSet("mr", "MR: film reviews", _reviews("mr", "mr"), _SENTIMENT, num_steps=500, max_words={"text": 40}),
+    TaskSet("cr", "CR: product reviews", _reviews("cr", "cr"), _SENTIMENT, num_steps=500, max_words={"text": 40}),
 )  # fmt: skip
 
 SETS: Mapping[str, TaskSet] = {each.name: each for each in _ALL}

@@ -39,6 +39,12 @@ def values(found: Found, label: str, task: str, read: Callable[[dict[str, Any]],
     return {seed: value for seed, value in read_all.items() if value is not None}
 
 
+def common_tasks(found: Found, *labels: str) -> list[str]:
+    """Return the classification tasks on which these learners, or all, have results."""
+    asked = labels or tuple(found)
+    return [task for task in LABELLED if asked and all(found.get(label, {}).get(task) for label in asked)]
+
+
 def accuracy(result: dict[str, Any]) -> float | None:
     """Held-out accuracy, in percent."""
     value = result["held_out"]["accuracy"]
