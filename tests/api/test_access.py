@@ -62,6 +62,7 @@ ACCESS: dict[tuple[str, str], str] = {
     ("GET", "/admin/tenants"): "admin",
     ("GET", "/admin/tenants/{tenant}"): "admin",
     ("PATCH", "/admin/tenants/{tenant}"): "admin",
+    ("GET", "/admin/audit"): "admin",
     ("GET", "/admin/usage"): "admin",
     ("GET", "/v1/usage"): "infer",
     ("GET", "/admin/engine"): "admin",
@@ -209,6 +210,36 @@ def test_a_key_from_its_making_to_its_end(keyed: LiveServer) -> None:
         with pytest.raises(ConflictError) as full:
             admin.keys.create("full")
         assert full.value.code == "too_many_keys"
+
+
+def test_what_admins_did_can_be_read(keyed: LiveServer) -> None:
+    """In order, page by page, of one tenant or all; a tenant whose name begins the same is another; nothing secret."""
+    with (
+        Client(keyed.url, api_key=ADMIN_KEY) as admin,
+        keyed.http(Authorization=f"Bearer {ADMIN_KEY}") as http,
+    ):
+        issued = admin.keys.create("seen")
+        admin.keys.create("seen-too")
+        admin.tenants.set("seen", weight=3)
+        admin.tenants.set("seen", weight=3)  # changes nothing
+        admin.keys.revoke(issued.id)
+        answer = http.get("/admin/audit", params={"tenant": "seen"})
+        listed = answer.json()
+        assert [one["action"] for one in listed["data"]] == ["key.issued", "limits.set", "key.revoked"]
+        assert {one["by"] for one in listed["data"]} == {"default/static-admin"}
+        assert listed["data"][1]["details"] == {"weight": 3.0}
+        assert (listed["intact"], listed["has_more"]) == (True, False)
+        assert issued.key not in answer.text
+        paged: list[object] = []
+        after, more = 0, True
+        while more:
+            page = http.get("/admin/audit", params={"tenant": "seen", "limit": 2, "after": after}).json()
+            paged += page["data"]
+            after, more = page["data"][-1]["seq"], page["has_more"]
+        assert paged == listed["data"]
+        everybody = http.get("/admin/audit", params={"limit": 1000}).json()
+        assert everybody["intact"] is None
+        assert {"seen", "seen-too"} <= {one["tenant"] for one in everybody["data"]}
 
 
 def test_an_open_server_makes_no_keys(server: LiveServer) -> None:

@@ -249,6 +249,10 @@ def test_the_audit_log_is_a_chain(tmp_path: Path, clock: Clock) -> None:
         assert successor.key.text.encode() not in b"".join(payloads)
         head = (await TenantBook(store).read("acme")).audit_head
         assert is_unbroken(payloads, head)
+        assert await TenantBook(store).is_intact("acme")
+        await store.publish(audit_log("acme"), payloads[0])  # put in later
+        assert not await TenantBook(store).is_intact("acme")
+        assert await TenantBook(store).is_intact("other")
         changed = payloads[1].replace(b"static-admin", b"somebody-ago")
         for broken in ([payloads[0], changed, payloads[2]], payloads[1:], payloads[:-1], payloads[::2]):
             assert not is_unbroken(broken, head)

@@ -13,6 +13,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from promptd.api import (
+    audit,
     chat,
     classify,
     completions,
@@ -115,6 +116,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/admin/tenants", Scope.ADMIN, tenants.list_tenants, "admin"),
     Route("GET", "/admin/tenants/{tenant}", Scope.ADMIN, tenants.get_tenant, "admin"),
     Route("PATCH", "/admin/tenants/{tenant}", Scope.ADMIN, tenants.change_tenant, "admin"),
+    Route("GET", "/admin/audit", Scope.ADMIN, audit.list_audit, "admin"),
     Route("GET", "/admin/usage", Scope.ADMIN, tenants.all_usage, "admin"),
     Route("GET", "/v1/usage", Scope.INFER, tenants.own_usage, "usage"),
     Route("GET", "/admin/engine", Scope.ADMIN, health.engine_stats, "admin"),

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from promptd_store import Event, Store
+from promptd_store import Store
 
 from promptd.tenancy.store_keys import AUDIT_LOGS, audit_log
 
@@ -48,13 +48,23 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+async def read_payloads(store: Store, tenant: str) -> list[bytes]:
+    """Return a tenant's whole log as it lies in the store, oldest first."""
+    payloads: list[bytes] = []
+    after = 0
+    while page := await store.read_log(audit_log(tenant), after=after, limit=MAX_LISTED):
+        payloads += [event.payload for event in page]
+        after = page[-1].seq
+    return payloads
+
+
 async def read_audit(
     store: Store, tenant: str | None, *, after: int = 0, limit: int = MAX_LISTED
 ) -> list[tuple[int, AuditEntry]]:
     """Return (seq, entry) of one tenant or of all, oldest first."""
     log = AUDIT_LOGS if tenant is None else audit_log(tenant)
     events = await store.read_log(log, after=after, limit=limit)
-    return [(event.seq, AuditEntry.from_bytes(event.payload)) for event in events if tenant in (None, _tenant(event))]
+    return [(event.seq, AuditEntry.from_bytes(event.payload)) for event in events]
 
 
 def is_unbroken(payloads: Sequence[bytes], head: str) -> bool:
@@ -65,7 +75,3 @@ def is_unbroken(payloads: Sequence[bytes], head: str) -> bool:
             return False
         previous = digest_of(payload)
     return previous == head
-
-
-def _tenant(event: Event) -> str:
-    return event.log.removeprefix(AUDIT_LOGS)

@@ -12,7 +12,7 @@ from promptd_store import Append, Check, CheckFailedError, Put, Store, StoreUnav
 from promptd_store.names import PUBLIC_TENANT
 
 from promptd.errors import ConflictError
-from promptd.tenancy.audit import AuditEntry, digest_of
+from promptd.tenancy.audit import AuditEntry, digest_of, is_unbroken, read_payloads
 from promptd.tenancy.store_keys import CHANGES_LOG, KEY_SECRET, audit_log, owner_key, tenant_key
 from promptd.tenancy.tenant import Tenant
 
@@ -73,6 +73,15 @@ class TenantBook:
                 continue
             return after
         raise StoreUnavailableError(f"tenant {name!r} is being changed by too many writers at once", param="tenant")
+
+    async def is_intact(self, name: str) -> bool:
+        """Return whether a tenant's audit log is what was written: nothing changed, missing or added."""
+        for _ in range(MAX_TRIES):
+            head = (await self.read(name)).audit_head
+            payloads = await read_payloads(self.store, name)
+            if (await self.read(name)).audit_head == head:  # else a deed came in between
+                return is_unbroken(payloads, head)
+        raise StoreUnavailableError(f"tenant {name!r} is being changed too often to be checked", param="tenant")
 
     async def has_keys(self) -> bool:
         """Return whether any key was ever issued."""

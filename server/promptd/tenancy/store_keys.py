@@ -22,5 +22,5 @@ def owner_key(key_id: str) -> str:
 
 
 def audit_log(tenant: str) -> str:
-    """Log of what was done to a tenant by admins."""
-    return AUDIT_LOGS + tenant
+    """Log of what was done to a tenant by admins; no log's name is the beginning of another's."""
+    return f"{AUDIT_LOGS}{tenant}:"
