@@ -34,7 +34,7 @@ COMMANDS = [
     ["apply"],
     *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),
     *(["jobs", name] for name in ("create", "ls", "watch", "cancel", "pause", "resume")),
-    *(["prompts", name] for name in ("ls", "show", "push", "pull", "rm", "rollback", "verify")),
+    *(["prompts", name] for name in ("ls", "show", "write", "push", "pull", "rm", "rollback", "verify")),
 ]
 HEAVY = ("torch", "transformers", "fastapi", "pydantic", "httpx", "promptd_store", "numpy")
 
@@ -187,6 +187,19 @@ def test_a_prompts_life(live: Live, adapters: Path, tmp_path: Path) -> None:
 
 def _state(folder: Path) -> list[str]:
     return ["--state", str(folder / "state.jsonl")]
+
+
+def test_a_text_from_the_terminal(live: Live, tmp_path: Path) -> None:
+    """A file or the standard input becomes a prompt; what is no text is told."""
+    (tmp_path / "manual.txt").write_text("the quick brown fox")
+    for source, text in ((str(tmp_path / "manual.txt"), None), ("-", "the quick brown fox")):
+        made = run("prompts", "write", "manual", source, *live.options, input=text)
+        assert made.exit_code == 0 and made.output.startswith("manual is v1  sha256:"), made.output
+    assert "the quick brown fox" in run("prompts", "show", "manual", *live.options).output
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    bad = run("prompts", "write", "manual", str(tmp_path / "bytes"), *live.options)
+    assert bad.exit_code == 1 and "'utf-8' codec" in bad.output
+    assert run("prompts", "rm", "manual", "--yes", *live.options).exit_code == 0
 
 
 def test_facts_are_written_for_people() -> None:

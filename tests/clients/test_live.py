@@ -50,6 +50,21 @@ def test_prompts_change_answers(client: Client) -> None:
     assert mixed == [alone[name].text for name in names] * 4
 
 
+def test_a_text_as_a_prompt(client: Client, live: Live) -> None:
+    """A plain text is published and asked like any prompt, in both clients."""
+    made = client.prompts.upload_text("manual", "the quick brown fox", stop=["\n"])
+    assert (made.kind, made.manifest["text"], made.manifest["stop"]) == ("text", "the quick brown fox", ["\n"])
+    whole = client.complete("the quick brown fox jumps", **GREEDY)
+    assert client.complete(" jumps", model="manual", **GREEDY).text == whole.text
+
+    async def again() -> str:
+        async with AsyncClient(live.url, api_key=live.key) as other:
+            return (await other.prompts.upload_text("manual", "the quick brown fox", stop=["\n"])).version
+
+    assert anyio.run(again) == made.version
+    client.prompts.delete("manual")
+
+
 def test_a_prompt_behind_another(client: Client) -> None:
     """What was uploaded behind a prompt is served behind it, under one name."""
     segment = client.prompts.content("soft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
@@ -241,6 +241,30 @@ class Prompts:
                 if_none_match=if_none_match,
             )
         )
+
+    def upload_text(
+        self,
+        name: str,
+        text: str,
+        *,
+        template: str | None = None,
+        label_words: Mapping[str, str] | None = None,
+        stop: Sequence[str] | None = None,
+        default_sampling: Mapping[str, float] | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+    ) -> Prompt:
+        """Publish a plain text under a name: it stands in front of every input, its keys computed once for all.
+
+        A prompt that was distilled from it may take its place later.
+        """
+        fields = {
+            "template": template,
+            "label_words": label_words,
+            "stop": stop,
+            "default_sampling": default_sampling,
+        }
+        return self._run(_requests.put_text(name, text, fields, if_match=if_match, if_none_match=if_none_match))
 
     def upload_peft(
         self,

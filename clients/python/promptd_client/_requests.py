@@ -196,6 +196,15 @@ def put_prompt(
     )
 
 
+def put_text(
+    name: str, text: str, fields: Mapping[str, Any], *, if_match: str | None, if_none_match: str | None
+) -> Call[Prompt]:
+    """Publish a plain text under a name."""
+    conditions = _present({"If-Match": _quoted(if_match), "If-None-Match": _quoted(if_none_match)})
+    body = {"text": text, **{name: value for name, value in fields.items() if value is not None}}
+    return Call("PUT", _prompt_path(name), read_prompt, headers=conditions, body=body, is_idempotent=not conditions)
+
+
 def put_peft(name: str, folder: PeftFolder, *, if_match: str | None, if_none_match: str | None) -> Call[Prompt]:
     """Publish a PEFT folder: both files travel byte for byte, the weights as the body."""
     return put_prompt(

@@ -40,8 +40,8 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     token_ids = await _tokens(services, prompts, body.messages)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
-    num_virtual = sum(artifact.num_virtual_tokens for artifact in prompts.artifacts)
-    room = services.engine.engine.max_model_len - num_virtual - len(token_ids)
+    num_before = services.model.num_prompt_tokens(prompts.artifacts)
+    room = services.engine.engine.max_model_len - num_before - len(token_ids)
     max_tokens = max_tokens_of(body, prompts, max(1, room))
     params = [
         sampling_params(

@@ -55,8 +55,13 @@ def _prompt(services: Services, record: PromptRecord, viewer: str) -> dict[str, 
         "owned_by": record.tenant,
         "root": record.version,
         "parent": services.model.served_name,
-        "max_model_len": services.engine.engine.max_model_len - record.num_virtual_tokens,
+        "max_model_len": services.engine.engine.max_model_len - _num_tokens(services, record),
     }
+
+
+def _num_tokens(services: Services, record: PromptRecord) -> int:
+    text = record.manifest.get("text")
+    return len(services.model.text_ids.of(text)) if text else record.num_virtual_tokens
 
 
 async def tokenize_text(body: TokenizeBody, request: Request) -> Response:

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from promptd.api.schemas import TextPromptBody
+
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
 _OBJECT: dict[str, Any] = {"schema": {"type": "object"}}
@@ -55,5 +57,13 @@ FILE: Responses = {
 PLAIN: Responses = {200: {"description": "Prometheus' text format.", "content": {"text/plain": _TEXT}}}
 PROBE: Responses = {**JSON, 503: {"description": "Not now.", "content": {"application/json": _OBJECT}}}
 
-UPLOAD: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
-"""A safetensors file as the whole body."""
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": _BINARY,
+            "application/json": {"schema": TextPromptBody.model_json_schema()},
+        },
+    }
+}
+"""A safetensors file as the whole body, or a plain text."""

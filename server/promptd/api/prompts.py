@@ -24,18 +24,27 @@ from promptd_store import (
 from promptd.api.auth import authorize
 from promptd.api.schemas import PromptName, RollbackBody
 from promptd.api.services import principal_of, services_of
+from promptd.api.text_prompts import text_prompt
 from promptd.engine.neighbors import neighbors
 from promptd.errors import InvalidRequestError, PayloadTooLargeError
 from promptd.tenancy import Scope
 
 _MAX_CONFIG_CHARS = 24 << 10
 _MAX_LISTED = 100
+_MAX_SHOWN_TEXT = 200
 _MAX_ID_CHARS = 64 + 1 + 96  # tenant/name
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the archive's bytes depend on its content alone
 
 
-def describe(record: PromptRecord, viewer: str) -> dict[str, Any]:
-    """A record as the API shows it; its id names it in every route: `name`, or `owner/name` where it is another's."""
+def describe(record: PromptRecord, viewer: str, *, is_listed: bool = False) -> dict[str, Any]:
+    """A record as the API shows it; its id names it in every route: `name`, or `owner/name` where it is another's.
+
+    In a list a text is shown by its beginning.
+    """
+    manifest = dict(record.manifest)
+    text = manifest.get("text")
+    if is_listed and text is not None and len(text) > _MAX_SHOWN_TEXT:
+        manifest["text"] = text[:_MAX_SHOWN_TEXT] + "…"
     return {
         "id": record.name if record.tenant == viewer else f"{record.tenant}/{record.name}",
         "object": "prompt",
@@ -52,7 +61,7 @@ def describe(record: PromptRecord, viewer: str) -> dict[str, Any]:
         "behind": list(record.behind),
         "created": record.created_at,
         "provenance": dict(record.provenance),
-        "manifest": dict(record.manifest),
+        "manifest": manifest,
     }
 
 
@@ -84,7 +93,7 @@ async def put_prompt(
     behind: Annotated[list[PromptName] | None, Query(max_length=MAX_CHAIN_PROMPTS - 1)] = None,
     dry_run: bool = False,
 ) -> Response:
-    """Publish a version: the body is a safetensors file, native or from PEFT.
+    """Publish a version: the body is a safetensors file, native or from PEFT, or a plain text as JSON.
 
     A PEFT `adapter_config.json` may travel in the header `X-Promptd-Adapter-Config`, base64url-coded. `behind` names
     prompts that this one was learned behind: asking for it serves the whole chain.
@@ -95,6 +104,8 @@ async def put_prompt(
         authorize(principal, Scope.ADMIN)
     own_name = _own_name(name, request)
     content = await _read(request, services.limits.max_upload_bytes)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        content = await asyncio.to_thread(text_prompt, content, services.model, services.engine.engine.max_model_len)
     given: dict[str, Any] = {
         "if_match": request.headers.get("if-match"),
         "if_none_match": request.headers.get("if-none-match"),
@@ -129,7 +140,7 @@ async def list_prompts(
     if after is not None:
         passed = _cursor(after, tenant)  # also where that prompt was deleted since
         records = [record for record in records if (record.tenant != tenant, record.name) > passed]
-    data = [describe(record, tenant) for record in records[:limit]]
+    data = [describe(record, tenant, is_listed=True) for record in records[:limit]]
     return JSONResponse({"object": "list", "data": data, "has_more": len(records) > limit})
 
 
@@ -142,7 +153,8 @@ async def list_versions(name: str, request: Request) -> Response:
     """List every version of a prompt that the caller may see, newest first."""
     tenant = principal_of(request).tenant
     records = await services_of(request).catalog.versions(tenant, name)
-    return JSONResponse({"object": "list", "data": [describe(record, tenant) for record in records], "has_more": False})
+    data = [describe(record, tenant, is_listed=True) for record in records]
+    return JSONResponse({"object": "list", "data": data, "has_more": False})
 
 
 async def get_content(

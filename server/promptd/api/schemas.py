@@ -179,6 +179,18 @@ class DetokenizeBody(Strict):
     tokens: TokenIds
 
 
+class TextPromptBody(Strict):
+    """`PUT /v1/prompts/{name}` as JSON: a plain text in the place of a learned prompt; it may be replaced by one."""
+
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+    """Stands in front of every input."""
+    template: Text | None = None
+    add_special_tokens: bool | None = None
+    default_sampling: dict[str, int | float] = {}
+    stop: Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] = []
+    label_words: Annotated[dict[str, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+
+
 class RollbackBody(Strict):
     """`POST /v1/prompts/{name}/rollback`: a number or `sha256:…`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from promptd.commands.console import (
     human_bytes,
     out,
     print_json,
+    read_text,
 )
 from promptd.commands.push import push
 from promptd.commands.verify import verify
@@ -102,6 +104,24 @@ def pull(
     for file_name, data in files.items():
         (folder / file_name).write_bytes(data)
         out().print(f"{folder / file_name}  {human_bytes(len(data))}", soft_wrap=True)
+
+
+@app.command(rich_help_panel="Upload")
+def write(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="A text file; - reads the standard input.", allow_dash=True)],
+    template: Annotated[str | None, typer.Option(help="How an input reads behind it: 'Question: {text}'")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Publish a plain text as a prompt, a system prompt say: it stands in front of every input.
+
+    `promptd jobs create --distill-prompt NAME --name NAME` puts virtual tokens that say the same in its place.
+    """
+    text = sys.stdin.read() if str(file) == "-" else read_text(file)
+    with connected(url, api_key) as client:
+        prompt = client.prompts.upload_text(name, text, template=template)
+    out().print(f"{prompt.name} is v{prompt.number}  {prompt.version}", soft_wrap=True)
 
 
 @app.command(rich_help_panel="Change")

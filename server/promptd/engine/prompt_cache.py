@@ -305,7 +305,7 @@ def make_segments(arranged: Arrangement, model: FrozenModel) -> tuple[Segment, .
     for number, artifact in enumerate(arranged.cached):
         is_public = number < arranged.num_public
         if artifact.kind is PromptKind.TEXT:
-            ids = tuple(model.encode(artifact.manifest.text or "", add_special_tokens=False))
+            ids = model.text_ids.of(artifact.manifest.text or "")
             segments.append(Segment(artifact.version, len(ids), len(ids), token_ids=ids, is_public=is_public))
         elif artifact.kind is PromptKind.SOFT:
             embeds = artifact.tensors["prompt_embeddings"]

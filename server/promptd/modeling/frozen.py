@@ -15,6 +15,7 @@ from promptd.modeling.attention_rows import RowAttention
 from promptd.modeling.families.base import Arrangement, Asked, Family
 from promptd.modeling.fingerprint import digest_of_tensors
 from promptd.modeling.packed_batch import PackedBatch
+from promptd.modeling.text_ids import TextIds
 
 EMBEDDING_CHUNK = 4096
 """Tokens embedded at a time where the whole vocabulary is looked at."""
@@ -93,7 +94,13 @@ class FrozenModel:
 
     def arrange(self, asked: Asked) -> Arrangement:
         """Say where the parts of a request go. Raises `InvalidRequestError` for what this model cannot answer."""
-        return self.family.arrange(asked, lambda text: self.encode(text, add_special_tokens=False))
+        return self.family.arrange(asked, lambda text: list(self.text_ids.of(text)))
+
+    def num_prompt_tokens(self, chain: Sequence[PromptArtifact]) -> int:
+        """Return how many tokens of the model's length a chain of prompts takes."""
+        texts = (artifact.manifest.text for artifact in chain)
+        learned = sum(artifact.num_virtual_tokens for artifact in chain)
+        return learned + sum(len(self.text_ids.of(text)) for text in texts if text) + self.begins_after_bos(chain)
 
     def split_prefix(self, prefix: torch.Tensor) -> dict[str, torch.Tensor]:
         """Cut a prefix into its banks, `[num_layers, 2, num_kv_heads, n, head_dim]` each."""
@@ -142,6 +149,11 @@ class FrozenModel:
         """Tokenize one text."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
+
+    @cached_property
+    def text_ids(self) -> TextIds:
+        """Token ids of text prompts."""
+        return TextIds(lambda text: self.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turn tokens back into text."""

@@ -50,7 +50,7 @@ def chain_context(model: FrozenModel, prompts: Sequence[PromptArtifact]) -> Froz
     for artifact in prompts:
         manifest = artifact.manifest
         if artifact.kind is PromptKind.TEXT:
-            context = text_context(model, model.encode(manifest.text or "", add_special_tokens=False), context)
+            context = text_context(model, model.text_ids.of(manifest.text or ""), context)
         elif artifact.kind is PromptKind.SOFT:
             context = _run_behind(model, context, artifact.tensors["prompt_embeddings"])
         else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from promptd_store import PromptArtifact, PromptKind, encode
+from promptd_store import Manifest, PromptArtifact, PromptKind
 
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobData, JobSpec
@@ -77,7 +77,7 @@ def make_job(
         config = replace(config, num_steps=default_num_steps(config, train))
     teacher, in_service, warm_start = None, prompts.in_service, prompts.warm_start
     if distill is not None:
-        chain = prompts.teacher or [*prompts.behind, encode(PromptKind.TEXT, None, text=distill.text)]
+        chain = prompts.teacher or [*prompts.behind, _as_prompt(distill.text or "")]
         teacher = Teacher(model, distill, chain, writes_rows=writes_rows, seed=config.seed)
         if warm_start is None and not sets(spec, "init"):
             warm_start = _beginning(model, config, chain[-1].manifest.text)
@@ -125,6 +125,12 @@ def _beginning(model: FrozenModel, config: TrainingConfig, text: str | None) -> 
         return None
     ids = model.encode(text, add_special_tokens=False)[: config.method.num_virtual_tokens]
     return model.embed(torch.tensor(ids, device=model.device)).detach().float()
+
+
+def _as_prompt(text: str) -> PromptArtifact:
+    """Return a text as a prompt that nobody stores: it may be longer than a stored one."""
+    manifest = Manifest(kind=PromptKind.TEXT, num_virtual_tokens=0, text=text)
+    return PromptArtifact(manifest, manifest.version(), content=b"", tensors={})
 
 
 def _special_tokens(model: FrozenModel, behind: Chain) -> bool | None:
