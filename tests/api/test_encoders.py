@@ -150,15 +150,15 @@ def test_what_an_encoder_refuses(classifier: LiveServer, tiny_models: dict[str, 
 
 
 def test_requests_wait_a_bounded_time_for_others(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
-    """With a wait of 0.4 s, four requests of 0.1 s distance run in one step, a full batch at once; without, not."""
+    """With a wait of 2 s, four requests at distances of 0.15 s run in one step, a full batch at once; without, not."""
     folder = tiny_encoders["bert"]
-    for wait, most_steps in ((0.4, 1), (0.0, 4)):
+    for wait, most_steps in ((2.0, 1), (0.0, 4)):
         for live in server_of(folder, tmp_path / str(wait), batch_wait_seconds=wait, max_num_seqs=5):
             engine = live.app.state.services.engine.engine
             before = engine.counters.steps
             began = time.monotonic()
             threads = [
-                threading.Timer(0.05 * n, post, (live, "/v1/classify"), {"input": f"{TEXT} {n}"}) for n in range(4)
+                threading.Timer(0.15 * n, post, (live, "/v1/classify"), {"input": f"{TEXT} {n}"}) for n in range(4)
             ]
             for thread in threads:
                 thread.start()

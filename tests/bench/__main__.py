@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.bench import latency, memory, server, throughput, training
+from tests.bench import encoders, latency, memory, server, throughput, training
 from tests.bench.book import Book, Row, markdown
 from tests.bench.scale import FULL, SMOKE, Scale
 
@@ -23,6 +23,7 @@ CHECKS: dict[str, Check] = {
     "w1": throughput.check_w1,
     "mixing": throughput.check_mixing,
     "overhead": throughput.check_overhead,
+    "encoders": encoders.check_encoders,
     "resident": latency.check_resident,
     "http": server.check_http,
     "first-use": latency.check_first_use,
