@@ -12,6 +12,7 @@ from promptd.commands.bench import bench
 from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
 from promptd.commands.evaluate import evaluate
+from promptd.commands.plan import plan
 from promptd.commands.serve import serve
 from promptd.commands.train import train
 from promptd.commands.worker import worker
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Serve")(serve)
 app.command(rich_help_panel="Serve")(worker)
 app.command(rich_help_panel="Serve")(doctor)
+app.command(rich_help_panel="Serve")(plan)
 app.add_typer(store.app, name="store", rich_help_panel="Serve")
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)

@@ -47,7 +47,7 @@ class RedisLink:
 
     def __init__(self, target: RedisTarget) -> None:
         self._target = target
-        self._client = _connect(target)
+        self._client, self._sentinels = _connect(target)
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._up = asyncio.Event()
         self._up.set()
@@ -111,7 +111,8 @@ class RedisLink:
                 await self._probe
         if self._running:
             await asyncio.wait(self._running)
-        await self._client.aclose(close_connection_pool=True)
+        for client in (self._client, *self._sentinels):
+            await client.aclose(close_connection_pool=True)
 
     async def _call(self, send: Callable[[], Awaitable[_T]]) -> _T:
         self._check_open()
@@ -203,7 +204,8 @@ class RedisLink:
             raise StoreUnavailableError("the store is away; it is asked for a sign of life again and again")
 
 
-def _connect(target: RedisTarget) -> Redis:
+def _connect(target: RedisTarget) -> tuple[Redis, Sequence[Redis]]:
+    """Return the client of the primary, and those of the sentinels that know who that is."""
     options: dict[str, Any] = {
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),  # this module repeats what can be repeated
@@ -214,7 +216,7 @@ def _connect(target: RedisTarget) -> Redis:
     }
     if target.service is None:
         ((host, port),) = target.hosts
-        return Redis(host=host, port=port, **options)
+        return Redis(host=host, port=port, **options), ()
     about_sentinels = {
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
@@ -224,7 +226,7 @@ def _connect(target: RedisTarget) -> Redis:
     }
     sentinel = Sentinel(list(target.hosts), sentinel_kwargs=about_sentinels, **options)
     client: Redis = sentinel.master_for(target.service)
-    return client
+    return client, sentinel.sentinels
 
 
 def _kind(error: BaseException) -> str:

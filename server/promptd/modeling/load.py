@@ -42,7 +42,7 @@ def load_model(
     that a row's bits do not depend on its neighbours. Weights must be safetensors; remote code is never run.
     Raises `ModelRefusedError` where the model would not be served exactly.
     """
-    folder = _folder(path_or_id)
+    folder = model_folder(path_or_id)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     choice = choose(config)
     sizes = choice.sizes
@@ -93,7 +93,8 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool) -> Frozen
     return dataclasses.replace(model, spec=spec)
 
 
-def _folder(path_or_id: str | Path) -> Path:
+def model_folder(path_or_id: str | Path) -> Path:
+    """Return where a model's files are, from the hub's cache for an id; raises `ModelRefusedError`."""
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path

@@ -1,0 +1,248 @@
+"""Publications while Redis and servers are killed, and while the power fails: what was acknowledged is there, whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from promptd_store import PromptArtifact, PromptCatalog, Store, StoreError, encode, find_faults
+from promptd_store.objects import FolderObjects
+from promptd_store.redis_backend.store import RedisStore
+
+from tests.engine.harness import frozen
+from tests.redis_server import RedisServer
+from tests.replicas import Replica, ReplicaForge, running_replicas
+from tests.store.files import SPEC, soft_file
+
+
+@dataclass
+class Publisher:
+    """Publishes over HTTP to whichever server answers, and writes down what was acknowledged."""
+
+    urls: list[str]
+    model: Path
+    seed: int
+    acknowledged: list[tuple[str, str]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    num_refused: int = 0
+
+    async def run(self, count: int) -> None:
+        """Publish so many versions, each until it is acknowledged."""
+        spec, dice = frozen(self.model).spec, random.Random(self.seed)
+        async with httpx.AsyncClient(timeout=10) as http:
+            for number in range(count):
+                generator = torch.Generator().manual_seed(self.seed * 100_000 + number)
+                tensor = torch.randn(2, spec.hidden_size, generator=generator)
+                artifact = encode("soft", tensor, base_fingerprint=spec.fingerprint)
+                name = f"p{self.seed}-{number % 5}"
+                while not await self._published(http, dice.choice(self.urls), name, artifact):
+                    self.num_refused += 1
+                    await asyncio.sleep(0.05)
+                self.acknowledged.append((name, artifact.version))
+
+    async def _published(self, http: httpx.AsyncClient, url: str, name: str, artifact: PromptArtifact) -> bool:
+        started = time.monotonic()
+        try:
+            answer = await http.put(f"{url}/v1/prompts/{name}", content=artifact.content)
+        except httpx.TransportError:
+            return False
+        if answer.is_success:
+            assert answer.json()["version"] == artifact.version
+            self.seconds.append(time.monotonic() - started)
+        return answer.is_success
+
+
+async def broken(store: Store, catalog: PromptCatalog, acknowledged: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The acknowledged versions that are not there, or not whole."""
+    lost = []
+    for name, version in acknowledged:
+        try:
+            record = await catalog.resolve("default", f"{name}@{version}")
+            assert (await catalog.load(record)).version == version
+        except StoreError:
+            lost.append((name, version))
+    return lost
+
+
+async def killing(
+    redis: RedisServer, replicas: list[Replica], num_kills: int, writers: list[asyncio.Task[None]]
+) -> int:
+    """Kill Redis or a server at random moments while the writers write."""
+    dice, kills = random.Random(5), 0
+    while kills < num_kills and not all(writer.done() for writer in writers):
+        await asyncio.sleep(0.2 + dice.random() * 0.6)
+        if dice.random() < 0.5 or kills == 0:
+            await asyncio.to_thread(redis.kill)
+            await asyncio.sleep(dice.random() * 0.2)
+            await asyncio.to_thread(redis.start)
+        else:
+            replica = dice.choice(replicas)
+            await asyncio.to_thread(replica.kill)
+            await asyncio.to_thread(replica.start)
+        kills += 1
+    return kills
+
+
+def publish_and_kill(
+    forge: ReplicaForge, redis: RedisServer, folder: Path, *, num_publishes: int, num_kills: int
+) -> None:
+    """Two servers, four writers; afterwards everything acknowledged is looked for over a connection of its own."""
+
+    async def run() -> None:
+        blobs = folder / "blobs"
+        with running_replicas(forge, folder, redis.url, blobs=str(blobs)) as replicas:
+            urls = [replica.url for replica in replicas]
+            publishers = [Publisher(urls, forge.model, seed) for seed in range(4)]
+            writers = [asyncio.create_task(one.run(num_publishes // 4)) for one in publishers]
+            kills = await killing(redis, replicas, num_kills, writers)
+            await asyncio.gather(*writers)
+        store = await RedisStore.open(redis.url, objects=FolderObjects(blobs))
+        catalog = PromptCatalog(store, frozen(forge.model).spec)
+        acknowledged = [one for publisher in publishers for one in publisher.acknowledged]
+        lost = await broken(store, catalog, acknowledged)
+        faults = [fault async for fault in find_faults(store)]
+        seconds = sorted(second for publisher in publishers for second in publisher.seconds)
+        print(
+            f"{len(acknowledged)} publications, {kills} kills, {sum(one.num_refused for one in publishers)} refused: "
+            f"{len(lost)} lost, {len(faults)} pointers to nothing, median {seconds[len(seconds) // 2] * 1e3:.0f} ms, "
+            f"p99 {seconds[int(len(seconds) * 0.99)] * 1e3:.0f} ms"
+        )
+        assert lost == [] and faults == [] and kills >= min(num_kills, 2)
+        # The control: a version whose bytes are taken away is reported, by both looks.
+        name, version = acknowledged[0]
+        record = await catalog.resolve("default", f"{name}@{version}")
+        await store.delete_blob("default", record.content_digest)
+        fresh = PromptCatalog(store, frozen(forge.model).spec)
+        assert await broken(store, fresh, acknowledged) == [one for one in acknowledged if one[1] == version]
+        assert [fault async for fault in find_faults(store)]
+        await store.close()
+
+    asyncio.run(run())
+
+
+def test_acknowledged_survives_kills(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
+    """60 publications, 4 kills -9 of Redis and servers."""
+    publish_and_kill(forge, redis, tmp_path, num_publishes=60, num_kills=4)
+
+
+@pytest.mark.long
+def test_ten_thousand_publications(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
+    """10,000 publications, 50 kills."""
+    publish_and_kill(forge, redis, tmp_path, num_publishes=10_000, num_kills=50)
+
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static void synced(int fd) {
+    char link[64], path[4096], line[4200];
+    struct stat status;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0 || fstat(fd, &status) || !S_ISREG(status.st_mode)) return;
+    path[length] = 0;
+    int log = open(getenv("SYNC_LOG"), O_WRONLY | O_APPEND | O_CREAT, 0600);
+    int size = snprintf(line, sizeof line, "%lld %s\n", (long long)status.st_size, path);
+    if (write(log, line, size) != size) abort();
+    close(log);
+}
+int fsync(int fd) { int done = ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd); if (!done) synced(fd); return done; }
+int fdatasync(int fd) {
+    int done = ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
+    if (!done) synced(fd);
+    return done;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that writes down how much of each file was synced."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler to build the recorder of syncs")
+    folder = tmp_path_factory.mktemp("shim")
+    (folder / "shim.c").write_text(SHIM)
+    words = ["cc", "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    return folder / "shim.so"
+
+
+def cut_power(folder: Path, log: Path) -> int:
+    """Drop from every append-only file what was never synced; return how many bytes went."""
+    synced: dict[str, int] = {}
+    for line in log.read_text().splitlines() if log.exists() else ():
+        size, path = line.split(" ", 1)
+        synced[path] = int(size)
+    dropped = 0
+    for path in (folder / "appendonlydir").glob("*.incr.aof"):
+        kept = synced.get(str(path), 0)
+        dropped += path.stat().st_size - kept
+        os.truncate(path, kept)
+    return dropped
+
+
+def lost_at_power_cut(folder: Path, shim: Path, monkeypatch: pytest.MonkeyPatch, fsync: str) -> int:
+    """Write, pull the plug amid it, start again on what was synced; return how many acknowledged writes are gone."""
+    log = folder / "synced"
+    monkeypatch.setenv("LD_PRELOAD", str(shim))
+    monkeypatch.setenv("SYNC_LOG", str(log))
+    server = RedisServer(folder / "redis", appendfsync=fsync)
+
+    async def write() -> list[tuple[str, str]]:
+        store = await RedisStore.open(server.url + "?socket_timeout=1", allow_volatile=True)
+        catalog = PromptCatalog(store, SPEC)
+        acknowledged: list[tuple[str, str]] = []
+
+        async def publish(number: int) -> None:
+            record = await catalog.publish("default", f"p{number % 7}", soft_file(number))
+            acknowledged.append((record.name, record.version))
+
+        writers = asyncio.gather(*(publish(number) for number in range(300)), return_exceptions=True)
+        async with asyncio.timeout(60):
+            while len(acknowledged) < 100:
+                assert not writers.done(), writers.result()[:3]
+                await asyncio.sleep(0.001)
+        kept = list(acknowledged)
+        await asyncio.to_thread(server.kill)
+        await writers
+        await store.close()
+        return kept
+
+    async def look(acknowledged: list[tuple[str, str]]) -> int:
+        store = await RedisStore.open(server.url, allow_volatile=True)
+        lost = len(await broken(store, PromptCatalog(store, SPEC), acknowledged))
+        assert [fault async for fault in find_faults(store)] == []
+        await store.close()
+        return lost
+
+    acknowledged = asyncio.run(write())
+    cut_power(folder / "redis", log)
+    monkeypatch.delenv("LD_PRELOAD")
+    server.start()
+    lost = asyncio.run(look(acknowledged))
+    server.close()
+    return lost
+
+
+def test_a_power_cut_loses_nothing(tmp_path: Path, shim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that were not synced are dropped: with `appendfsync always` none of them was acknowledged.
+
+    The control is a Redis that leaves syncing to the system: it loses everything.
+    """
+    assert lost_at_power_cut(tmp_path / "always", shim, monkeypatch, "always") == 0
+    assert lost_at_power_cut(tmp_path / "no", shim, monkeypatch, "no") >= 90
