@@ -184,6 +184,8 @@ def make_engine(settings: Settings) -> AsyncEngine:
         kv_cache_bytes=settings.kv_cache_bytes,
         prompt_cache_bytes=settings.prompt_cache_bytes,
         max_queue=settings.max_queue,
+        max_queue_seconds=settings.max_queue_seconds,
+        max_first_token_seconds=settings.max_first_token_seconds,
         batch_wait_seconds=settings.batch_wait_seconds,
         enable_prefix_caching=settings.enable_prefix_caching,
         strict=settings.strict,

@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     kv_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of texts")
     prompt_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of learned prompts")
     max_queue: int = Field(256, ge=1, description="Requests that may wait")
+    max_queue_seconds: float | None = Field(None, gt=0, description="A request that waits longer ends with 503")
+    max_first_token_seconds: float | None = Field(
+        None, gt=0, description="A generation without a token by then ends with 504"
+    )
     batch_wait_seconds: float = Field(
         0.0, ge=0, lt=60, description="How long a request may wait, when the engine is idle, for others to run with"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,52 @@ def test_every_request_ends_once(tiny_models: dict[str, Path]) -> None:
     stats = engine.stats()
     assert stats.kv_cache_usage_ratio == 0
     assert stats.requests_finished + stats.requests_aborted == 9
+
+
+@pytest.mark.parametrize("limit", [0.05, None])
+def test_who_waits_too_long_is_told_so(tiny_models: dict[str, Path], limit: float | None) -> None:
+    """Not started in time: the typed error with Retry-After, once; the row that ran does not notice."""
+    config = {} if limit is None else {"max_queue_seconds": limit}
+    engine = make_engine(tiny_models["llama"], max_num_seqs=1, **config)  # type: ignore[arg-type]
+    engine.add_request(GenerateRequest("runs", TEXT, greedy(20)))
+    engine.step()
+    engine.add_request(GenerateRequest("waits", TEXT, greedy(2)))
+    engine.add_request(ScoreRequest("scores", TEXT, ((7,),)))
+    time.sleep(0.06)
+    outputs = [output for _ in range(40) for output in engine.step()]
+    engine.check_integrity()
+    errors = {output.request_id: output.error for output in outputs if output.error is not None}
+    assert set(errors) == (set() if limit is None else {"waits", "scores"})
+    for error in errors.values():
+        assert isinstance(error, OverloadedError)
+        assert (error.code, error.retry_after_seconds) == ("queue_timeout", 1)
+    assert sum(len(o.token_ids) for o in outputs if isinstance(o, RequestOutput) and o.request_id == "runs") == 19
+    assert sum(output.is_last for output in outputs) == 3
+
+
+@pytest.mark.parametrize("limit", [0.05, None])
+def test_a_first_token_that_comes_too_late_does_not_come(tiny_models: dict[str, Path], limit: float | None) -> None:
+    """A long text that is read in many steps ends at its deadline; a row with its first token goes on past it."""
+    config = {} if limit is None else {"max_first_token_seconds": limit}
+    engine = make_engine(tiny_models["llama"], max_num_seqs=2, max_num_batched_tokens=4, **config)  # type: ignore[arg-type]
+    engine.add_request(GenerateRequest("quick", (5, 6), greedy(20)))
+    engine.step()
+    engine.add_request(GenerateRequest("long", tuple(range(5, 125)), greedy(2)))
+    outputs = []
+    for _ in range(80):
+        outputs += engine.step()
+        time.sleep(0.002)
+    engine.check_integrity()
+    errors = {output.request_id: output.error for output in outputs if output.error is not None}
+    assert set(errors) == (set() if limit is None else {"long"})
+    assert all(error.code == "first_token_deadline_exceeded" for error in errors.values())
+    assert sum(output.is_last for output in outputs) == 2
+
+
+def test_deadlines_are_above_zero(tiny_models: dict[str, Path]) -> None:
+    """A wrong one names itself."""
+    for name in ("max_queue_seconds", "max_first_token_seconds"):
+        for value in (0.0, -1.0, float("nan")):
+            with pytest.raises(InvalidRequestError) as refused:
+                make_engine(tiny_models["llama"], **{name: value})  # type: ignore[arg-type]
+            assert refused.value.param == name

@@ -93,6 +93,14 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(help="Requests that may wait (256).", metavar="N", rich_help_panel=_LIMITS)
     ] = None,
+    max_queue_seconds: Annotated[
+        float | None,
+        typer.Option(help="Longest wait for a first step (no limit).", metavar="S", rich_help_panel=_LIMITS),
+    ] = None,
+    max_first_token_seconds: Annotated[
+        float | None,
+        typer.Option(help="Longest wait for a first token (no limit).", metavar="S", rich_help_panel=_LIMITS),
+    ] = None,
     batch_wait_seconds: Annotated[
         float | None,
         typer.Option(help="Wait of an idle engine for a fuller batch (0).", metavar="S", rich_help_panel=_LIMITS),

@@ -20,6 +20,10 @@ class EngineConfig:
     prompt_cache_bytes: int = DEFAULT_CACHE_BYTES
     block_size: int = 16
     max_queue: int = 256
+    max_queue_seconds: float | None = None
+    """A request that was not started by then ends with an error: better soon than after its caller has gone."""
+    max_first_token_seconds: float | None = None
+    """A generation without a token by then ends with an error."""
     batch_wait_seconds: float = 0.0
     """How long an idle engine lets the first request wait for others that fill its batch."""
     enable_prefix_caching: bool = True
@@ -30,6 +34,10 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        for name in ("max_queue_seconds", "max_first_token_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidRequestError(f"{name} must be above 0, got {value}", param=name)
         if not 0 <= self.batch_wait_seconds < 60:
             raise InvalidRequestError(
                 f"batch_wait_seconds must be at least 0 and below 60, got {self.batch_wait_seconds}",

@@ -99,6 +99,11 @@ class Sequence:
         return 0
 
     @property
+    def is_generation(self) -> bool:
+        """Whether it makes tokens."""
+        return isinstance(self.request, GenerateRequest)
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether logits of every text token are needed, so that none may come from the cache."""
         return isinstance(self.request, GenerateRequest) and self.request.params.prompt_logprobs is not None
