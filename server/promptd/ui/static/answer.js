@@ -3,7 +3,7 @@
 import { call, stream } from "./api.js";
 import { add, fill, h, icon, iconButton } from "./dom.js";
 import { count, duration, percent } from "./format.js";
-import { labelWords } from "./records.js";
+import { labelsOf } from "./records.js";
 import { curl, python } from "./snippets.js";
 import { tokenView } from "./tokens.js";
 import { copy, errorNotice, menu, segments } from "./widgets.js";
@@ -15,7 +15,7 @@ export class Answer {
   constructor(subject, { color, onremove, makeRequest }) {
     this.subject = subject;
     this.makeRequest = makeRequest;
-    this.mode = labelWords(subject.record) || subject.classifyAs ? "labels" : "text";
+    this.mode = labelsOf(subject.record) || subject.classifyAs ? "labels" : "text";
     this.stopper = null;
     this.given = null;
     this.body = h("div", { class: "answer-body", "aria-live": "off" });
@@ -37,7 +37,7 @@ export class Answer {
   }
 
   showModes() {
-    if (!labelWords(this.subject.record) && !this.subject.classifyAs) return fill(this.modes);
+    if (!labelsOf(this.subject.record) && !this.subject.classifyAs) return fill(this.modes);
     const change = (mode) => {
       this.mode = mode;
       this.stop();

@@ -4,7 +4,7 @@ import { get, promptPath } from "./api.js";
 import { Answer } from "./answer.js";
 import { add, fill, h, icon, iconButton } from "./dom.js";
 import { plain } from "./format.js";
-import { baseModel, findPrompts, labelWords, render, samples, templateFields } from "./records.js";
+import { baseModel, findPrompts, labelsOf, labelWords, render, samples, templateFields } from "./records.js";
 import { combobox, toast } from "./widgets.js";
 
 const NUM_COLORS = 8;
@@ -126,7 +126,7 @@ export async function show(root, { query, signal }) {
 async function chooseSubjects(baseId, wanted, signal) {
   if (state.subjects === null) {
     const { data } = await findPrompts("", { signal });
-    const writers = data.filter((record) => !labelWords(record));
+    const writers = data.filter((record) => !labelsOf(record));
     const first = (writers.length ? writers : data).slice(0, NUM_FIRST);
     state.subjects = [{ id: baseId, record: null }, ...(wanted ? [] : first.map((record) => ({ id: record.id, record })))];
     if (!wanted) state.fields.text = first.flatMap((record) => samples(record))[0]?.input ?? "Once upon a time";

@@ -3,7 +3,7 @@
 import { call, get, promptPath, send } from "./api.js";
 import { add, fill, h, icon, iconButton } from "./dom.js";
 import { ago, bytes, count, moment, percent, plain, shortVersion, words } from "./format.js";
-import { bareName, labelWords, samples, scoreTable, training } from "./records.js";
+import { bareName, labelsOf, labelWords, samples, scoreTable, training } from "./records.js";
 import { versionsPanel } from "./versions.js";
 import { confirmed, errorNotice, facts, menu, tableBox, tabs, toast } from "./widgets.js";
 
@@ -56,7 +56,8 @@ function overview(record) {
   const settings = trained.hyperparameters ?? {};
   const heldOut = record.provenance?.held_out?.test;
   const examples = samples(record);
-  const labels = labelWords(record);
+  const labels = labelsOf(record);
+  const scored = labelWords(record);
   return h(
     "div",
     { class: "grid-2" },
@@ -82,7 +83,7 @@ function overview(record) {
       "div",
       { class: "stack" },
       (heldOut || trained.scores) && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Scores"), h("span", { class: "small muted" }, rowsOf(heldOut?.prompt ?? trained.scores?.after))), heldOut ? scoreTable(heldOut.bare_model, heldOut.prompt) : scoreTable(trained.scores.before, trained.scores.after, ["Before", "After"])),
-      h("section", { class: "card" }, h("header", {}, h("h2", {}, "How an input is asked")), h("div", { class: "pad-in stack tight" }, h("pre", { class: "template" }, record.manifest.template ?? "{text}"), labels && h("div", { class: "row" }, Object.entries(labels).map(([label, word]) => h("span", { class: "badge", title: `scored as ${JSON.stringify(word)}` }, label))))),
+      h("section", { class: "card" }, h("header", {}, h("h2", {}, "How an input is asked")), h("div", { class: "pad-in stack tight" }, h("pre", { class: "template" }, record.manifest.template ?? "{text}"), labels && h("div", { class: "row" }, labels.map((label) => h("span", { class: "badge", title: scored ? `scored as ${JSON.stringify(scored[label])}` : "a class of the prompt's head" }, label))))),
       examples.length > 0 && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Examples")), h("div", { class: "examples" }, examples.map((one) => h("div", { class: "example" }, h("p", { class: "muted" }, one.input), one.with_prompt && h("p", {}, one.with_prompt), one.bare_model && h("p", { class: "small muted" }, h("span", { class: "badge" }, "bare"), ` ${one.bare_model}`))))),
     ),
   );

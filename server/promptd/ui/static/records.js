@@ -89,6 +89,13 @@ export function labelWords(record) {
   return given && Object.keys(given).length ? given : null;
 }
 
+/** The labels that a record can be asked for: those with words, or the classes of its head; null where it has none. */
+export function labelsOf(record) {
+  const words = labelWords(record);
+  const classes = record?.manifest?.labels;
+  return words ? Object.keys(words) : Array.isArray(classes) && classes.length ? classes : null;
+}
+
 /** Inputs that the record's card shows, for a first try. */
 export function samples(record) {
   const found = record?.provenance?.samples;
