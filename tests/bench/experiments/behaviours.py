@@ -263,7 +263,7 @@ _ALL: Sequence = (
     ("residual beats prompt tuning, 10 tokens, mean of classification", f"{_RPT}, table 2 (+3 points, T5)", _score),
     ("... at equal rates and starts, over all that were tried", f"{_RPT}, 5.2 and 5.3", _over_settings),
     ("... in at most half the steps to prompt tuning's best loss", f"{_RPT}, fig. 3", _half_the_steps),
-    ("... both, for generated texts (E2E)", "not asked there", _texts),
+    ("... both, for generated texts (E2E), at the core table's rate", "not asked there", _texts),
     ("... in fewer steps at equal learning rates", f"{_RPT}, fig. 3", _same_rate),
     ("an MLP without the skip is slower than prompt tuning", f"{_RPT}, fig. 3 and 7", _slower),
     ("residual is flat over learning rates, prompt tuning is not", f"{_RPT}, 5.2", _flat),

@@ -39,7 +39,7 @@ class Scale:
     max_sweep_steps: int = 200
     """... in every experiment but the core table."""
     core_tasks: tuple[str, ...] = (*CLASSIFICATION, "e2e", "shakespeare")
-    rate_tasks: tuple[str, ...] = ("trec", "ag_news")
+    rate_tasks: tuple[str, ...] = ("trec", "ag_news", "e2e")
     small_tasks: tuple[str, ...] = ("trec",)
     """Short rows: for everything that takes many cells."""
 
@@ -79,7 +79,13 @@ CONTEXTS: Mapping[str, Learner] = {
 }
 
 RATES = (0.01, 0.3, 1.0, 3.0, 10.0)
-FEW_RATES = (0.01, 1.0, 3.0)
+FEW_RATES: Mapping[tuple[str, str], tuple[float, ...]] = {
+    ("ag_news", PT): (1.0, 3.0),
+    ("ag_news", RPT): (1.0, 3.0),
+    ("e2e", PT): (1.0, 3.0, 10.0),
+    ("e2e", RPT): (3.0,),
+}
+"""Where rows are longer: fewer; on E2E only prompt tuning's, which residual prompt tuning is compared with."""
 WEIGHT_RATES: Mapping[str, float] = {LORA: 3e-3, LORA_MATCHED: 1e-2, IA3: 3e-2, FULL_TUNING: 3e-4}
 WEIGHT_FACTORS = (1 / 3, 1.0, 3.0)
 LENGTHS = (2, 10, 100)
@@ -137,7 +143,7 @@ def rates(scale: Scale) -> list[Line]:
     lines: list[Line] = []
     for task in scale.rate_tasks:
         for label in (PT, RPT):
-            for rate in RATES if task in scale.small_tasks else FEW_RATES:
+            for rate in RATES if task in scale.small_tasks else FEW_RATES[task, label]:
                 learner = dataclasses.replace(PROMPTS[label], learning_rate=rate)
                 lines += _cells(scale, task, f"{label} @ {rate:g}", learner)
     return lines

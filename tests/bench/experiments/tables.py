@@ -199,7 +199,7 @@ def users_table(found: Found) -> str:
     for label in found:
         own = values(found, label, "shakespeare", loss)
         other = values(found, label, "shakespeare", lambda result: result["shift"]["next_user"]["loss"])
-        if own and len(own) == len(other):
+        if len(own) > 1 and len(own) == len(other):
             others = {(seed + 1) % len(other): value for seed, value in other.items()}
             rows.append([label, shown(own, 3), shown(others, 3), shown(difference(own, others), 3)])
     return markdown(["learner", "a character's own", "the one before's", "own less other"], rows)
@@ -229,8 +229,9 @@ def grid_table(found: Found, name: str, *, with_loss: bool = True) -> str:
         )
         for task in tasks:
             title = SETS[task].title.split(":")[0]
-            cells = [shown(values(found, f"{learner} @ {column}", task, accuracy)) for column in columns]
-            rows.append([learner, title, "accuracy", *cells])
+            read, digits, score = (accuracy, 1, "accuracy") if task in LABELLED else (loss, 3, "held-out loss")
+            cells = [shown(values(found, f"{learner} @ {column}", task, read), digits) for column in columns]
+            rows.append([learner, title, score, *cells])
             if with_loss:
                 cells = [shown(values(found, f"{learner} @ {column}", task, best_loss), 3) for column in columns]
                 rows.append([learner, title, "validation loss", *cells])
