@@ -115,6 +115,10 @@ class Store(Protocol):
         """Return a tenant's blobs, ordered by digest."""
         ...
 
+    async def sweep_blobs(self, tenant: str, *, older_than_seconds: float) -> list[str]:
+        """Delete what killed writers have left, if it is this old, and return its names; no blob is touched."""
+        ...
+
     async def get(self, key: str) -> Record | None:
         """Return one record."""
         ...

@@ -34,7 +34,8 @@ class BlobFolder:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_file = root / "blobs.lock"
         self._safe_folders: set[Path] = set()
-        self._remove_stale_temps()
+        for folder in self._blobs.iterdir():
+            self._sweep(folder, STALE_TEMP_SECONDS)
 
     def put(self, tenant: str, data: bytes) -> str:
         """Store bytes durably and return their digest; an equal blob that is already there is only renewed."""
@@ -99,6 +100,19 @@ class BlobFolder:
                 found.append(BlobInfo("sha256:" + path.name, status.st_size, status.st_mtime))
         return found
 
+    def sweep(self, tenant: str, older_than_seconds: float) -> list[str]:
+        """Remove what writers left behind that were killed between creating and renaming; return the names."""
+        return self._sweep(self._blobs / check_tenant(tenant), older_than_seconds)
+
+    def _sweep(self, folder: Path, older_than_seconds: float) -> list[str]:
+        gone = []
+        for temp in folder.glob("*/.tmp-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - temp.stat().st_mtime > older_than_seconds:
+                    temp.unlink()
+                    gone.append(temp.name)
+        return gone
+
     def _path(self, tenant: str, digest: str) -> Path:
         return self._blobs / check_tenant(tenant) / digest[:2] / digest
 
@@ -124,13 +138,6 @@ class BlobFolder:
         sync_folder(self._blobs)
         sync_folder(folder.parent)
         self._safe_folders.add(folder)
-
-    def _remove_stale_temps(self) -> None:
-        """Remove what writers left behind that were killed between creating and renaming."""
-        for temp in self._blobs.glob("*/*/.tmp-*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - temp.stat().st_mtime > STALE_TEMP_SECONDS:
-                    temp.unlink()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

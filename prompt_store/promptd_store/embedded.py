@@ -66,6 +66,10 @@ class EmbeddedStore:
         """List a tenant's blobs."""
         return await self._run(self._blob_threads, lambda: self._blobs.scan(tenant))
 
+    async def sweep_blobs(self, tenant: str, *, older_than_seconds: float) -> list[str]:
+        """Delete what killed writers have left."""
+        return await self._run(self._blob_threads, lambda: self._blobs.sweep(tenant, older_than_seconds))
+
     async def get(self, key: str) -> Record | None:
         """Return one record."""
         return await self._run(self._record_thread, lambda: self._records.get(key))

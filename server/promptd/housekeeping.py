@@ -68,6 +68,7 @@ class Housekeeper:
                 if tenant is None:
                     return
                 deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
+                await self._store.sweep_blobs(tenant, older_than_seconds=self._min_age_seconds)
                 num_trimmed = await trim_events(self._store, events_log(tenant))
                 num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
                 if tenant == PUBLIC_TENANT:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from promptd_store.errors import StoreUnavailableError
 from promptd_store.redis_backend.link import RedisLink
 
-OLDEST_VERSION = (6, 2)
+OLDEST_VERSION = (7, 0)
 
 
 async def faults(link: RedisLink, num_replicas: int) -> list[str]:
@@ -16,7 +16,7 @@ async def faults(link: RedisLink, num_replicas: int) -> list[str]:
     found = []
     version = info.get("redis_version", "0.0")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
-        found.append(f"Redis {version} is too old: 6.2 or newer is needed")
+        found.append(f"Redis {version} is too old: 7.0 or newer is needed")
     if info.get("cluster_enabled") == "1":
         found.append("a Redis Cluster spreads keys that change together: use one primary, with Sentinel to replace it")
     if info.get("role") != "master":

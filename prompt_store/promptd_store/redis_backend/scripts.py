@@ -1,4 +1,4 @@
-"""The atomic steps, in Lua. Redis runs one at a time, so each sees and leaves a whole state. Needs Redis 6.2 to 7.0's.
+"""The atomic steps, in Lua, of commands no newer than Redis 7.0. Redis runs one at a time: each leaves a whole state.
 
 Keys, behind the prefix: `tick` the newest number given; `record:<key>` etag, newline, value; `records` all keys, for
 ranges; `log:<log>` a stream whose ids are seqs; `logs` all logs; `feed` a short stream of what was appended where;

@@ -111,7 +111,6 @@ def gc(
     [dim]promptd store gc --keep-versions 5[/]
     """
     from promptd_store import collect_garbage, prune_versions, scan_tenants
-    from promptd_store.redis_backend.store import RedisStore
 
     async def clean(opened: Store) -> tuple[int, int, int]:
         num_versions = num_blobs = num_left = 0
@@ -119,8 +118,7 @@ def gc(
             if keep_versions is not None:
                 num_versions += len(await prune_versions(opened, tenant, keep=keep_versions))
             num_blobs += len(await collect_garbage(opened, tenant, unused_for_seconds=min_age_hours * 3600))
-            if isinstance(opened, RedisStore):
-                num_left += len(await opened.sweep_blobs(tenant, older_than_seconds=min_age_hours * 3600))
+            num_left += len(await opened.sweep_blobs(tenant, older_than_seconds=min_age_hours * 3600))
         return num_versions, num_blobs, num_left
 
     num_versions, num_blobs, num_left = _with_store(store, blobs, clean)
