@@ -173,6 +173,10 @@ class Store(Protocol):
         """Delete a log's entries with a smaller seq; return how many."""
         ...
 
+    async def erase(self) -> None:
+        """Overwrite what was deleted where this store's own files still have it."""
+        ...
+
     async def close(self) -> None:
         """Release everything; calls that are under way finish first."""
         ...

@@ -127,6 +127,10 @@ class EmbeddedStore:
         """Delete old entries of one log."""
         return await self._run(self._record_thread, lambda: self._records.trim_log(log, before_seq))
 
+    async def erase(self) -> None:
+        """Empty the write-ahead log, which still has what was deleted."""
+        await self._run(self._record_thread, self._records.erase)
+
     async def close(self) -> None:
         """End all subscriptions, finish what is under way, close the file."""
         if self._closed:

@@ -45,6 +45,7 @@ class RecordFile:
         )
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             self._connection.close()
@@ -52,6 +53,10 @@ class RecordFile:
                 f"{path} has schema version {version}, written by a newer release; this one knows {SCHEMA_VERSION}"
             )
         self._connection.executescript(_SCHEMA)
+
+    def erase(self) -> None:
+        """Empty the write-ahead log into the file; where another connection reads it now, the next call does."""
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
         """Close the connection."""

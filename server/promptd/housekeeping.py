@@ -66,7 +66,7 @@ class Housekeeper:
             try:
                 tenant = await anext(tenants, None)
                 if tenant is None:
-                    return
+                    return await self._store.erase()
                 deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
                 await self._store.sweep_blobs(tenant, older_than_seconds=self._min_age_seconds)
                 num_trimmed = await trim_events(self._store, events_log(tenant))

@@ -49,6 +49,7 @@ ACCESS: dict[tuple[str, str], str] = {
     ("POST", "/v1/fine_tuning/jobs"): "train",
     ("GET", "/v1/fine_tuning/jobs"): "train",
     ("GET", "/v1/fine_tuning/jobs/{job_id}"): "train",
+    ("DELETE", "/v1/fine_tuning/jobs/{job_id}"): "train",
     ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"): "train",
     ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"): "train",
     ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"): "train",

@@ -33,7 +33,7 @@ COMMANDS = [
     ["keys"],
     ["apply"],
     *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),
-    *(["jobs", name] for name in ("create", "ls", "watch", "cancel", "pause", "resume")),
+    *(["jobs", name] for name in ("create", "ls", "show", "watch", "cancel", "pause", "resume", "rm")),
     *(["prompts", name] for name in ("ls", "show", "write", "push", "pull", "rm", "rollback", "verify")),
 ]
 HEAVY = ("torch", "transformers", "fastapi", "pydantic", "httpx", "promptd_store", "numpy")

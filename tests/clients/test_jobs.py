@@ -16,6 +16,7 @@ from promptd_client.errors import APIError
 from typer.testing import CliRunner, Result
 
 from promptd.cli import app
+from promptd.commands import console
 from promptd.jobs import JobClaims, JobError, JobProgress
 from tests.api.training_server import KEYS, TrainingServer, result, serve_training
 from tests.clients.wire import Script, cut_events, events, reply
@@ -126,6 +127,7 @@ def test_async_is_the_same(trainer: TrainingServer) -> None:
             assert seen == list(await client.jobs.events(job.id))[::-1]
             assert await client.jobs.get(job.id) == (await client.jobs.list())[0] == done
             await client.files.delete(file.id)
+            await client.jobs.delete((await client.jobs.cancel((await client.jobs.create(rows=ROWS)).id)).id)
             other = await client.jobs.cancel((await client.jobs.create(rows=ROWS)).id)
             return done, other
 
@@ -210,7 +212,7 @@ def test_cli_create_and_watch(trainer: TrainingServer, client: Client, tmp_path:
     assert shown.exit_code == 0, shown.output
     for told in (
         "Step 3 of 3  loss 0.3333  validation 0.5000  100 tokens/s  9 s left",
-        "accuracy 0.5 -> 0.9",
+        "accuracy 50.0% -> 90.0% on held-out rows",
         "tone is v1",
     ):
         assert told in shown.output
@@ -221,6 +223,22 @@ def test_cli_create_and_watch(trainer: TrainingServer, client: Client, tmp_path:
     listed = run(trainer, "ls")
     assert f"{job.id}" in listed.output and "succeeded" in listed.output and "3/3" in listed.output
     assert json.loads(run(trainer, "ls", "--json").output.splitlines()[0])["id"] == job.id
+    details = run(trainer, "show", job.id, "--events", "2").output
+    for told in ("num_steps=7, init=random_uniform", "no=' nein', yes=' ja'", "Step 3 of 3", "accuracy 50.0% -> 90.0%"):
+        assert told in details
+    assert "Step 2 of 3" not in details
+    assert len(json.loads(run(trainer, "show", job.id, "--json").stdout)["events"]) == 6
+
+
+def test_cli_ids_are_whole_on_narrow_terminals(
+    trainer: TrainingServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is cut from the list, it is not the ids, which the other commands take."""
+    job = client.jobs.create(rows=ROWS, suffix="a-prompt-with-quite-a-long-name-" + "x" * 40)
+    monkeypatch.setattr(console, "PIPED_WIDTH", 80)
+    listed = run(trainer, "ls").output
+    assert job.id in listed and "queued" in listed and "a-prom" in listed and "…" in listed
+    assert max(map(len, listed.splitlines())) <= 80
 
 
 def test_cli_changes_and_failures(trainer: TrainingServer, client: Client, tmp_path: Path) -> None:
@@ -238,6 +256,9 @@ def test_cli_changes_and_failures(trainer: TrainingServer, client: Client, tmp_p
     job = client.jobs.get(json.loads(made.output)["id"])
     assert (job.prompt, job.distill, job.training_file) == ("manual", {"text": "Close the door, always."}, None)
     client.jobs.cancel(job.id)
+    assert "cancel it first" in run(trainer, "rm", client.jobs.create(rows=ROWS).id).output
+    forgotten = run(trainer, "rm", job.id)
+    assert forgotten.exit_code == 0 and job.id not in [one.id for one in client.jobs.list()]
     other = client.jobs.create(rows=ROWS)
     assert json.loads(run(trainer, "cancel", other.id, "--json").output)["status"] == "cancelled"
     assert "job_not_found" in run(trainer, "watch", "ftjob-none").output

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from promptd_store import BlobCorruptError, BlobNotFoundError, EmbeddedStore, Put, Store, StoreUnavailableError
+from promptd_store import Append, BlobCorruptError, BlobNotFoundError, EmbeddedStore, Put, Store, StoreUnavailableError
 
 from tests.store.forge import Forge
 
@@ -155,6 +155,29 @@ async def test_commits_reach_the_disk(tmp_path: Path) -> None:
     connection = store._records._connection
     settings = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
     assert settings == ["wal", 2]
+    await store.close()
+
+
+async def test_deleted_values_are_in_no_file(tmp_path: Path) -> None:
+    """Records and log entries that were deleted are overwritten; the control: before, both files have them."""
+    store = EmbeddedStore(tmp_path / "store")
+    for number in range(200):
+        await store.transact(
+            puts=[Put(f"{{acme}}:{number}", b"secret" * 50)], appends=[Append("{acme}:log", b"secret" * 50)]
+        )
+
+    def files() -> set[str]:
+        return {
+            path.name for path in (tmp_path / "store").iterdir() if path.is_file() and b"secret" in path.read_bytes()
+        }
+
+    await store.erase()
+    await store.transact(puts=[Put("{acme}:more", b"secret")])
+    assert files() == {"records.sqlite", "records.sqlite-wal"}
+    await store.transact(deletes=[record.key for record in await store.scan("{acme}:")])
+    await store.trim_log("{acme}:log", before_seq=1 << 62)
+    await store.erase()
+    assert files() == set()
     await store.close()
 
 

@@ -36,6 +36,11 @@ GOOD = '{"text": "will it rain", "label": "weather"}'
         ('{"text": "a", "completion": 3}', "'completion' must be a non-empty string, got 3"),
         ('{"text": "a", "prompt": "b", "completion": "c"}', "both 'prompt' and 'text'"),
         (b'{"text": "\xff", "label": "weather"}', "not UTF-8"),
+        (GOOD.encode("utf-16-le"), "not JSON"),
+        ('{"text": "a", "label": "b", "text": "c"}', "has the key 'text' twice"),
+        ('{"text": "a", "label": "b", "score": NaN}', "not JSON (NaN is no number there)"),
+        (f'{{"text": "a", "label": "b", "score": {"9" * 5000}}}', "not JSON (a number with too many digits)"),
+        ('{"text": 3, "label": "b"}', "'text' must be a string, got 3"),
     ],
 )
 def test_a_bad_row_names_its_line(line: str | bytes, says: str) -> None:

@@ -102,6 +102,10 @@ class AsyncJobs:
         """Put a paused job back in line."""
         return await self._run(_job_requests.tell_job(job_id, "resume"))
 
+    async def delete(self, job_id: str) -> None:
+        """Forget a job that has ended, its events too; its prompt stays."""
+        await self._run(_job_requests.delete_job(job_id))
+
     async def events(self, job_id: str, *, limit: int = 100) -> Sequence[JobEvent]:
         """Return a job's last events, newest first."""
         return await self._run(_job_requests.job_events(job_id, limit))

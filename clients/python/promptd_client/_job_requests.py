@@ -75,6 +75,11 @@ def tell_job(job_id: str, what: str) -> Call[Job]:
     return Call("POST", path_of(JOBS, job_id, what), reader(Job))
 
 
+def delete_job(job_id: str) -> Call[None]:
+    """Forget a job. A second time it would not be found, so it is not repeated unasked."""
+    return Call("DELETE", path_of(JOBS, job_id), lambda response: None, is_idempotent=False)
+
+
 def job_events(job_id: str, limit: int) -> Call[list[JobEvent]]:
     """Read a job's last events, newest first."""
     return Call("GET", path_of(JOBS, job_id, "events"), reader(list[JobEvent], "data"), params={"limit": str(limit)})

@@ -101,6 +101,10 @@ class Jobs:
         """Put a paused job back in line."""
         return self._run(_job_requests.tell_job(job_id, "resume"))
 
+    def delete(self, job_id: str) -> None:
+        """Forget a job that has ended, its events too; its prompt stays."""
+        self._run(_job_requests.delete_job(job_id))
+
     def events(self, job_id: str, *, limit: int = 100) -> Sequence[JobEvent]:
         """Return a job's last events, newest first."""
         return self._run(_job_requests.job_events(job_id, limit))

@@ -184,6 +184,9 @@ class RedisStore:
         first = f"{max(0, before_seq)}-0"
         return int(await self._link.script(scripts.TRIM, self._tick, self._prefix, log, first))
 
+    async def erase(self) -> None:
+        """Nothing is to be done here: what Redis has written down is gone when it rewrites its own files."""
+
     async def close(self) -> None:
         """End all subscriptions, let the calls under way finish, disconnect."""
         if self._is_closed:

@@ -75,6 +75,13 @@ async def resume_job(job_id: str, request: Request) -> Response:
     return _respond(services, await queue_of(services).resume(principal_of(request).tenant, job_id))
 
 
+async def delete_job(job_id: str, request: Request) -> Response:
+    """Forget a job that has ended, its events too. The prompt that it has published stays."""
+    services = services_of(request)
+    await queue_of(services).delete(principal_of(request).tenant, job_id)
+    return JSONResponse({"id": job_id, "object": "fine_tuning.job", "deleted": True})
+
+
 async def list_events(
     job_id: str,
     request: Request,

@@ -11,7 +11,7 @@ from promptd_store import PromptKind, PromptRecord, exact_name, extend
 from promptd_store.chains import check_front
 from promptd_store.publication import check_publication
 
-from promptd.api.job_schemas import JobBody, JobFields
+from promptd.api.job_schemas import MAX_ROWS, JobBody, JobFields
 from promptd.api.services import Services, prompt_names, resolve_name
 from promptd.errors import InvalidRequestError, NotFoundError, TrainingOffError
 from promptd.jobs import JobQueue, JobRecord, JobRequest, JobSpec
@@ -153,6 +153,10 @@ async def _content(services: Services, principal: Principal, param: str, file_id
 async def _examples(services: Services, content: bytes, spec: JobSpec, param: str) -> list[Example]:
     try:
         examples = await asyncio.to_thread(read_rows, content, spec)
+        if len(examples) > MAX_ROWS:
+            raise TrainingDataError(
+                examples[MAX_ROWS].line, f"at most {MAX_ROWS} rows make a job, here are {len(examples)}"
+            )
         await asyncio.to_thread(check_conversations, services.model, examples)
         return examples
     except TrainingDataError as error:

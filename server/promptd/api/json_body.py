@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -11,6 +12,8 @@ from fastapi import Request
 
 from promptd.errors import InvalidRequestError
 
+MAX_INLINE_BYTES = 1 << 20
+"""A larger body is parsed in a thread: other requests have their turns meanwhile."""
 _MAX_SHOWN = 80
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -20,7 +23,8 @@ class StrictJsonRequest(Request):
 
     async def json(self) -> Any:
         """Parse the body."""
-        return parse(await self.body())
+        body = await self.body()
+        return parse(body) if len(body) <= MAX_INLINE_BYTES else await asyncio.to_thread(parse, body)
 
 
 def parse(body: bytes) -> Any:

@@ -95,6 +95,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", _J, Scope.TRAIN, fine_tuning.create_job, "training", is_large=True),
     Route("GET", _J, Scope.TRAIN, fine_tuning.list_jobs, "training"),
     Route("GET", _J + "/{job_id}", Scope.TRAIN, fine_tuning.get_job, "training"),
+    Route("DELETE", _J + "/{job_id}", Scope.TRAIN, fine_tuning.delete_job, "training"),
     Route("POST", _J + "/{job_id}/cancel", Scope.TRAIN, fine_tuning.cancel_job, "training"),
     Route("POST", _J + "/{job_id}/pause", Scope.TRAIN, fine_tuning.pause_job, "training"),
     Route("POST", _J + "/{job_id}/resume", Scope.TRAIN, fine_tuning.resume_job, "training"),

@@ -94,6 +94,17 @@ def human_bytes(count: int) -> str:
     return f"{count} B"
 
 
+def human_seconds(seconds: float) -> str:
+    """Return a duration as people say it: 40 s, 12 min, 3.5 h, 2 days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"
+
+
 def quiet_loading() -> None:
     """Keep transformers' progress bars out of files and pipes."""
     from transformers.utils import logging

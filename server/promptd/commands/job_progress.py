@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from promptd.commands.console import err
+from promptd.commands.console import err, human_seconds
 
 if TYPE_CHECKING:
     from promptd_client import Job, JobEvent
@@ -100,6 +100,6 @@ def numbers_of(progress: JobProgress) -> str:
         ("loss {:.4f}", progress.loss),
         ("validation {:.4f}", progress.validation_loss),
         ("{:.0f} tokens/s", progress.tokens_per_second),
-        ("{:.0f} s left", progress.eta_seconds),
+        ("{} left", None if progress.eta_seconds is None else human_seconds(progress.eta_seconds)),
     ]
     return "  ".join(text.format(value) for text, value in parts if value is not None)

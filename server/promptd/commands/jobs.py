@@ -1,8 +1,7 @@
-"""`promptd jobs create | ls | watch | cancel | pause | resume`: training on a server, from the terminal."""
+"""`promptd jobs create | ls | show | watch | cancel | pause | resume | rm`: training on a server, from the terminal."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +20,7 @@ from promptd.commands.console import (
     print_json,
     read_text,
 )
+from promptd.commands.job_tables import print_details, print_job, print_table
 from promptd.commands.training_options import (
     DEFAULT_METHOD,
     Hyperparameters,
@@ -34,14 +34,14 @@ from promptd.commands.training_options import (
 )
 
 if TYPE_CHECKING:
-    from promptd_client import Client, Job
+    from promptd_client import Client
 
 JobId = Annotated[str, typer.Argument(help="Id of a job, ftjob-…", metavar="JOB")]
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Train prompts on the server: start, watch, pause and cancel jobs.",
+    help="Train prompts on a server: start, watch, pause and cancel jobs. Without a server: promptd train.",
     epilog="[dim]The server's address and key can be set once: PROMPTD_URL and PROMPTD_API_KEY.[/]",
 )
 
@@ -113,7 +113,9 @@ def create(
             options["validation_file"] = client.files.create(existing(validation)).id
         job = client.jobs.create(**options)
         if not follow:
-            _print_job(job, as_json=as_json)
+            print_job(job, as_json=as_json)
+            if not as_json:
+                err().print(f"[dim]watch it: promptd jobs watch {job.id}[/]")
             return
         err().print(f"[dim]{job.id}[/]")
         _watch(client, job.id, as_json=as_json)
@@ -131,7 +133,25 @@ def list_jobs(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey =
     if not jobs:
         err().print("[dim]no jobs yet: promptd jobs create FILE[/]")
         return
-    _print_table(jobs)
+    print_table(jobs)
+
+
+@app.command(rich_help_panel="Look")
+def show(
+    job_id: JobId,
+    num_events: Annotated[int, typer.Option("--events", help="So many of the last events.", min=0, max=1000)] = 10,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show a job: its settings, how far it is, what came of it, and what happened last."""
+    with connected(url, api_key) as client:
+        job = client.jobs.get(job_id)
+        events = client.jobs.events(job_id, limit=num_events) if num_events else []
+    if as_json:
+        print_json({**job.model_dump(), "events": [event.model_dump() for event in reversed(events)]})
+    else:
+        print_details(job, events)
 
 
 @app.command(rich_help_panel="Look")
@@ -145,21 +165,36 @@ def watch(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_ke
 def cancel(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Cancel a job. A running one stops within a step."""
     with connected(url, api_key) as client:
-        _print_job(client.jobs.cancel(job_id), as_json=as_json)
+        job = client.jobs.cancel(job_id)
+    # OpenAI knows no word for a job that is about to stop.
+    print_job(job if job.has_ended or as_json else job.model_copy(update={"status": "cancelling"}), as_json=as_json)
 
 
 @app.command(rich_help_panel="Change")
 def pause(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Pause a job. What it has learned is kept."""
     with connected(url, api_key) as client:
-        _print_job(client.jobs.pause(job_id), as_json=as_json)
+        print_job(client.jobs.pause(job_id), as_json=as_json)
 
 
 @app.command(rich_help_panel="Change")
 def resume(job_id: JobId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Put a paused job back in line."""
     with connected(url, api_key) as client:
-        _print_job(client.jobs.resume(job_id), as_json=as_json)
+        print_job(client.jobs.resume(job_id), as_json=as_json)
+
+
+@app.command(rich_help_panel="Change")
+def rm(
+    job_ids: Annotated[list[str], typer.Argument(help="Ids of jobs that have ended.", metavar="JOB...")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Forget jobs that have ended, with their events. Their prompts stay."""
+    with connected(url, api_key) as client:
+        for job_id in job_ids:
+            client.jobs.delete(job_id)
+            out().print(f"{job_id}  forgotten", soft_wrap=True)
 
 
 def _watch(client: Client, job_id: str, *, as_json: bool) -> None:
@@ -171,48 +206,7 @@ def _watch(client: Client, job_id: str, *, as_json: bool) -> None:
     except KeyboardInterrupt:
         err().print(f"[dim]the job goes on; watch it again: promptd jobs watch {job_id}[/]")
         raise typer.Exit(130) from None
-    _print_job(job, as_json=as_json)
+    print_job(job, as_json=as_json)
     if job.status != "succeeded":
         raise typer.Exit(1)
-
-
-def _print_job(job: Job, *, as_json: bool) -> None:
-    from rich.markup import escape
-
-    if as_json:
-        print_json(job.model_dump())
-        return
-    out().print(f"{job.id}  {job.status}  {escape(job.prompt)}", soft_wrap=True)
-    if job.result is not None:
-        out().print(f"  on {job.result.scores_after.get('num_rows', 'all')} held-out rows:")
-        for name, after in job.result.scores_after.items():
-            if name == "num_rows":
-                continue
-            before = job.result.scores_before.get(name)
-            if isinstance(after, (int, float)) and isinstance(before, (int, float)):
-                out().print(f"  {escape(name)} {before:.4g} -> {after:.4g}")
-        out().print(f"  {escape(job.result.prompt)} is v{job.result.number}  {job.result.version}", soft_wrap=True)
-    if job.error is not None:
-        out().print(f"  {escape(job.error.code)}: {escape(job.error.message)}", soft_wrap=True)
-
-
-def _print_table(jobs: list[Job]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("job", "status", "prompt", "method", "step", "loss", "created"):
-        table.add_column(column, justify="right" if column in ("step", "loss") else "left", no_wrap=True)
-    for job in jobs:
-        progress = job.progress
-        table.add_row(
-            job.id,
-            job.status,
-            escape(job.prompt),
-            escape(str(job.method.get("type", ""))),
-            "" if progress is None else f"{progress.step}/{progress.num_steps}",
-            "" if progress is None or progress.loss is None else f"{progress.loss:.4f}",
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
-        )
-    out().print(table)
+    err().print(f'[dim]ask it: POST /v1/completions {{"model": "{job.prompt}", "prompt": "…"}}[/]')

@@ -16,6 +16,7 @@ from promptd.jobs.files import TrainingFiles, check_lines
 from promptd.jobs.keys import job_key, job_log, new_id, once_key
 from promptd.jobs.ledger import MAX_TRIES, JobLedger, JobLimits, StoredJob
 from promptd.jobs.record import JobRecord, JobSpec, JobState
+from promptd.jobs.retention import forget_job
 
 MAX_LISTED_EVENTS = 1000
 
@@ -157,6 +158,17 @@ class JobQueue:
 
         return await self._ledger.retry(tenant, job_id, step)
 
+    async def delete(self, tenant: str, job_id: str) -> None:
+        """Forget an ended job with its events; its prompt stays. Raises `ConflictError` for one that has not ended."""
+
+        async def step(stored: StoredJob) -> None:
+            job = stored.job
+            if not job.state.is_ended:
+                raise ConflictError(f"job {job.id!r} is {job.state.value}; cancel it first", code="job_state_conflict")
+            await forget_job(self._store, job, stored.etag)
+
+        await self._ledger.retry(tenant, job_id, step)
+
     async def events(
         self, tenant: str, job_id: str, *, before: int | None = None, limit: int = MAX_LISTED_EVENTS
     ) -> Sequence[JobEvent]:
@@ -173,7 +185,7 @@ class JobQueue:
             if event.seq > last:
                 last = event.seq
                 yield event
-        if past[0].ends_job:
+        if not past or past[0].ends_job:  # none: the job is being forgotten
             return
         subscription = await self._store.subscribe(job_log(tenant, job_id), after=last)
         try:

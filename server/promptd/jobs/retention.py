@@ -28,17 +28,19 @@ async def forget_old_jobs(
             job = JobRecord.from_bytes(stored.value)
             if job.finished_at is None or job.finished_at >= oldest_kept:
                 continue
-            await store.trim_log(
-                job_log(tenant, job.id), before_seq=1 << 62
-            )  # first: a log without a job stays for ever
-            deletes = [stored.key]
-            if job.idempotency_key is not None:
-                deletes.append(once_key(tenant, job.idempotency_key))
             with contextlib.suppress(CheckFailedError):  # another process forgets it too
-                await store.transact([Check(stored.key, stored.etag)], deletes=deletes)
+                await forget_job(store, job, stored.etag)
                 num_forgotten += 1
         after = page[-1].key
     return num_forgotten
+
+
+async def forget_job(store: Store, job: JobRecord, etag: str) -> None:
+    """Delete an ended job with its log; the prompt that it made stays. Raises `CheckFailedError`."""
+    await store.trim_log(job_log(job.tenant, job.id), before_seq=1 << 62)  # first: a log without a job stays for ever
+    key = job_key(job.tenant, job.id)
+    deletes = [key] if job.idempotency_key is None else [key, once_key(job.tenant, job.idempotency_key)]
+    await store.transact([Check(key, etag)], deletes=deletes)
 
 
 async def trim_signals(store: Store, *, clock: Callable[[], float] = time.time) -> int:

@@ -82,15 +82,32 @@ def parse_objects(lines: Iterable[str | bytes]) -> Iterator[tuple[int, dict[str,
 
 
 def _object(line: int, text: str | bytes) -> dict[str, Any]:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            names = [name for name, _ in items]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TrainingDataError(line, f"has the key {_shown(twice)} twice")
+        return found
+
+    def constant(token: str) -> float:
+        raise TrainingDataError(line, f"not JSON ({token} is no number there)")
+
     try:
-        row = json.loads(text)
+        if isinstance(text, bytes):  # JSON's parser would guess an encoding
+            text = text.decode("utf-8-sig")
+        row = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise TrainingDataError(line, "has half a character (a lone surrogate)") from None
     except UnicodeDecodeError as error:
         raise TrainingDataError(line, f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise TrainingDataError(line, f"not JSON ({getattr(error, 'msg', 'nested too deeply')})") from None
+    except json.JSONDecodeError as error:
+        raise TrainingDataError(line, f"not JSON ({error.msg})") from None
+    except RecursionError:
+        raise TrainingDataError(line, "not JSON (nested too deeply)") from None
+    except ValueError:  # an integer of thousands of digits
+        raise TrainingDataError(line, "not JSON (a number with too many digits)") from None
     if not isinstance(row, dict):
         raise TrainingDataError(line, f"must be an object, got {_shown(row)}")
     return row
@@ -110,6 +127,9 @@ def example_of(line: int, row: Mapping[str, Any], *, is_question: bool = False) 
         raise TrainingDataError(line, f"{targets[0]!r} must be a non-empty string, got {_shown(target)}")
     if "prompt" in row and "text" in row:
         raise TrainingDataError(line, "has both 'prompt' and 'text'")
+    for name in ("prompt", "text"):
+        if not isinstance(row.get(name, ""), str):
+            raise TrainingDataError(line, f"{name!r} must be a string, got {_shown(row[name])}")
     fields = {name: value for name, value in row.items() if isinstance(value, str) and name not in targets}
     if "prompt" in fields:
         fields["text"] = fields.pop("prompt")
