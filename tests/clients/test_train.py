@@ -36,7 +36,9 @@ def rows(tmp_path: Path) -> Path:
 
 def run(model: Path, *arguments: object) -> Result:
     """Run `promptd train` in this process, quickly."""
-    quick = ["-s", "num_steps=4", "-s", "batch_size=4", "-s", "num_evaluations=2"]
+    quick = ["-s", "batch_size=4", "-s", "num_evaluations=2"]
+    if not any(str(one).startswith("num_steps") for one in arguments):
+        quick += ["-s", "num_steps=4"]
     return CliRunner().invoke(app, ["train", *map(str, arguments), "--model", str(model), *quick])
 
 
@@ -90,6 +92,28 @@ def test_the_same_command_again(tiny_models: dict[str, Path], rows: Path, tmp_pa
         for line in run(*command, "-n", "next", "--from", tmp_path / "tone.safetensors", "--json").stdout.splitlines()
     ]
     assert start["state"] == "trained"
+
+
+def test_a_text_is_distilled(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """A text becomes a prompt, taught on questions; the divergence from the teacher falls."""
+    (tmp_path / "manual.txt").write_text("Close the door, always, and play some music in the city.")
+    (tmp_path / "tone.jsonl").write_text("".join(json.dumps({"prompt": f"what {n}"}) + "\n" for n in range(12)))
+    command = [
+        tiny_models["llama"],
+        "-o",
+        tmp_path,
+        "--distill",
+        tmp_path / "manual.txt",
+        "-s",
+        "num_steps=30",
+        "--json",
+    ]
+    (card,) = [json.loads(line) for line in run(*command, tmp_path / "tone.jsonl").stdout.splitlines()]
+    scores = card["provenance"]["scores"]
+    assert (card["name"], card["state"]) == ("tone", "trained")
+    assert scores["after"]["loss"] < 0.8 * scores["before"]["loss"]
+    nothing = CliRunner().invoke(app, ["train", "-o", str(tmp_path)])
+    assert nothing.exit_code == 1 and "nothing to learn from" in nothing.output
 
 
 def test_ctrl_c_saves(

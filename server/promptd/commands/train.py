@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from promptd.commands.console import AsJson, BaseModel, err, existing, fail, out, print_json, quiet_loading
+from promptd.commands.console import (
+    AsJson,
+    BaseModel,
+    err,
+    existing,
+    fail,
+    out,
+    print_json,
+    quiet_loading,
+    read_text,
+)
 from promptd.commands.job_progress import Bars, job_bars, numbers_of
 from promptd.commands.training_options import (
     DEFAULT_METHOD,
@@ -35,17 +46,22 @@ _COMPUTE = "Computing"
 
 
 def train(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the prompts.", metavar="DIR")],
     files: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
-            help='JSON lines, .gz too: {"prompt", "completion"}, {"text", "label"} or {"messages"}. One prompt a file.',
+            help='JSON lines, .gz too: {"prompt", "completion"}, {"text", "label"} or {"messages"}. One prompt a file. '
+            "With --distill, questions alone; without ROWS the teacher writes them.",
             metavar="ROWS",
         ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the prompts.", metavar="DIR")],
+    ] = None,
     model: BaseModel = None,
     name: Annotated[
         str | None, typer.Option("--name", "-n", help="Name of the prompt. Default: the file's name.")
+    ] = None,
+    distill: Annotated[
+        Path | None,
+        typer.Option(help="Learn what the model says with this text in its context.", metavar="TEXTFILE"),
     ] = None,
     validation: Annotated[
         Path | None, typer.Option(help="Rows to measure with. Default: a part of ROWS.", metavar="FILE")
@@ -82,6 +98,7 @@ def train(
     finished prompts alone. DIR gets NAME.safetensors, its parameters before folding, and NAME.json with all scores.
 
     [dim]promptd train rows.jsonl -o prompts/[/]  (then: promptd prompts push prompts/)
+    [dim]promptd train --distill manual.txt -o prompts/[/]
     [dim]promptd train alice.jsonl bob.jsonl -o prompts/ --model ./Qwen2-0.5B -s num_steps=500[/]
     """
     try:
@@ -92,11 +109,14 @@ def train(
     except ImportError as error:
         fail(f"{error.name or error} is missing", hint="pip install 'promptd[server]'")
 
+    if not files and distill is None:
+        fail("there is nothing to learn from", hint="Give files of rows, or --distill TEXTFILE.")
     wanted = {} if seed is None else {"seed": seed}
     spec = JobSpec(method_of(method, settings), None, wanted, template=template_of(template),
-                   label_words=label_words_of(label))  # fmt: skip
+                   label_words=label_words_of(label),
+                   distill=None if distill is None else {"text": read_text(distill)})  # fmt: skip
     try:
-        jobs = _jobs(files, name, spec, validation)
+        jobs = _jobs(files or [], name or (distill.stem if distill and not files else None), spec, validation)
         base = _loaded(model, device, dtype, strict=strict)
         ends = _run(
             base, jobs, output, start, overwrite=overwrite, strict=strict, checkpoint_seconds=checkpoint_seconds
@@ -132,11 +152,15 @@ def _jobs(files: Sequence[Path], name: str | None, spec: JobSpec, validation: Pa
         fail(f"--name names one prompt, but there are {len(files)} files")
     held_out = None if validation is None else _read(validation)
     jobs: dict[str, LocalJob] = {}
+    if not files:  # the teacher writes the rows
+        return [LocalJob(check_name(name or ""), replace(spec, name=name), JobData(b"", held_out))]
     for path in files:
         own = check_name(name or path.name.removesuffix(".gz").removesuffix(".jsonl"))
         if own in jobs:
             fail(f"two files are named {own}", hint="Each file makes a prompt of its own; rename one of them.")
-        jobs[own] = LocalJob(own, replace(spec, name=own), JobData(_read(path), held_out))
+        rows = _read(path)
+        digest = f"sha256:{hashlib.sha256(rows).hexdigest()}"
+        jobs[own] = LocalJob(own, replace(spec, name=own, rows_digest=digest), JobData(rows, held_out))
     return list(jobs.values())
 
 
