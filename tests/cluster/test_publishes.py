@@ -130,8 +130,8 @@ def publish_and_kill(
 
 
 def test_acknowledged_survives_kills(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
-    """60 publications, 4 kills -9 of Redis and servers."""
-    publish_and_kill(forge, redis, tmp_path, num_publishes=60, num_kills=4)
+    """120 publications, up to 4 kills -9 of Redis and servers."""
+    publish_and_kill(forge, redis, tmp_path, num_publishes=120, num_kills=4)
 
 
 @pytest.mark.long
