@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -65,6 +66,40 @@ def test_texts(server: LiveServer) -> None:
         doubled = post(server, "/v1/completions", prompt=text, ensemble=[*MEMBERS, MEMBERS[-1]], **settings)
         votes[texts[-1]] += 1
         assert doubled["choices"][0]["text"].strip() == max(texts, key=votes.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "num_steps"),
+    [
+        ("/v1/classify", {"input": INPUTS[0], "labels": LABELS}, 2),
+        ("/v1/completions", {"prompt": INPUTS[0], "max_tokens": 3, "temperature": 0, "ignore_eos": True}, 4),
+    ],
+)
+def test_members_share_steps(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], num_steps: int
+) -> None:
+    """All members are handed to the engine before one of them is waited for, and it answers them in the same steps."""
+    post(server, path, ensemble=MEMBERS, **body)  # the prompts are resident from now on
+    engine = server.app.state.services.engine
+    enter, step, before = engine._enter, engine.engine.step, engine.engine.counters.steps
+    num_entered = 0
+
+    def entering(request: Any) -> Any:
+        nonlocal num_entered
+        num_entered += 1
+        return enter(request)
+
+    def waiting() -> Any:
+        until = time.monotonic() + 10
+        while num_entered < len(MEMBERS) and time.monotonic() < until:
+            time.sleep(0.005)
+        return step()
+
+    monkeypatch.setattr(engine, "_enter", entering)
+    monkeypatch.setattr(engine.engine, "step", waiting)
+    post(server, path, ensemble=MEMBERS, **body)
+    assert num_entered == len(MEMBERS)
+    assert engine.engine.counters.steps - before <= num_steps  # one after another: four times as many
 
 
 def test_members_must_agree_on_the_question(server: LiveServer) -> None:

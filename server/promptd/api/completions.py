@@ -157,8 +157,8 @@ async def _ensemble(body: CompletionBody, request: Request, services: Services, 
         raise InvalidRequestError("ensemble names all its prompts itself", param="ensemble")
     choices: list[Choice] = []
     try:
-        for name in body.ensemble or ():
-            prompts = await _named(services, request, body, [name])
+        members = [await _named(services, request, body, [name]) for name in body.ensemble or ()]
+        for prompts in members:  # all are known: they start together
             choices += await _start(services, body, prompts, inputs)
         await collect(request, choices)
     finally:
