@@ -295,3 +295,17 @@ def test_a_text_is_replaced_by_what_was_learned_from_it(llama: FrozenModel, tmp_
             assert bad.error is not None and bad.error.param == "distill.prompt"
 
     asyncio.run(story())
+
+
+def test_written_tokens_are_the_distributions_own(llama: FrozenModel) -> None:
+    """Token by token from kept keys is the whole text at once: each token is the one that its draw falls on."""
+    teacher = teacher_of(llama, seed=5, answer_tokens=12, top_k=320)
+    for number, row in enumerate(asked(llama, teacher, questions(QUESTIONS[:6]))):
+        assert row.teacher is not None
+        probs = torch.zeros(len(row.target_ids), 320).scatter(
+            1, row.teacher.token_ids.long(), row.teacher.log_probs.exp()
+        )
+        above = probs.double().cumsum(1)
+        for place, (token, draw) in enumerate(zip(row.target_ids, teacher._draws(number), strict=False)):
+            low = above[place, token - 1].item() if token else 0.0
+            assert low - 1e-4 <= draw <= above[place, token].item() + 1e-4

@@ -9,13 +9,14 @@ Askell et al. 2021 (arXiv 2112.00861), Snell et al. 2022 (2209.15189); into a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
 import torch
 
 from promptd.training.encoding import Encoded
+from promptd.training.forward import PromptedTexts
 from promptd.training.objectives import CompletionObjective, Tally
 
 T = TypeVar("T")
@@ -87,6 +88,36 @@ class LogitsReader(CompletionObjective, Generic[T]):
     def of(self, row: Encoded) -> T:
         """What was read of this very row."""
         return self._found[id(row)]
+
+
+class NextTokens(LogitsReader[torch.Tensor]):
+    """Reads each row's distribution of the next token, cumulated, and keeps its keys: the row goes on from them.
+
+    A row is what is new: its text behind nothing, or one token behind its own beginning.
+    """
+
+    wants_keys = True
+
+    def __init__(self, begun: Mapping[int, torch.Tensor]) -> None:
+        """`begun`: by the `id` of each row, the keys and values of its beginning; empty where all rows begin."""
+        super().__init__(lambda logits: logits[0].double().softmax(-1).cumsum(-1).cpu())
+        self._begun = begun
+        self._keys: dict[int, torch.Tensor] = {}
+
+    def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
+        """Return the rows behind their beginnings."""
+        return replace(super().texts(rows, prompt), begun=[self._begun[id(row)] for row in rows] if self._begun else ())
+
+    def keep(self, rows: Sequence[Encoded], key_values: torch.Tensor) -> None:
+        """Take the rows' new keys and values."""
+        for row, own in zip(rows, key_values.split([row.num_tokens for row in rows], dim=3), strict=True):
+            self._keys[id(row)] = own
+
+    def keys_of(self, row: Encoded) -> torch.Tensor:
+        """The keys and values of all of the row so far."""
+        begun = self._begun.get(id(row))
+        own = self._keys[id(row)]
+        return own if begun is None else torch.cat([begun, own], dim=3)
 
 
 def _log_rest(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

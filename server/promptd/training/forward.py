@@ -40,6 +40,8 @@ class PromptedTexts:
     """What the prompt and the texts are read behind."""
     head: torch.Tensor | None = None
     """`[num_classes, hidden_size + 1]`, a linear head's weights and bias: logits are then classes', one row a text."""
+    begun: Sequence[torch.Tensor] = ()
+    """For each text the keys and values of its own beginning, like a prefix, where it only goes on from there."""
 
     @property
     def soft(self) -> torch.Tensor | None:
@@ -68,38 +70,52 @@ class PromptedTexts:
         return context if self.prefix is None else [*context, self.prefix]
 
     @property
+    def text_positions(self) -> list[torch.Tensor]:
+        """Positions of each text's tokens."""
+        starts = [self.text_position + own.shape[3] for own in self.begun] or [self.text_position] * len(self.texts)
+        return [torch.arange(start, start + len(text)) for start, text in zip(starts, self.texts, strict=True)]
+
+    @property
     def num_text_tokens(self) -> int:
         """Tokens of all texts."""
         return sum(map(len, self.texts))
 
 
 def forward_groups(
-    model: FrozenModel, groups: Sequence[PromptedTexts], *, between_layers: Callable[[], None] | None = None
+    model: FrozenModel,
+    groups: Sequence[PromptedTexts],
+    *,
+    between_layers: Callable[[], None] | None = None,
+    kept: list[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Run all groups in one pass; return each one's logits, `[num_logits, vocab_size]` in float32.
 
     `between_layers` is called at every layer, in the forward pass and in the backward pass; what it does may take long
-    but must not touch this pass.
+    but must not touch this pass. To `kept`, where it is given, each group's texts' keys and values are added,
+    `[num_layers, 2, num_kv_heads, num_text_tokens, head_dim]`.
     """
     device = model.device
     texts = [text for group in groups for text in group.texts]
     embeds = model.embed(torch.tensor([token for text in texts for token in text], device=device))
     positions = [torch.arange(group.first_position, group.text_position) for group in groups if group.soft is not None]
-    positions += [
-        torch.arange(group.text_position, group.text_position + len(text)) for group in groups for text in group.texts
-    ]
+    positions += [own for group in groups for own in group.text_positions]
     softs = [group.soft.to(embeds.dtype) for group in groups if group.soft is not None]
     start = sum(map(len, softs))
     index = []
     for group in groups:
         index.append(group.logits_index + start)
         start += group.num_text_tokens
+    batch = GroupedBatch(groups, device, between_layers)
+    recorded = Recorded(batch)
     logits = model.forward(
         torch.cat([*softs, embeds]),
         torch.cat(positions).to(device),
         torch.cat(index).to(device),
-        GroupedBatch(groups, device, between_layers),
+        batch if kept is None else recorded,
     )
+    if kept is not None:
+        of_texts = torch.stack(recorded.layers)[:, :, :, sum(map(len, softs)) :]
+        kept += of_texts.split([group.num_text_tokens for group in groups], dim=3)
     return list(logits.float().split([len(group.logits_index) for group in groups]))
 
 
@@ -119,7 +135,7 @@ class GroupedBatch:
         device: torch.device,
         between_layers: Callable[[], None] | None = None,
     ) -> None:
-        self._given = [key_values for group in groups for key_values in group.given_key_values]
+        self._given = [one for group in groups for one in (*group.given_key_values, *group.begun)]
         lengths = [len(text) for group in groups for text in group.texts]
         softs = [len(group.soft) for group in groups if group.soft is not None]
         # Slots of the keys: the packed tokens (soft prompts, then texts), then what is given.
@@ -132,7 +148,10 @@ class GroupedBatch:
                 of_softs.append(context)
                 context = torch.cat([context, torch.arange(next_soft, next_soft + len(group.soft))])
                 next_soft += len(group.soft)
-            of_texts += [context] * len(group.texts)
+            for own in group.begun:
+                of_texts.append(torch.cat([context, torch.arange(next_given, next_given + own.shape[3])]))
+                next_given += own.shape[3]
+            of_texts += [context] * (0 if group.begun else len(group.texts))
         self._rows: list[PaddedRows] = []
         start = 0
         for counts, contexts in ((softs, of_softs), (lengths, of_texts)):

@@ -59,6 +59,8 @@ class Objective(ABC):
     has_labels: bool = False
     num_classes: int = 0
     """Classes of a head that is learned beside the prompt; 0 for none."""
+    wants_keys: bool = False
+    """Whether `keep` is called."""
 
     @abstractmethod
     def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
@@ -67,6 +69,9 @@ class Objective(ABC):
     @abstractmethod
     def tally(self, rows: Sequence[Encoded], logits: torch.Tensor) -> Tally:
         """Read the logits of `texts`, `[num_logits, vocab_size]` in float32."""
+
+    def keep(self, rows: Sequence[Encoded], key_values: torch.Tensor) -> None:  # noqa: B027 - most need none
+        """Take the keys and values of the texts, `[num_layers, 2, num_kv_heads, num_tokens, head_dim]`."""
 
     @abstractmethod
     def num_tokens(self, row: Encoded) -> int:

@@ -86,8 +86,15 @@ def _forward(
         dataclasses.replace(share.objective.texts(share.rows, share.prompt), context=share.context) for share in shares
     ]
     tallies = []
-    forward = forward_sources if model.reads_whole else forward_groups
-    for share, logits in zip(shares, forward(model, groups, between_layers=between_layers), strict=True):
+    if any(share.objective.wants_keys for share in shares):
+        kept: list[torch.Tensor] = []
+        outputs = forward_groups(model, groups, between_layers=between_layers, kept=kept)
+        for share, key_values in zip(shares, kept, strict=True):
+            share.objective.keep(share.rows, key_values)
+    else:
+        forward = forward_sources if model.reads_whole else forward_groups
+        outputs = forward(model, groups, between_layers=between_layers)
+    for share, logits in zip(shares, outputs, strict=True):
         tally = share.objective.tally(share.rows, logits)
         share.tally = dataclasses.replace(tally, loss=tally.loss.detach())
         tallies.append((share, tally))

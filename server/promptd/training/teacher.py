@@ -21,7 +21,7 @@ from promptd.modeling import FrozenModel
 from promptd.training.context import chain_context
 from promptd.training.data import TrainingDataError
 from promptd.training.distill_config import DistillConfig
-from promptd.training.distill_objective import LogitsReader, TopLogits
+from promptd.training.distill_objective import LogitsReader, NextTokens, TopLogits
 from promptd.training.encoding import Encoded, evaluation_batches
 from promptd.training.passes import MAX_SHARE_TOKENS, Share, Shares
 
@@ -101,9 +101,8 @@ class Teacher:
     def complete(self, rows: Sequence[Encoded]) -> Shares[list[Encoded]]:
         """Return all rows with targets and the teacher's distributions there. Raises `NumericalError`."""
         rows = list(rows)
-        batches = evaluation_batches(
-            [len(row.text_ids) + self.max_written for row in rows], MAX_SHARE_TOKENS, self.num_tokens
-        )
+        num_before = self.num_tokens + self.max_written
+        batches = evaluation_batches([len(row.text_ids) for row in rows], MAX_SHARE_TOKENS, num_before)
         for batch in batches:
             written = yield from self._write([(index, rows[index]) for index in batch if not rows[index].target_ids])
             for index, target_ids in written.items():
@@ -125,19 +124,21 @@ class Teacher:
         ends = self._model.eos_token_ids
         written: dict[int, tuple[int, ...]] = {index: () for index, _ in drafts}
         draws = {index: self._draws(index) for index in written}
+        # What is new of each row, one target behind it: its logits are those of the next token.
+        new = {index: replace(self._as_read(row), target_ids=(0,)) for index, row in drafts}
+        begun: dict[int, torch.Tensor] = {}
         for place in range(self.max_written):
-            going = [(index, row) for index, row in drafts if not ends.intersection(written[index][-1:])]
-            if not going:
+            if not new:
                 break
-            # One target token behind what is written so far: its logits are those of the next token.
-            asked = [
-                replace(self._as_read(row), text_ids=self._as_read(row).text_ids + written[index], target_ids=(0,))
-                for index, row in going
-            ]
-            reader = LogitsReader(lambda logits: logits[0].double().softmax(-1).cumsum(-1).cpu())
-            yield from self._ask(reader, asked)
-            for (index, _), row in zip(going, asked, strict=True):
-                written[index] += (_drawn(reader.of(row), draws[index][place]),)
+            reader = NextTokens(begun)
+            yield from self._ask(reader, list(new.values()))
+            begun, read, new = {}, new, {}
+            for index, row in read.items():
+                token = _drawn(reader.of(row), draws[index][place])
+                written[index] += (token,)
+                if token not in ends:
+                    new[index] = replace(row, text_ids=(token,))
+                    begun[id(new[index])] = reader.keys_of(row)
         return written
 
     def _draws(self, index: int) -> list[float]:
