@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     if unknown:
         parser.error(f"unknown check {min(unknown)!r}; there are {', '.join(CHECKS)}")
     torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
     scale = SMOKE if options.smoke else FULL
     book = Book(options.folder / "results.json", f"{'smoke' if options.smoke else 'full'}, {options.threads} threads")
     if options.fresh:

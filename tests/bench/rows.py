@@ -27,8 +27,8 @@ def greedy(max_tokens: int) -> SamplingParams:
 
 
 def fresh_tokens(count: int, vocab_size: int) -> Tokens:
-    """Return ids that no cache has seen."""
-    rng = random.Random()
+    """Return ids that no cache of this process has seen; every process makes the same ones."""
+    rng = random.Random(next(_numbers))
     return tuple(rng.randrange(1, vocab_size) for _ in range(count))
 
 

@@ -260,13 +260,14 @@ def test_rows_that_give_way_say_the_same(tiny_models: dict[str, Path]) -> None:
 
 
 def test_a_share_that_holds_the_kv_cache_gives_some_back(tiny_models: dict[str, Path]) -> None:
-    """Few long rows of A take every block; B's row of normal size comes in all the same, and A's go on after it."""
-    witness = fresh(tiny_models["llama"], num_blocks=32, block_size=4)
-    flood = Load(Share("A"), 6, num_text=50, max_tokens=8)
-    for _ in range(10):
+    """Two long rows of A hold nearly all blocks; B's row of normal size comes in all the same, and A's go on after."""
+    witness = fresh(tiny_models["llama"], num_blocks=40, block_size=4)
+    flood = Load(Share("A"), 6, num_text=70, max_tokens=18)
+    for _ in range(3):
         witness.step([flood])
-    assert witness.steps_to_first_token([flood], Load(Share("B"), 0, num_text=12, max_tokens=3)) <= 4
-    for _ in range(60):
+    assert not witness.engine.blocks.can_allocate(5), "else B's row needs no room to be made"
+    assert witness.steps_to_first_token([flood], Load(Share("B"), 0, num_text=17, max_tokens=3)) <= 4
+    for _ in range(120):
         witness.step([flood])
     assert sum(request_id.startswith("A") for request_id in witness.first_token_at) > 6
 
