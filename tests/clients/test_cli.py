@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
@@ -17,7 +18,7 @@ import structlog
 from typer.testing import CliRunner, Result
 
 from promptd.cli import app
-from promptd.commands.serve import serve
+from promptd.commands.serve import _listen, serve
 from promptd.settings import Settings
 from tests.clients.conftest import Live
 
@@ -99,6 +100,28 @@ def test_serve_knows_a_taken_port_at_once() -> None:
         other.listen()
         result = run("serve", "--port", str(other.getsockname()[1]))
     assert result.exit_code == 1 and "in use" in result.stderr and "loading" not in result.stderr
+
+
+def test_small_answers_are_sent_without_delay() -> None:
+    """Connections to what `promptd serve` listens on have TCP_NODELAY: no answer waits for an acknowledgement. The
+    control: a listener that does not name its protocol, which is Python's default."""
+
+    async def has_no_delay(listener: socket.socket) -> bool:
+        accepted = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda reader, writer: accepted.set_result(writer), sock=listener)
+        async with server:
+            _, ours = await asyncio.open_connection(*listener.getsockname())
+            theirs = await accepted
+            option: int = theirs.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for writer in (ours, theirs):
+                writer.close()
+                await writer.wait_closed()
+        return option != 0
+
+    control = socket.socket()
+    control.bind(("127.0.0.1", 0))
+    assert asyncio.run(has_no_delay(_listen(Settings(port=0))))
+    assert not asyncio.run(has_no_delay(control))
 
 
 @pytest.fixture

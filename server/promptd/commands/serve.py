@@ -202,8 +202,10 @@ def _start(settings: Settings, listener: socket.socket) -> None:
 def _listen(settings: Settings) -> socket.socket:
     """Take the port before the model is loaded, so that a taken one is known at once."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family)
+        family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        # With its protocol, which connections inherit: asyncio sends small answers without delay (TCP_NODELAY) only
+        # where it knows that they are TCP. Else every answer on a kept connection waits 40 ms for the client's ACK.
+        listener = socket.socket(family, kind, proto)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
