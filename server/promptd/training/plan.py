@@ -50,6 +50,13 @@ def make_job(
     model: FrozenModel, spec: JobSpec, data: JobData, prompts: JobPrompts | None = None
 ) -> tuple[TrainingJob, TaskFormat]:
     """Read the rows and make the job. Raises `InvalidRequestError` and `TrainingDataError`, which names the line."""
+    if model.family.sizes.num_encoder_layers and not model.reads_whole:
+        raise InvalidRequestError(
+            f"{model.spec.architecture} reads a source and writes a target: prompts for it cannot be trained here yet, "
+            "only uploaded",
+            param="model",
+            code="training_not_supported",
+        )
     prompts, distill = prompts or JobPrompts(), distill_config(spec)
     writes_rows = distill is not None and spec.training_file is None and spec.rows_digest is None
     if distill is not None and writes_rows:
