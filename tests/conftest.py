@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # for threads and processes that tests start, too: sums depend on it, bit for bit
 
 import pytest
 import structlog
