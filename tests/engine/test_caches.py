@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from promptd_store import encode
 
@@ -185,6 +185,7 @@ def test_text_prefixes_are_reused_exactly(tiny_models: dict[str, Path]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(0, 6)), max_size=40))
+@example([(0, 1, 0), (4, 1, 0), (4, 2, 0), (5, 1, 0), (0, 9, 0), (0, 9, 0), (0, 9, 0), (0, 5, 0)])
 def test_blocks_add_up(actions: list[tuple[int, int, int]]) -> None:
     """Whatever is taken, grown, cached and given back, every block is in one state and nothing is handed out twice."""
     manager = BlockManager(32, 4)

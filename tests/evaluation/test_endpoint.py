@@ -125,13 +125,17 @@ def test_a_lost_client_ends_the_evaluation(server: LiveServer) -> None:
     """Nothing of it is left in the engine, and nothing new comes."""
     engine = server.app.state.services.engine
     rows = [{"text": f"the fox {number} and the dog", "completion": "x"} for number in range(400)]
-    with server.http() as http, pytest.raises(httpx.ReadTimeout):
-        http.post("/v1/prompts/plain/evaluate", json={"rows": rows}, timeout=0.3)
-    until = time.monotonic() + 10
-    while engine.stats().num_requests_running or engine.stats().num_requests_waiting:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    aborted = engine.stats().requests_aborted
+    aborted = 0
+    for seconds in (0.3, 1.0, 3.0):  # on a busy machine nothing may have begun after the first
+        with server.http() as http, pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/prompts/plain/evaluate", json={"rows": rows}, timeout=seconds)
+        until = time.monotonic() + 10
+        while engine.stats().num_requests_running or engine.stats().num_requests_waiting:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        aborted = engine.stats().requests_aborted
+        if aborted:
+            break
     assert aborted > 0
     time.sleep(0.3)
     assert engine.stats().num_requests_running == 0

@@ -155,6 +155,8 @@ class BlockManager:
         known = self._nodes.get(key)
         if known is not None:
             return known[0]
+        if block in self._node_key:  # computed anew: what it held before is gone
+            self._forget(block)
         node = self._new_node()
         self._nodes[key] = (node, block)
         self._node_key[block] = key
