@@ -112,8 +112,9 @@ def publish_and_kill(
         lost = await broken(store, catalog, acknowledged)
         faults = [fault async for fault in find_faults(store)]
         seconds = sorted(second for publisher in publishers for second in publisher.seconds)
+        num_refused = sum(one.num_refused for one in publishers)
         print(
-            f"{len(acknowledged)} publications, {killer.result()} kills, {sum(one.num_refused for one in publishers)} refused: "
+            f"{len(acknowledged)} publications, {killer.result()} kills, {num_refused} refused: "
             f"{len(lost)} lost, {len(faults)} pointers to nothing, median {seconds[len(seconds) // 2] * 1e3:.0f} ms, "
             f"p99 {seconds[int(len(seconds) * 0.99)] * 1e3:.0f} ms"
         )
