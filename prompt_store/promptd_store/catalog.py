@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -36,6 +35,7 @@ from promptd_store.names import (
     parse_ref,
     version_key,
 )
+from promptd_store.passing_thread import compute
 from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
 from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
@@ -152,7 +152,7 @@ class PromptCatalog:
         """Check an upload as `publish` does, and store nothing."""
         check_publication(tenant, name, self._reserved_names, "private", None)
         self._check_preconditions((await self._names.read(tenant, name)).state, if_match, if_none_match)
-        return await asyncio.to_thread(
+        return await compute(
             decode,
             content,
             self.spec,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
 from promptd_store.base import Store
 from promptd_store.bounds import Bounds
 from promptd_store.cache import ArtifactCache, CacheStats
 from promptd_store.codec import decode
 from promptd_store.errors import StoreError
+from promptd_store.passing_thread import compute
 from promptd_store.record import PromptRecord
 
 
@@ -40,7 +39,7 @@ class ArtifactLoader:
         config = None
         if record.adapter_config_digest is not None:
             config = await self._store.get_blob(record.tenant, record.adapter_config_digest)
-        artifact = await asyncio.to_thread(
+        artifact = await compute(
             decode, content, self._spec, kind=record.kind, adapter_config=config, bounds=self._bounds
         )
         if artifact.version != record.version:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from promptd_store.passing_thread import in_passing_thread
+
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
@@ -195,18 +197,22 @@ class Counted(TrainingLoop):
         """Put the job in."""
         self.add("job", self._job, Watcher(self._count), lambda outcome: None)
 
+    def run_for(self, seconds: float) -> float:
+        """Train with nothing else to do; return tokens/s."""
+        self.start()
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            self.run()
+        return self.num_tokens / seconds
+
     def _count(self, progress: Progress) -> None:
         self.num_tokens += progress.num_tokens
 
 
 async def _inline(scale: Scale, folder: Path) -> dict[str, float]:
     model = load_model(folder)
-    offline = Counted(model, scale)
-    offline.start()
-    until = time.perf_counter() + scale.inline_seconds
-    while time.perf_counter() < until:
-        offline.run()
-    loop = Counted(model, scale)
+    offline = in_passing_thread(lambda: Counted(model, scale).run_for(scale.inline_seconds))
+    loop = in_passing_thread(Counted, model, scale)
     engine = AsyncEngine(Engine(model, EngineConfig(max_num_seqs=16, enable_prefix_caching=False)), loop)
     engine.start()
     try:
@@ -223,7 +229,7 @@ async def _inline(scale: Scale, folder: Path) -> dict[str, float]:
         loop.remove("job")
         await engine.shutdown()
     return {
-        "offline": offline.num_tokens / scale.inline_seconds,
+        "offline": offline,
         "idle": idle / scale.inline_seconds,
         "loaded": loaded,
         "requests_per_second": rate,

@@ -184,7 +184,7 @@ def test_a_pass_that_does_not_fit_is_cut(
 
 
 def test_layers_can_be_waited_between(llama: FrozenModel, text_rows: list[Example]) -> None:
-    """The callback comes at every layer, forward and backward, and may run the model itself without being noticed."""
+    """The callback comes at every layer, both ways, and at the loss; it may run the model itself unnoticed."""
     job = TrainingJob(llama, TrainingConfig(METHODS["prompt_tuning"]), TaskFormat(), text_rows, text_rows)
     share = next(job.shares())
     plain = dataclasses.replace(share, prompt=_fresh(share.prompt))
@@ -197,6 +197,6 @@ def test_layers_can_be_waited_between(llama: FrozenModel, text_rows: list[Exampl
             run_shares(llama, [dataclasses.replace(share, prompt=None)])
 
     run_shares(llama, [share], serve)
-    assert len(calls) == 2 * llama.spec.num_layers
+    assert len(calls) == 2 * llama.spec.num_layers + 1
     assert share.prompt is not None and plain.prompt is not None
     assert torch.equal(share.prompt.grad, plain.prompt.grad)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from promptd_store import (
     parse_name,
     to_peft,
 )
+from promptd_store.passing_thread import compute
 
 from promptd.api.auth import authorize
 from promptd.api.schemas import PromptName, RollbackBody
@@ -202,7 +203,7 @@ async def get_neighbors(name: str, request: Request, count: Annotated[int, Query
     services = services_of(request)
     record = await _resolve(name, request)
     artifact = await services.catalog.load(record)
-    found = await asyncio.to_thread(neighbors, services.model, artifact, count)
+    found = await compute(neighbors, services.model, artifact, count)
     data = [
         {
             "index": index,

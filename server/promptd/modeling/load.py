@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from promptd_store import BaseModelSpec
+from promptd_store.passing_thread import in_passing_thread
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -42,7 +43,28 @@ def load_model(
     that a row's bits do not depend on its neighbours. Weights must be safetensors; remote code is never run.
     Raises `ModelRefusedError` where the model would not be served exactly.
     """
-    folder = model_folder(path_or_id)
+    return in_passing_thread(
+        _load,
+        model_folder(path_or_id),
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        packed_linears=packed_linears,
+        strict=strict,
+        served_name=served_name,
+    )
+
+
+def _load(
+    folder: Path,
+    *,
+    device: str,
+    dtype: str,
+    max_model_len: int | None,
+    packed_linears: bool,
+    strict: bool,
+    served_name: str | None,
+) -> FrozenModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     choice = choose(config)
     sizes = choice.sizes

@@ -24,6 +24,7 @@ from promptd_store import (
     StoreUnavailableError,
     exact_name,
 )
+from promptd_store.passing_thread import compute
 
 from promptd.errors import ConflictError, InvalidRequestError
 from promptd.jobs import (
@@ -171,7 +172,7 @@ class JobRun:
             return training
 
         # Put in from here and not by the thread: that one goes on when this task is cancelled.
-        self._loop.add(job.id, await asyncio.to_thread(make), self._watcher, self._put)
+        self._loop.add(job.id, await compute(make), self._watcher, self._put)
         return replaced
 
     def _put(self, message: Message) -> None:
@@ -229,7 +230,7 @@ class JobRun:
         if must_be_better and result.report.rank < max(result.before.rank, result.bare.rank):
             reason = _worse(job.spec, result, replaced)
             raise InvalidRequestError(reason, param="publish_worse", code="prompt_not_better")
-        artifact = await asyncio.to_thread(make_artifact, self._loop.model, self._task, result)
+        artifact = await compute(make_artifact, self._loop.model, self._task, result)
         facts = {**provenance(result), "job": job.id}
         for _ in range(MAX_PUBLISH_TRIES):
             checks = await _patiently(partial(self._claims.publication_checks, self.claim))

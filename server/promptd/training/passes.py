@@ -72,6 +72,8 @@ def run_shares(model: FrozenModel, shares: Sequence[Share], between_layers: Betw
             _forward(model, measured, between_layers)
     if learning:
         losses = [tally.loss * share.scale for share, tally in _forward(model, learning, between_layers)]
+        if between_layers is not None:  # the last layer and the head take as long forwards as backwards
+            between_layers()
         # Taken apart from the leaves first: a pass that fails half-way has then changed nothing.
         leaves = list({id(share.prompt): share.prompt for share in learning if share.prompt is not None}.values())
         gradients = torch.autograd.grad(losses, leaves)
