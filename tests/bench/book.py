@@ -46,6 +46,10 @@ class Book:
         """Return a fact, or None."""
         return self._own.get(name)
 
+    def to_json(self) -> str:
+        """Return all of this setting as text."""
+        return json.dumps(self._own, indent=1) + "\n"
+
     def forget(self) -> None:
         """Begin anew."""
         self._own.clear()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
 from promptd.demo import DEMO_MODEL_PATH
@@ -44,7 +44,14 @@ def _demo_shape() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0))
 
 
-_MAKERS = {"gpt2-small": _gpt2_small, "demo": _demo_shape}
+def _qwen2_small() -> Qwen2ForCausalLM:
+    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151_936}
+    heads = {"num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    more = {"tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.05}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, **more))  # type: ignore[arg-type]
+
+
+_MAKERS = {"gpt2-small": _gpt2_small, "qwen2-0.5b": _qwen2_small, "demo": _demo_shape}
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PromptTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -47,7 +47,7 @@ def _settings(max_tokens: int) -> dict[str, Any]:
 
 
 class StackedEmbeddings:
-    """`generate` over `[soft prompt; embedded text]`, in static batches of rows of one length."""
+    """`generate` over `[soft prompt; embedded text]`, or over texts alone, in static batches of rows of one length."""
 
     def __init__(self, model: PreTrainedModel, batch_size: int) -> None:
         self._model = model
@@ -55,16 +55,17 @@ class StackedEmbeddings:
 
     @torch.no_grad()
     def run(
-        self, prompts: Sequence[torch.Tensor], texts: Sequence[Tokens], max_tokens: int
+        self, prompts: Sequence[torch.Tensor] | None, texts: Sequence[Tokens], max_tokens: int
     ) -> tuple[float, list[list[int]]]:
-        """Return (seconds, answers)."""
+        """Return (seconds, answers); None for no prompts."""
         answers: list[list[int]] = []
         began = time.perf_counter()
         with quiet():
             for start in range(0, len(texts), self._batch_size):
                 own = slice(start, start + self._batch_size)
-                embedded = self._model.get_input_embeddings()(torch.tensor(texts[own]))
-                rows = torch.cat([torch.stack(tuple(prompts[own])), embedded], 1)
+                rows = self._model.get_input_embeddings()(torch.tensor(texts[own]))
+                if prompts is not None:
+                    rows = torch.cat([torch.stack(tuple(prompts[own])), rows], 1)
                 mask = torch.ones(rows.shape[:2], dtype=torch.int64)
                 made = self._model.generate(inputs_embeds=rows, attention_mask=mask, **_settings(max_tokens))  # type: ignore[operator]
                 answers += made.tolist()
@@ -72,28 +73,40 @@ class StackedEmbeddings:
 
 
 class PeftOneAtATime:
-    """PEFT prompt tuning: `set_adapter`, then `generate` with one row, for every request."""
+    """PEFT, an adapter a prompt: `set_adapter`, then `generate` with one row, for every request.
+
+    Prompts are soft (`[tokens, hidden]`, prompt tuning) or prefixes (`[layers, 2, heads, tokens, head_dim]`).
+    """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> None:
-        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts[0].shape[0])
         with quiet():
-            self._model = get_peft_model(model, config, adapter_name="p0").eval()
-            for number in range(1, len(prompts)):
-                self._model.add_adapter(f"p{number}", config)
-        for number, prompt in enumerate(prompts):
-            self._model.prompt_encoder[f"p{number}"].embedding.weight.data.copy_(prompt)
+            for number, prompt in enumerate(prompts):
+                is_soft = prompt.ndim == 2
+                kind, count = (
+                    (PromptTuningConfig, prompt.shape[0]) if is_soft else (PrefixTuningConfig, prompt.shape[3])
+                )
+                config = kind(task_type="CAUSAL_LM", num_virtual_tokens=count)
+                if number == 0:
+                    self._model = get_peft_model(model, config, adapter_name="p0").eval()
+                else:
+                    self._model.add_adapter(f"p{number}", config)
+                rows = prompt if is_soft else prompt.permute(3, 0, 1, 2, 4).reshape(count, -1)
+                self._model.prompt_encoder[f"p{number}"].embedding.weight.data.copy_(rows)
 
     @torch.no_grad()
+    def answer(self, number: int, text: Tokens, max_tokens: int) -> list[int]:
+        """Answer one text under prompt number so and so."""
+        with quiet():
+            self._model.set_adapter(f"p{number}")
+            ids = torch.tensor([text])
+            made = self._model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **_settings(max_tokens))
+        answer: list[int] = made[0, len(text) :].tolist()
+        return answer
+
     def run(self, texts: Sequence[Tokens], max_tokens: int) -> tuple[float, list[list[int]]]:
         """Return (seconds, answers); text number i runs under prompt number i."""
-        answers: list[list[int]] = []
         began = time.perf_counter()
-        with quiet():
-            for number, text in enumerate(texts):
-                self._model.set_adapter(f"p{number}")
-                ids = torch.tensor([text])
-                made = self._model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **_settings(max_tokens))
-                answers.append(made[0, len(text) :].tolist())
+        answers = [self.answer(number, text, max_tokens) for number, text in enumerate(texts)]
         return time.perf_counter() - began, answers
 
 

@@ -35,6 +35,28 @@ class Scale:
     num_jobs: int = 16
     job_steps: int = 5
     inline_seconds: float = 20.0
+    versus_models: tuple[str, ...] = ("demo", "gpt2-small", "qwen2-0.5b")
+    slow_models: tuple[str, ...] = ("qwen2-0.5b",)
+    """One full batch is asked of these, not two."""
+    versus_rounds: int = 3
+    workloads: tuple[str, ...] = ()
+    """Names in `versus.workloads`; none for all of them."""
+    peers: tuple[str, ...] = ()
+    """Names in `versus.contenders`; none for all of them."""
+    mixed_virtual_tokens: tuple[int, int] = (4, 512)
+    short_tokens: int = 16
+    long_tokens: int = 768
+    shared_tokens: int = 2000
+    shared_rows: int = 64
+    load_models: tuple[str, ...] = ("gpt2-small",)
+    load_shares: tuple[float, ...] = (0.5, 0.8, 0.95)
+    num_load_requests: int = 64
+    load_input_tokens: tuple[int, int] = (16, 128)
+    load_output_tokens: tuple[int, int] = (16, 96)
+    num_stored: int = 100_000
+    num_few_stored: int = 100
+    num_stored_requests: int = 1000
+    num_cold_pairs: int = 60
 
 
 FULL = Scale()
@@ -46,6 +68,7 @@ SMOKE = Scale(
     input_tokens=9,
     output_tokens=9,
     max_num_seqs=4,
+    num_peft_requests=3,
     num_rounds=1,
     num_mixing_pairs=1,
     num_latency_pairs=4,
@@ -62,4 +85,22 @@ SMOKE = Scale(
     num_jobs=3,
     job_steps=1,
     inline_seconds=0.5,
+    versus_models=("tiny",),
+    slow_models=(),
+    versus_rounds=1,
+    peers=("PEFT, one at a time", "transformers, static batches"),
+    mixed_virtual_tokens=(2, 40),
+    short_tokens=4,
+    long_tokens=60,
+    shared_tokens=90,
+    shared_rows=5,
+    load_models=("tiny",),
+    load_shares=(0.5,),
+    num_load_requests=4,
+    load_input_tokens=(3, 9),
+    load_output_tokens=(2, 5),
+    num_stored=24,
+    num_few_stored=8,
+    num_stored_requests=16,
+    num_cold_pairs=2,
 )

@@ -21,7 +21,7 @@ from promptd.demo import DEMO_MODEL_PATH
 from tests.bench.book import Book, Row
 from tests.bench.latency import TEXT_TOKENS
 from tests.bench.models import folder_of, frozen
-from tests.bench.rows import fresh_tokens, soft_prompts
+from tests.bench.rows import Tokens, fresh_tokens, soft_prompts
 from tests.bench.scale import Scale
 
 READY_TARGET_SECONDS = 8.0
@@ -30,8 +30,11 @@ _LIMIT_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def serving(model: Path) -> Iterator[tuple[httpx.Client, float]]:
-    """Start `promptd serve`, without --model for the embedded model; yield (client, seconds until it was ready)."""
+def serving(model: Path, store: Path | None = None, *arguments: str) -> Iterator[tuple[httpx.Client, float]]:
+    """Start `promptd serve`, without --model for the embedded model, over a store of its own unless there is one.
+
+    Yields (client, seconds until it was ready).
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,12 +43,13 @@ def serving(model: Path) -> Iterator[tuple[httpx.Client, float]]:
         command += ["--model", str(model)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTD_")}
     with (
-        tempfile.TemporaryDirectory() as store,
+        tempfile.TemporaryDirectory() as own,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
         tempfile.TemporaryFile() as log,
     ):
         began = time.perf_counter()
-        server = subprocess.Popen([*command, "--store", store], env=environment, stdout=log, stderr=subprocess.STDOUT)
+        command += ["--store", str(store or own), *arguments]
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             while not _is_ready(http):
                 if server.poll() is not None or time.perf_counter() - began > _LIMIT_SECONDS:
@@ -89,13 +93,17 @@ def check_http(scale: Scale, book: Book, root: Path) -> list[Row]:
     if missing > 0:
         spec = frozen(folder).spec
         (prompt,) = soft_prompts(1, scale.virtual_tokens, spec.hidden_size)
+
+        def once(http: httpx.Client, is_named: bool) -> float:
+            return first_event(http, fresh_tokens(TEXT_TOKENS, spec.vocab_size), "bench" if is_named else None)
+
         with serving(folder) as (http, _):
             http.put("/v1/prompts/bench", content=prompt.content).raise_for_status()
             for warm in range(10):
-                _first_event(http, spec.vocab_size, warm % 2 == 0)
+                once(http, warm % 2 == 0)
             for number in range(missing):
                 order = (True, False) if number % 2 else (False, True)
-                times = {named: _first_event(http, spec.vocab_size, named) for named in order}
+                times = {named: once(http, named) for named in order}
                 book.add("http/with_ms", [times[True]])
                 book.add("http/without_ms", [times[False]])
     mine, bare = book.series("http/with_ms"), book.series("http/without_ms")
@@ -104,10 +112,11 @@ def check_http(scale: Scale, book: Book, root: Path) -> list[Row]:
     return [Row(f"the same over HTTP, store look-up included, {name}", "", shown)]
 
 
-def _first_event(http: httpx.Client, vocab_size: int, with_prompt: bool) -> float:
-    body = {"prompt": fresh_tokens(TEXT_TOKENS, vocab_size), "max_tokens": 1, "temperature": 0, "stream": True}
-    if with_prompt:
-        body["model"] = "bench"
+def first_event(http: httpx.Client, text: Tokens, prompt: str | None) -> float:
+    """Return the milliseconds from sending a request for one token to the first event of its stream."""
+    body = {"prompt": text, "max_tokens": 1, "temperature": 0, "stream": True}
+    if prompt is not None:
+        body["model"] = prompt
     first = None
     began = time.perf_counter()
     with http.stream("POST", "/v1/completions", json=body) as response:

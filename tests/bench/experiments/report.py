@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tests.bench.experiments.cells import Results
 from tests.bench.experiments.plans import EXPERIMENTS, Scale
 from tests.bench.experiments.plots import plot_all
 from tests.bench.experiments.tables import Found
+from tests.bench.page import filled
 
 
 def tables_of(found: Mapping[str, Found], facts: Mapping[str, Any]) -> dict[str, str]:
@@ -55,13 +55,3 @@ def report(scale: Scale, results: Results, facts: Mapping[str, Any], out: Path, 
         ]
         (page.with_suffix("") / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return made
-
-
-def filled(text: str, made: Mapping[str, str]) -> str:
-    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Raises `KeyError` for other names."""
-
-    def table(match: re.Match[str]) -> str:
-        name = match[1]
-        return f"<!-- begin {name} -->\n{made[name]}\n<!-- end {name} -->"
-
-    return re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", table, text, flags=re.DOTALL)
