@@ -110,7 +110,7 @@ class _Match:
             found = {}
             for name in names if number % 2 else reversed(names):
                 try:
-                    if number == 0 or workload.has_new_prompts:
+                    if prompts and (number == 0 or workload.has_new_prompts):
                         self._ask(loaded[name], "prompts", files=prompts)
                     if number == 0 and not workload.has_new_prompts:
                         self._warm(loaded[name], workload, prompts)
