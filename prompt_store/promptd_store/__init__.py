@@ -7,7 +7,7 @@ from promptd_store.artifact import (
     BaseModelSpec,
     PromptArtifact,
 )
-from promptd_store.base import Append, BlobInfo, Check, Event, Lease, Put, Record, Store, Subscription
+from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Store, Subscription
 from promptd_store.bounds import Bounds
 from promptd_store.cache import ArtifactCache, CacheStats
 from promptd_store.catalog import PromptCatalog
@@ -20,6 +20,7 @@ from promptd_store.errors import (
     BlobNotFoundError,
     CheckFailedError,
     LeaseLostError,
+    LimitReachedError,
     PreconditionFailedError,
     PromptChainBrokenError,
     PromptModelMismatchError,
@@ -34,6 +35,18 @@ from promptd_store.errors import (
     VolatileStoreError,
 )
 from promptd_store.garbage import collect_garbage, scan_tenants, trim_changes, trim_events
+from promptd_store.holdings import (
+    PROMPTS,
+    STORED_BYTES,
+    Recount,
+    check_room,
+    count_prompts,
+    day_of,
+    held_key,
+    hold,
+    number_held,
+    quota_key,
+)
 from promptd_store.integrity import find_faults
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
@@ -49,7 +62,10 @@ __all__ = [
     "DTYPES",
     "MAX_CHAIN_PROMPTS",
     "PREFIX_TENSOR",
+    "PROMPTS",
     "SOFT_TENSOR",
+    "STORED_BYTES",
+    "Add",
     "Append",
     "ArtifactCache",
     "ArtifactError",
@@ -65,6 +81,7 @@ __all__ = [
     "Event",
     "Lease",
     "LeaseLostError",
+    "LimitReachedError",
     "Manifest",
     "PreconditionFailedError",
     "PromptArtifact",
@@ -79,6 +96,7 @@ __all__ = [
     "Put",
     "Record",
     "RecordTooNewError",
+    "Recount",
     "Store",
     "StoreAddressError",
     "StoreError",
@@ -89,20 +107,27 @@ __all__ = [
     "TensorInfo",
     "VolatileStoreError",
     "check_name",
+    "check_room",
     "check_tenant",
     "collect_garbage",
     "copy_store",
+    "count_prompts",
+    "day_of",
     "decode",
     "encode",
     "events_log",
     "exact_name",
     "extend",
     "find_faults",
+    "held_key",
+    "hold",
     "is_shared",
+    "number_held",
     "open_store",
     "parse_name",
     "parse_ref",
     "prune_versions",
+    "quota_key",
     "read_peft",
     "read_prompt",
     "render_template",

@@ -48,6 +48,18 @@ class Put:
 
 
 @dataclass(frozen=True, slots=True)
+class Add:
+    """Add to a count: a record that holds a whole number in digits, absent where it is 0. Once a transaction and key.
+
+    Where the amount is positive and the sum is above the number in the record `limit_key`, nothing at all is done.
+    """
+
+    key: str
+    amount: int
+    limit_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
     """Add an entry to a log; subscribers of the log get it as an event."""
 
@@ -133,11 +145,12 @@ class Store(Protocol):
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
         appends: Sequence[Append] = (),
+        adds: Sequence[Add] = (),
     ) -> dict[str, str]:
         """Do all or nothing; return the etag of every key put.
 
         A failed Check raises CheckFailedError; a Lease in `checks` whose epoch is not the present one raises
-        LeaseLostError, so that an owner who woke too late cannot write.
+        LeaseLostError, so that an owner who woke too late cannot write; an Add over its limit LimitReachedError.
         """
         ...
 

@@ -21,6 +21,7 @@ from promptd_store.errors import (
     PromptNotFoundError,
     StoreUnavailableError,
 )
+from promptd_store.holdings import PROMPTS, STORED_BYTES, check_room
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
 from promptd_store.namebook import NameBook, StoredName
@@ -40,6 +41,7 @@ from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
 from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
 from promptd_store.remembered import OUTAGE_SECONDS, RememberedNames
+from promptd_store.strict_json import canonical_json
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
 MAX_READS = 20
@@ -100,7 +102,7 @@ class PromptCatalog:
 
         Publishing again what the name points to changes nothing. `checks` join the atomic step: a training job's
         lease fences its publication. The sidecar keeps the parameters before folding. `behind` names prompts that
-        this one is always served behind, from the chain's beginning.
+        this one is always served behind, from the chain's beginning. Raises `LimitReachedError` over a quota.
         """
         plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
         front = await self._front(tenant, behind, visibility)
@@ -132,7 +134,9 @@ class PromptCatalog:
                 Put(version_key(tenant, name, number), record.to_bytes()),
                 Put(digest_key(tenant, name, record.version), str(number).encode()),
             ]
-            await self._names.move(stored, moved, self._event("prompt.published", record), puts=puts, checks=checks)
+            event = self._event("prompt.published", record)
+            size = record.held_bytes
+            await self._names.move(stored, moved, event, puts=puts, checks=checks, num_bytes=size)
             return record
 
         return await self._names.retry(tenant, name, step)
@@ -275,7 +279,8 @@ class PromptCatalog:
             deletes = [version_key(tenant, name, record.number) for record in records]
             deletes += sorted({digest_key(tenant, name, record.version) for record in records})
             event = self._event("prompt.deleted", records[-1])
-            await self._names.move(stored, stored.state.tombstone(), event, deletes=deletes)
+            size = sum(record.held_bytes for record in records)
+            await self._names.move(stored, stored.state.tombstone(), event, deletes=deletes, num_bytes=-size)
             for record in records:
                 self._loader.discard(record)
 
@@ -302,6 +307,14 @@ class PromptCatalog:
         """Store the blobs; the record that names them still lacks its number and etag."""
         config = artifact.adapter_config
         base = artifact.manifest.base_fingerprint
+        manifest = artifact.manifest.to_dict()
+        size = len(artifact.content) + len(config or b"") + len(sidecar or b"")
+        size += len(canonical_json([manifest, provenance]))
+        state = (await self._names.read(tenant, name)).state
+        current = state.current_for(self.spec.fingerprint)
+        if current is None or current.version != artifact.version:  # else it may be what is there already
+            await check_room(self.store, tenant, PROMPTS, int(not state.current))
+            await check_room(self.store, tenant, STORED_BYTES, size)
         return PromptRecord(
             tenant=tenant,
             name=name,
@@ -316,10 +329,11 @@ class PromptCatalog:
             provenance=provenance,
             visibility=visibility,
             verified=artifact.verified,
-            manifest=artifact.manifest.to_dict(),
+            manifest=manifest,
             content_digest=await self.store.put_blob(tenant, artifact.content),
             adapter_config_digest=None if config is None else await self.store.put_blob(tenant, config),
             sidecar_digest=None if sidecar is None else await self.store.put_blob(tenant, sidecar),
+            stored_bytes=size,
         )
 
     async def _owners(self, tenant: str, parsed: PromptRef) -> AsyncIterator[str]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from promptd_store.base import Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
+from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
 from promptd_store.blobs import BlobFolder, sync_folder
 from promptd_store.errors import StoreUnavailableError
 from promptd_store.record_file import RecordFile
@@ -84,9 +84,10 @@ class EmbeddedStore:
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
         appends: Sequence[Append] = (),
+        adds: Sequence[Add] = (),
     ) -> dict[str, str]:
         """Do all or nothing."""
-        etags, _ = await self._transact(checks, puts, deletes, appends)
+        etags, _ = await self._transact(checks, puts, deletes, appends, adds)
         return etags
 
     async def acquire_lease(self, key: str, owner: str, ttl_seconds: float) -> Lease | None:
@@ -103,7 +104,7 @@ class EmbeddedStore:
 
     async def publish(self, log: str, payload: bytes) -> int:
         """Append one event."""
-        _, seqs = await self._transact((), (), (), [Append(log, payload)])
+        _, seqs = await self._transact((), (), (), [Append(log, payload)], ())
         return seqs[0]
 
     async def subscribe(self, prefix: str, *, after: int | None = None) -> Subscription:
@@ -148,8 +149,11 @@ class EmbeddedStore:
         puts: Sequence[Put],
         deletes: Sequence[str],
         appends: Sequence[Append],
+        adds: Sequence[Add],
     ) -> tuple[dict[str, str], list[int]]:
-        done = await self._run(self._record_thread, lambda: self._records.transact(checks, puts, deletes, appends))
+        done = await self._run(
+            self._record_thread, lambda: self._records.transact(checks, puts, deletes, appends, adds)
+        )
         if appends:
             for subscription in list(self._subscriptions):
                 subscription.wake()

@@ -10,6 +10,7 @@ StoreError                        500 store_error
 ├── PromptChainBrokenError        409 prompt_chain_broken          what a prompt stands behind was deleted
 ├── PreconditionFailedError       412 precondition_failed          If-Match / If-None-Match
 ├── CheckFailedError              409 check_failed                 transact() found another etag
+├── LimitReachedError             429 insufficient_quota           a tenant's quota: asking again does not help
 ├── LeaseLostError                409 lease_lost                   a newer owner has the lease
 ├── BlobNotFoundError             500 blob_not_found
 ├── BlobCorruptError              500 blob_corrupt                 digest mismatch; the file was set aside
@@ -22,7 +23,7 @@ StoreError                        500 store_error
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -106,6 +107,27 @@ class CheckFailedError(StoreError):
         self.key = key
         self.expected = expected
         self.actual = actual
+
+
+class LimitReachedError(StoreError):
+    """What is held already and what would come to it are more than the quota; nothing was written.
+
+    `key` names the count. Answered as OpenAI's clients know it: they do not ask again.
+    """
+
+    default_status = 429
+    default_code = "insufficient_quota"
+    type = "insufficient_quota"
+    headers: ClassVar[Mapping[str, str]] = {"x-should-retry": "false"}
+
+    def __init__(self, key: str, held: int, amount: int, limit: int) -> None:
+        what = key.split(":")[2]
+        super().__init__(f"{held} {what.replace('_', ' ')} are held and {amount} more wanted; {limit} are allowed")
+        self.param = what
+        self.key = key
+        self.held = held
+        self.amount = amount
+        self.limit = limit
 
 
 class LeaseLostError(StoreError):

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from promptd_store.base import Append, Check, Lease, Put, Store
 from promptd_store.errors import CheckFailedError, StoreUnavailableError
+from promptd_store.holdings import PROMPTS, STORED_BYTES, hold
 from promptd_store.names import CHANGES_LOG, digest_key, events_log, prompt_key, public_key, version_key
 from promptd_store.record import PromptName, PromptRecord
 from promptd_store.strict_json import canonical_json
@@ -84,8 +85,12 @@ class NameBook:
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
         checks: Collection[Check | Lease] = (),
+        num_bytes: int = 0,
     ) -> None:
-        """Write the moved name, its versions, the public index and the event in one transaction."""
+        """Write the moved name, its versions, the public index and the event in one transaction.
+
+        `num_bytes` come to what the tenant holds, or go from it. Raises `LimitReachedError`.
+        """
         tenant, name = stored.tenant, stored.name
         index_key = public_key(name)
         index = await self._store.get(index_key)
@@ -102,7 +107,9 @@ class NameBook:
         payload = canonical_json({"tenant": tenant, "name": name, **event}).encode()
         change = f"{tenant}/{name}/{moved.revision}".encode()
         appends = [Append(events_log(tenant), payload), Append(CHANGES_LOG, change)]
-        await self._store.transact(all_checks, all_puts, all_deletes, appends)
+        amounts = {PROMPTS: bool(moved.current) - bool(stored.state.current), STORED_BYTES: num_bytes}
+        adds = [hold(tenant, what, amount) for what, amount in amounts.items() if amount]
+        await self._store.transact(all_checks, all_puts, all_deletes, appends, adds)
 
     async def retry(self, tenant: str, name: str, step: Callable[[StoredName], Awaitable[_T]]) -> _T:
         """Run read-check-move until no other writer came in between. Writers of this process queue up."""

@@ -44,7 +44,14 @@ class PromptRecord:
     sidecar_digest: str | None = None
     behind: tuple[str, ...] = ()
     """Exact names of the prompts that it is served behind, from the chain's beginning."""
+    stored_bytes: int = 0
+    """Of all that is kept for it; 0 in records that are older than the counting."""
     is_current: bool = True
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts for in its tenant's stored bytes."""
+        return self.stored_bytes or self.num_bytes
 
     def to_bytes(self) -> bytes:
         """Write the immutable part."""

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from promptd_store.base import Append, Check, Event, Lease, Put, Record
-from promptd_store.errors import CheckFailedError, LeaseLostError, StoreUnavailableError
+from promptd_store.base import Add, Append, Check, Event, Lease, Put, Record
+from promptd_store.errors import CheckFailedError, LeaseLostError, LimitReachedError, StoreUnavailableError
 
 BUSY_TIMEOUT_SECONDS = 10.0
 
@@ -81,6 +81,7 @@ class RecordFile:
         puts: Sequence[Put],
         deletes: Sequence[str],
         appends: Sequence[Append],
+        adds: Sequence[Add],
     ) -> tuple[dict[str, str], list[int]]:
         """Check and write all or nothing; return the etags of the puts and the seqs of the appends."""
         with self._writing() as sql:
@@ -89,6 +90,8 @@ class RecordFile:
             etag = sql("UPDATE counter SET value = value + 1 RETURNING value").fetchone()[0]
             for key in deletes:
                 sql("DELETE FROM records WHERE key = ?", (key,))
+            for add in adds:
+                self._add(add, etag)
             for put in puts:
                 sql("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (put.key, put.value, etag))
             seqs = []
@@ -149,6 +152,21 @@ class RecordFile:
         """Delete old entries of one log."""
         with self._writing() as sql:
             return sql("DELETE FROM log WHERE log = ? AND seq < ?", (log, before_seq)).rowcount
+
+    def _add(self, add: Add, etag: int) -> None:
+        held = self._number(add.key) or 0
+        limit = None if add.limit_key is None else self._number(add.limit_key)
+        if add.amount > 0 and limit is not None and held + add.amount > limit:
+            raise LimitReachedError(add.key, held, add.amount, limit)
+        if held + add.amount == 0:
+            self._connection.execute("DELETE FROM records WHERE key = ?", (add.key,))
+        else:
+            row = (add.key, b"%d" % (held + add.amount), etag)
+            self._connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", row)
+
+    def _number(self, key: str) -> int | None:
+        record = self.get(key)
+        return None if record is None else int(record.value)
 
     def _check(self, check: Check | Lease) -> None:
         if isinstance(check, Lease):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from promptd_store.base import Check, Store
 from promptd_store.errors import CheckFailedError
 from promptd_store.garbage import scan_tenants
+from promptd_store.holdings import STORED_BYTES, hold
 from promptd_store.names import digest_key, prompt_key, version_key
 from promptd_store.record import PromptName, PromptRecord
 
@@ -35,7 +36,8 @@ async def prune_versions(store: Store, tenant: str, *, keep: int) -> list[str]:
                 if number is not None and int(number.value) == record.number:
                     deletes.append(number.key)
                 try:
-                    await store.transact([Check(stored.key, stored.etag)], deletes=deletes)
+                    freed = hold(tenant, STORED_BYTES, -record.held_bytes)
+                    await store.transact([Check(stored.key, stored.etag)], deletes=deletes, adds=[freed])
                 except CheckFailedError:
                     break
                 gone.append(f"{name}@{record.number}")

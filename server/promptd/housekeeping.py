@@ -5,13 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
+from collections import Counter
 
 import structlog
-from promptd_store import Store, StoreError, collect_garbage, events_log, scan_tenants, trim_changes, trim_events
+from promptd_store import (
+    PROMPTS,
+    STORED_BYTES,
+    Recount,
+    Store,
+    StoreError,
+    collect_garbage,
+    count_prompts,
+    day_of,
+    events_log,
+    held_key,
+    scan_tenants,
+    trim_changes,
+    trim_events,
+)
 from promptd_store.names import PUBLIC_TENANT
 
+from promptd.jobs import TRAINING_JOBS, TRAINING_STEPS, count_files, count_jobs, steps_of
 from promptd.jobs.retention import forget_old_jobs, trim_signals
 from promptd.metrics import HousekeepingMetrics
+from promptd.tenancy import note_stored_bytes
 
 FIRST_RUN_SECONDS = 5.0
 """After the start, so that a server that is restarted often still gets to it."""
@@ -70,6 +88,7 @@ class Housekeeper:
                 deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
                 await self._store.sweep_blobs(tenant, older_than_seconds=self._min_age_seconds)
                 num_trimmed = await trim_events(self._store, events_log(tenant))
+                await self._count(tenant)
                 num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
                 if tenant == PUBLIC_TENANT:
                     num_trimmed += await trim_signals(self._store) + await trim_changes(self._store)
@@ -78,3 +97,18 @@ class Housekeeper:
                 self._metrics.count_failure()
             else:
                 self._metrics.count(len(deleted), num_trimmed, num_jobs)
+
+    async def _count(self, tenant: str) -> None:
+        """Put right what was not counted, note what lies in the store today, drop the counts of days gone by."""
+        recount = await Recount.begin(self._store, tenant, (PROMPTS, STORED_BYTES, TRAINING_JOBS))
+        counted: Counter[str] = Counter()
+        for count in (count_prompts, count_files, count_jobs):
+            counted.update(await count(self._store, tenant))
+        if await recount.end(counted):
+            _log.info("recounted", tenant=tenant)
+        today = day_of(time.time())
+        await note_stored_bytes(self._store, tenant, today)
+        days = await self._store.scan(held_key(tenant, f"{TRAINING_STEPS}:"))
+        past = [one.key for one in days if one.key < held_key(tenant, steps_of(today))]
+        if past:
+            await self._store.transact(deletes=past)

@@ -14,7 +14,9 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from promptd_client import Client
 from promptd_store import PromptArtifact
+from pydantic import SecretStr
 
 from promptd.app import create_app
 from promptd.modeling import FrozenModel
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tests.api.training_server import TrainingServer
 
 MODEL = "tiny-llama"
+ADMIN_KEY = "the-first-admin-key"
 
 
 @dataclass
@@ -82,6 +85,26 @@ def server(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 def prompts(server: LiveServer) -> tuple[PromptArtifact, ...]:
     """The artifacts behind p0..p5."""
     return library(server.folder)[:6]
+
+
+@pytest.fixture(scope="session")
+def tenanted(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with an admin's key, for tests that make tenants of their own; it takes jobs and runs none."""
+    settings = Settings(
+        model=str(tiny_models["llama"]),
+        store=str(tmp_path_factory.mktemp("tenanted")),
+        admin_key=SecretStr(ADMIN_KEY),
+        drain_seconds=0,
+        training="worker",
+    )
+    yield from serve(settings, tiny_models["llama"])
+
+
+@pytest.fixture(scope="session")
+def tenants_admin(tenanted: LiveServer) -> Iterator[Client]:
+    """That server's admin."""
+    with Client(tenanted.url, api_key=ADMIN_KEY, max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from promptd_store import Store, StoreUnavailableError, encode
+from promptd_store import PROMPTS, STORED_BYTES, Store, StoreUnavailableError, encode, held_key
 
 from promptd import housekeeping
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
+from tests.tenancy.conftest import with_store
 
 DAY = 86400.0
 
@@ -92,3 +93,20 @@ def test_a_failing_clean_up_is_counted_and_goes_on(
         assert soon(lambda: metric(server, "promptd_housekeeping_failures_total") >= 2)
         assert asked[0] == "default"
         assert http.get("/v1/prompts/one/content").status_code == 200
+
+
+def test_counts_are_put_right_and_noted_for_the_ledger(busy: tuple[LiveServer, Path]) -> None:
+    """Also those of a store that is older than the counting; what lies there is the day's in the ledger."""
+    server, folder = busy
+    with server.http() as http:
+        content = encode("soft", torch.ones(2, server.model.spec.hidden_size)).content
+        assert http.put("/v1/prompts/one", content=content).status_code == 201
+        held = http.get("/admin/tenants/default").json()["held"]
+        assert (held["prompts"], held["stored_bytes"] > len(content)) == (1, True)
+
+        async def lose(store: Store) -> None:
+            await store.transact(deletes=[held_key("default", PROMPTS), held_key("default", STORED_BYTES)])
+
+        with_store(folder.parent, lose)
+        assert soon(lambda: http.get("/admin/tenants/default").json()["held"] == held)
+        assert soon(lambda: http.get("/v1/usage").json()["total"]["stored_byte_days"] == held["stored_bytes"])

@@ -35,6 +35,10 @@ class TenantLimits(Reply):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_concurrent_requests: int | None = None
+    max_prompts: int | None = None
+    max_stored_bytes: int | None = None
+    max_training_jobs: int | None = None
+    training_steps_per_day: int | None = None
 
 
 class Tenant(Reply):
@@ -43,6 +47,8 @@ class Tenant(Reply):
     id: str
     limits: TenantLimits
     active_keys: tuple[str, ...] = ()
+    held: dict[str, int] | None = None
+    """What it holds of what there are quotas for; not in lists."""
 
 
 class UsageCounts(Reply):
@@ -53,6 +59,9 @@ class UsageCounts(Reply):
     completion_tokens: int = 0
     virtual_tokens: int = 0
     cached_tokens: int = 0
+    training_tokens: int = 0
+    stored_byte_days: int = 0
+    """Bytes that lay in the store, summed over the days."""
 
 
 class UsageEntry(UsageCounts):

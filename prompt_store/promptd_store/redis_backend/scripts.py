@@ -53,8 +53,9 @@ end
 """
 )
 
-# ARGV: prefix, nonce, then how many of each, then: checks (kind, key, etag or owner, epoch), deletes (key), puts (key,
-# value), appends (log, payload). Answers ok, the etag and the seqs; or what was found instead.
+# ARGV: prefix, nonce, then how many of each, then: checks (kind, key, etag or owner, epoch), adds (key, amount, key of
+# the limit), deletes (key), puts (key, value), appends (log, payload). Answers ok, the etag and the seqs; or what was
+# found instead.
 TRANSACT = Script(
     _TICK
     + f"""
@@ -65,7 +66,7 @@ if done then
   for word in string.gmatch(done, '%S+') do answer[#answer + 1] = word end
   return answer
 end
-local at = 7
+local at = 8
 local function take() local value = ARGV[at] at = at + 1 return value end
 for _ = 1, tonumber(ARGV[3]) do
   local kind, key, wanted, epoch = take(), take(), take(), take()
@@ -78,19 +79,35 @@ for _ = 1, tonumber(ARGV[3]) do
     if etag ~= wanted then return {{'check', key, wanted, etag}} end
   end
 end
-local etag = tick()
-for _ = 1, tonumber(ARGV[4]) do
-  local key = take()
+local function number(key)
+  local stored = redis.call('GET', p .. 'record:' .. key)
+  return stored and tonumber(string.match(stored, '^%d+\\n(-?%d+)$'))
+end
+local function drop(key)
   redis.call('DEL', p .. 'record:' .. key)
   redis.call('ZREM', p .. 'records', key)
 end
-for _ = 1, tonumber(ARGV[5]) do
-  local key, value = take(), take()
+local sums = {{}}
+for _ = 1, tonumber(ARGV[4]) do
+  local key, amount, limit_key = take(), tonumber(take()), take()
+  local held, limit = number(key) or 0, limit_key ~= '' and number(limit_key)
+  if amount > 0 and limit and held + amount > limit then
+    return {{'limit', key, whole(held), whole(amount), whole(limit)}}
+  end
+  sums[key] = held + amount
+end
+local etag = tick()
+local function put(key, value)
   redis.call('SET', p .. 'record:' .. key, etag .. '\\n' .. value)
   redis.call('ZADD', p .. 'records', 0, key)
 end
+for _ = 1, tonumber(ARGV[5]) do drop(take()) end
+for key, sum in pairs(sums) do
+  if sum == 0 then drop(key) else put(key, whole(sum)) end
+end
+for _ = 1, tonumber(ARGV[6]) do put(take(), take()) end
 local answer = {{'ok', etag}}
-for _ = 1, tonumber(ARGV[6]) do
+for _ = 1, tonumber(ARGV[7]) do
   local log, payload = take(), take()
   local seq = tick()
   redis.call('XADD', p .. 'log:' .. log, seq .. '-0', 'p', payload)

@@ -8,10 +8,11 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
-from promptd_store.base import Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
+from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
 from promptd_store.errors import (
     CheckFailedError,
     LeaseLostError,
+    LimitReachedError,
     StoreError,
     StoreUnavailableError,
     VolatileStoreError,
@@ -130,9 +131,10 @@ class RedisStore:
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
         appends: Sequence[Append] = (),
+        adds: Sequence[Add] = (),
     ) -> dict[str, str]:
         """Do all or nothing."""
-        etag, _ = await self._transact(checks, puts, deletes, appends)
+        etag, _ = await self._transact(checks, puts, deletes, appends, adds)
         return {put.key: etag for put in puts}
 
     async def acquire_lease(self, key: str, owner: str, ttl_seconds: float) -> Lease | None:
@@ -157,7 +159,7 @@ class RedisStore:
 
     async def publish(self, log: str, payload: bytes) -> int:
         """Append one event."""
-        _, seqs = await self._transact((), (), (), [Append(log, payload)])
+        _, seqs = await self._transact((), (), (), [Append(log, payload)], ())
         return seqs[0]
 
     async def subscribe(self, prefix: str, *, after: int | None = None) -> Subscription:
@@ -201,15 +203,18 @@ class RedisStore:
         puts: Sequence[Put],
         deletes: Sequence[str],
         appends: Sequence[Append],
+        adds: Sequence[Add],
     ) -> tuple[str, list[int]]:
         words: list[str | bytes | int] = [
-            self._prefix, secrets.token_hex(16), len(checks), len(deletes), len(puts), len(appends)
+            self._prefix, secrets.token_hex(16), len(checks), len(adds), len(deletes), len(puts), len(appends)
         ]  # fmt: skip
         for check in checks:
             if isinstance(check, Lease):
                 words += ["lease", check.key, check.owner, check.epoch]
             else:
                 words += ["record", check.key, check.etag or "", ""]
+        for add in adds:
+            words += [add.key, add.amount, add.limit_key or ""]
         words += deletes
         for put in puts:
             words += [put.key, put.value]
@@ -221,6 +226,8 @@ class RedisStore:
             raise _lost(rest[0], rest[1], int(rest[2]))
         if outcome == "check":
             raise CheckFailedError(rest[0], rest[1] or None, rest[2] or None)
+        if outcome == "limit":
+            raise LimitReachedError(rest[0], *map(int, rest[1:]))
         return rest[0], [int(seq) for seq in rest[1:]]
 
     async def _read_log(self, prefix: str, after: int, limit: int) -> tuple[list[Event], int]:

@@ -18,8 +18,9 @@ from promptd.jobs import JobQueue, JobRecord, JobRequest, JobSpec
 from promptd.tenancy import Principal, Scope
 from promptd.training.data import Example, TrainingDataError
 from promptd.training.encoding import check_conversations
-from promptd.training.job_spec import check_spec, read_rows, with_label_words
+from promptd.training.job_spec import check_spec, distill_config, read_rows, with_label_words
 from promptd.training.methods import METHODS
+from promptd.training.plan import most_steps
 
 MAX_KEY_CHARS = 255
 
@@ -51,7 +52,7 @@ async def known_or_wanted(
     """
     wish = body.model_dump_json().encode()
     known = None if key is None else await queue_of(services).created_before(principal.tenant, key, wish)
-    return known or JobRequest(await _spec(services, principal, body, name), key, wish)
+    return known or JobRequest(await _spec(services, principal, body, name), key, wish, principal.key_id)
 
 
 async def _spec(services: Services, principal: Principal, body: JobFields, name: str | None) -> JobSpec:
@@ -83,14 +84,18 @@ async def _spec(services: Services, principal: Principal, body: JobFields, name:
     if reads is not None and spec.template is None and spec.label_words is None:  # unless the job has a task of its own
         spec = replace(spec, template=reads.manifest["template"], label_words=reads.manifest["label_words"])
     check_spec(spec)
-    if body.rows is None and body.training_file is None:
+    distilled = distill_config(spec)
+    if distilled is not None and body.rows is None and body.training_file is None:
+        spec = replace(spec, num_steps=most_steps(spec, distilled.num_rows))
         return await _with_validation(services, principal, spec)
     if body.rows is None:
         rows = await _content(services, principal, "training_file", spec.training_file)
     else:
         rows = b"".join(json.dumps(row).encode() + b"\n" for row in body.rows)
-        spec = replace(spec, rows_digest=await queue_of(services).put_rows(principal.tenant, rows))
+        digest = await queue_of(services).put_rows(principal.tenant, rows)
+        spec = replace(spec, rows_digest=digest, rows_bytes=len(rows))
     examples = await _examples(services, rows, spec, "rows" if spec.training_file is None else "training_file")
+    spec = replace(spec, num_steps=most_steps(spec, len(examples)))
     return await _with_validation(services, principal, with_label_words(spec, examples))
 
 

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
-from promptd_store import check_tenant, scan_tenants
+from promptd_store import check_tenant, day_of, scan_tenants
 from pydantic import Field
 
 from promptd.api.keys import actor
 from promptd.api.schemas import Strict
 from promptd.api.services import Services, principal_of, services_of
 from promptd.errors import InvalidRequestError
-from promptd.tenancy import Counts, Tenant, UsageKey, set_limits
+from promptd.tenancy import Counts, Tenant, UsageKey, holdings_of, set_limits
 from promptd.tenancy.limits import MAX_LIMIT, MAX_WEIGHT
 
 DEFAULT_DAYS = 30
@@ -35,6 +35,10 @@ class LimitsBody(Strict):
     requests_per_minute: _Limit = None
     tokens_per_minute: _Limit = None
     max_concurrent_requests: _Limit = None
+    max_prompts: _Limit = None
+    max_stored_bytes: _Limit = None
+    max_training_jobs: _Limit = None
+    training_steps_per_day: _Limit = None
 
 
 async def list_tenants(request: Request) -> Response:
@@ -45,9 +49,9 @@ async def list_tenants(request: Request) -> Response:
 
 
 async def get_tenant(tenant: str, request: Request) -> Response:
-    """Show one tenant; one that nothing was set for has no limits of its own."""
+    """Show one tenant and what it holds; one that nothing was set for has no limits of its own."""
     services = services_of(request)
-    return JSONResponse(_view(services, await services.tenants.book.read(check_tenant(tenant))))
+    return await _shown(services, await services.tenants.book.read(check_tenant(tenant)))
 
 
 async def change_tenant(tenant: str, body: LimitsBody, request: Request) -> Response:
@@ -55,7 +59,7 @@ async def change_tenant(tenant: str, body: LimitsBody, request: Request) -> Resp
     services = services_of(request)
     changes = body.model_dump(include=body.model_fields_set)
     changed = await set_limits(services.tenants, tenant, changes, by=actor(principal_of(request)))
-    return JSONResponse(_view(services, changed))
+    return await _shown(services, changed)
 
 
 async def own_usage(request: Request, first: _From = None, last: _To = None) -> Response:
@@ -73,8 +77,8 @@ async def all_usage(request: Request, tenant: _TenantQuery = None, first: _From 
 
 async def _usage(services: Services, tenants: Sequence[str], first: str | None, last: str | None) -> Response:
     now = time.time()
-    first = first or _day(now - DEFAULT_DAYS * DAY_SECONDS)
-    last = last or _day(now)
+    first = first or day_of(now - DEFAULT_DAYS * DAY_SECONDS)
+    last = last or day_of(now)
     if first > last:
         raise InvalidRequestError(f"from {first} is after to {last}", param="from")
     found: list[tuple[UsageKey, Counts]] = []
@@ -85,8 +89,9 @@ async def _usage(services: Services, tenants: Sequence[str], first: str | None, 
     return JSONResponse({"object": "list", "from": first, "to": last, "data": data, "total": asdict(total)})
 
 
-def _day(at: float) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(at))
+async def _shown(services: Services, tenant: Tenant) -> Response:
+    held = await holdings_of(services.catalog.store, tenant.name, day_of(time.time()))
+    return JSONResponse({**_view(services, tenant), "held": held})
 
 
 def _view(services: Services, tenant: Tenant) -> dict[str, Any]:

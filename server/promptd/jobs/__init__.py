@@ -2,7 +2,8 @@
 
 from promptd.jobs.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS, Claim, JobClaims, JobData
 from promptd.jobs.events import JobEvent
-from promptd.jobs.files import FileRecord, TrainingFiles
+from promptd.jobs.files import FileRecord, TrainingFiles, count_files
+from promptd.jobs.holdings import TRAINING_JOBS, TRAINING_STEPS, count_jobs, steps_of, trained_prefix
 from promptd.jobs.ledger import JobLimits, JobRef
 from promptd.jobs.queue import JobQueue, JobRequest
 from promptd.jobs.record import (
@@ -20,6 +21,8 @@ __all__ = [
     "HEARTBEAT_SECONDS",
     "LEASE_SECONDS",
     "MAX_ATTEMPTS",
+    "TRAINING_JOBS",
+    "TRAINING_STEPS",
     "TRANSITIONS",
     "Checkpoint",
     "Claim",
@@ -38,4 +41,8 @@ __all__ = [
     "JobSpec",
     "JobState",
     "TrainingFiles",
+    "count_files",
+    "count_jobs",
+    "steps_of",
+    "trained_prefix",
 ]

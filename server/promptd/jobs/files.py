@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from promptd_store import Check, Put, Store, check_tenant
+from promptd_store import STORED_BYTES, Check, CheckFailedError, Put, Store, check_room, check_tenant, hold
 from promptd_store.schema import read_fields, stamped
 
 from promptd.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError
@@ -56,7 +56,8 @@ class TrainingFiles:
     async def create(self, tenant: str, filename: str, content: bytes) -> FileRecord:
         """Store a file, durable on return; rows are looked at later, by the job that uses them.
 
-        Raises `PayloadTooLargeError`, or `InvalidRequestError` where the content cannot be JSON lines.
+        Raises `PayloadTooLargeError`, `InvalidRequestError` where the content cannot be JSON lines, or the store's
+        `LimitReachedError`.
         """
         if not 0 < len(filename) <= MAX_FILENAME_CHARS or not filename.isprintable():
             raise InvalidRequestError(
@@ -68,6 +69,7 @@ class TrainingFiles:
                 f"file {filename!r} has {len(content)} bytes, at most {self.max_bytes} are allowed", param="file"
             )
         await asyncio.to_thread(check_lines, content, "file")
+        await check_room(self._store, tenant, STORED_BYTES, len(content))
         now = self._clock()
         record = FileRecord(
             new_id("file", now),
@@ -78,14 +80,15 @@ class TrainingFiles:
             now,
         )
         key = file_key(tenant, record.id)
-        await self._store.transact([Check(key, None)], [Put(key, record.to_bytes())])
+        added = hold(tenant, STORED_BYTES, len(content))
+        await self._store.transact([Check(key, None)], [Put(key, record.to_bytes())], adds=[added])
         return record
 
     async def get(self, tenant: str, file_id: str) -> FileRecord:
         """Return one file's record."""
         stored = await self._store.get(file_key(tenant, file_id))
         if stored is None:
-            raise NotFoundError(f"no file {file_id[:80]!r}", param="file_id", code="file_not_found")
+            raise _no_file(file_id)
         return FileRecord.from_bytes(stored.value)
 
     async def list(self, tenant: str, *, after: str | None = None, limit: int | None = None) -> Files:
@@ -101,8 +104,25 @@ class TrainingFiles:
 
     async def delete(self, tenant: str, file_id: str) -> None:
         """Delete a file; jobs that still need its rows will fail with that reason."""
-        await self.get(tenant, file_id)
-        await self._store.transact(deletes=[file_key(tenant, file_id)])
+        key = file_key(tenant, file_id)
+        stored = await self._store.get(key)
+        try:
+            if stored is None:
+                raise _no_file(file_id)
+            freed = hold(tenant, STORED_BYTES, -FileRecord.from_bytes(stored.value).num_bytes)
+            await self._store.transact([Check(key, stored.etag)], deletes=[key], adds=[freed])
+        except CheckFailedError:  # deleted by another call meanwhile
+            raise _no_file(file_id) from None
+
+
+async def count_files(store: Store, tenant: str) -> dict[str, int]:
+    """Count the bytes of a tenant's files, record by record."""
+    found = await store.scan(file_key(tenant, ""))
+    return {STORED_BYTES: sum(FileRecord.from_bytes(one.value).num_bytes for one in found)}
+
+
+def _no_file(file_id: str) -> NotFoundError:
+    return NotFoundError(f"no file {file_id[:80]!r}", param="file_id", code="file_not_found")
 
 
 def check_lines(content: bytes, param: str) -> None:

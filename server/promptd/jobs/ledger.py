@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
-from promptd_store import Append, Check, CheckFailedError, Lease, Put, Store, StoreUnavailableError
+from promptd_store import Append, Check, CheckFailedError, Lease, LimitReachedError, Put, Store, StoreUnavailableError
 from promptd_store.schema import read_fields, stamped
 
 from promptd.errors import NotFoundError, RateLimitError
 from promptd.jobs.events import JobEvent
+from promptd.jobs.holdings import TRAINING_JOBS, holds
 from promptd.jobs.keys import (
     active_key,
     job_key,
@@ -30,6 +31,8 @@ from promptd.jobs.keys import (
 from promptd.jobs.record import MAX_PRIORITY, JobRecord, JobState
 
 MAX_TRIES = 100
+RETRY_SECONDS = 30
+"""When a tenant whose jobs fill its quota may ask again."""
 
 _ACTIVE = (JobState.RUNNING, JobState.CANCELLING)
 
@@ -133,7 +136,18 @@ class JobLedger:
         key = tally_key(jobs[0].base_fingerprint, jobs[0].tenant)
         checks.append(Check(key, etag))
         puts.append(Put(key, after.to_bytes()))
-        await self.store.transact(checks, puts, (), appends)
+        adds = holds([(None, job) for job in jobs], self.clock())
+        try:
+            await self.store.transact(checks, puts, (), appends, adds)
+        except LimitReachedError as error:
+            if error.param != TRAINING_JOBS:
+                raise
+            raise RateLimitError(  # unlike the other quotas this one is free again by itself
+                f"{error.held} training jobs have not ended and {error.amount} more are wanted; {error.limit} may be "
+                "open at a time",
+                code="too_many_training_jobs",
+                retry_after_seconds=RETRY_SECONDS,
+            ) from None
 
     async def move(
         self, stored: StoredJob, changed: JobRecord, events: Sequence[JobEvent] = (), *, lease: Lease | None = None
@@ -170,7 +184,8 @@ class JobLedger:
                     puts.append(Put(tally, replace(after, served_at=self.clock()).to_bytes()))
                 else:
                     puts.append(Put(tally, after.to_bytes()))
-        await self.store.transact(checks, puts, deletes, appends)
+        adds = holds([(job, changed)], self.clock(), is_limited=False)
+        await self.store.transact(checks, puts, deletes, appends, adds)
         old, new = job.checkpoint, changed.checkpoint
         if old is not None and (new is None or new.digest != old.digest):
             await self.store.delete_blob(job.tenant, old.digest)

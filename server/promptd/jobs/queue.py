@@ -8,7 +8,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from promptd_store import CheckFailedError, Store, StoreError, StoreUnavailableError, check_name, check_tenant
+from promptd_store import (
+    STORED_BYTES,
+    CheckFailedError,
+    LimitReachedError,
+    Store,
+    StoreError,
+    StoreUnavailableError,
+    check_name,
+    check_room,
+    check_tenant,
+)
 
 from promptd.errors import ConflictError, InvalidRequestError, NotFoundError, PromptdError
 from promptd.jobs.events import JobEvent, state_event
@@ -33,6 +43,8 @@ class JobRequest:
     idempotency_key: str | None = None
     wish: bytes | None = None
     """What the caller asked for, before anything was looked up; None: the spec says it all."""
+    key_id: str = ""
+    """The API key that asks."""
 
     @property
     def digest(self) -> str:
@@ -66,6 +78,7 @@ class JobQueue:
     async def put_rows(self, tenant: str, rows: bytes) -> str:
         """Store rows that come with a job and return the digest for `JobSpec.rows_digest`; kept until the job ends."""
         check_lines(rows, "rows")
+        await check_room(self._store, tenant, STORED_BYTES, len(rows))
         return await self._store.put_blob(tenant, rows)
 
     async def create(self, tenant: str, request: JobRequest) -> JobRecord:
@@ -78,7 +91,7 @@ class JobQueue:
     async def create_many(self, tenant: str, requests: Sequence[JobRequest]) -> Outcomes:
         """Create jobs and return for each the job or why there is none.
 
-        The good ones are stored in one transaction, in their order; the cap on queued jobs takes all of them or none.
+        The good ones are stored in one transaction, in their order; caps and quotas take all of them or none.
         """
         check_tenant(tenant)
         faults = [await self._fault(tenant, request.spec) for request in requests]
@@ -90,7 +103,7 @@ class JobQueue:
                 return results
             except CheckFailedError:  # the tally moved, or another request came with the same key
                 continue
-            except PromptdError as error:
+            except (PromptdError, LimitReachedError) as error:
                 ids = {job.id for job in fresh}
                 return [error if isinstance(one, JobRecord) and one.id in ids else one for one in results]
         raise StoreUnavailableError(f"too many writers at once create jobs for tenant {tenant!r}")
@@ -237,7 +250,7 @@ class JobQueue:
                 created_at = now + number * 1e-6  # keeps the order of one call
                 job = JobRecord(
                     new_id("ftjob", created_at), tenant, self._base_fingerprint, request.spec, created_at,
-                    idempotency_key=key, wish_digest=request.digest,
+                    idempotency_key=key, wish_digest=request.digest, key_id=request.key_id,
                 )  # fmt: skip
                 fresh[key or job.id] = job
                 results.append(job)

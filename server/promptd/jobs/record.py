@@ -61,6 +61,10 @@ class JobSpec:
     training_file: str | None = None
     rows_digest: str | None = None
     """Blob of rows that came with the job, in the place of a training file."""
+    rows_bytes: int = 0
+    """Size of those rows."""
+    num_steps: int = 0
+    """The most steps that it takes: what it counts for in its tenant's steps of the day."""
     validation_file: str | None = None
     base_prompt: str | None = None
     """The stored prompt that training starts from."""
@@ -147,11 +151,28 @@ class JobRecord:
     idempotency_key: str | None = None
     wish_digest: str | None = None
     """Of what was asked for, to know it again under the same key."""
+    key_id: str = ""
+    """The API key that it was made with: training counts for it."""
 
     @property
     def prompt_name(self) -> str:
         """The prompt that it publishes."""
         return self.spec.name or f"ft-{self.id}"
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept for it while it is open, beside its record."""
+        return self.spec.rows_bytes + (self.checkpoint.num_bytes if self.checkpoint else 0)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self.progress.num_tokens if self.progress else 0
+
+    @property
+    def num_steps_left(self) -> int:
+        """Steps that it may still take."""
+        return max(0, self.spec.num_steps - (self.progress.step if self.progress else 0))
 
     def moved(self, state: JobState, at: float, **changes: Any) -> JobRecord:
         """Return the job in its next state; raises `ConflictError` where the table does not allow that."""
@@ -162,7 +183,8 @@ class JobRecord:
         if state is JobState.RUNNING and self.started_at is None:
             changes["started_at"] = at
         if state.is_ended:
-            changes |= {"finished_at": at, "checkpoint": None, "spec": replace(self.spec, rows_digest=None)}
+            spec = replace(self.spec, rows_digest=None, rows_bytes=0)
+            changes |= {"finished_at": at, "checkpoint": None, "spec": spec}
         return replace(self, state=state, **changes)
 
     def to_bytes(self) -> bytes:

@@ -7,12 +7,12 @@ from promptd.tenancy.gate import Gate, Visit
 from promptd.tenancy.key_office import DEFAULT_GRACE_SECONDS, Issued, KeyOffice
 from promptd.tenancy.key_ring import KeyRing
 from promptd.tenancy.limits import LIMIT_NAMES, TenantLimits
-from promptd.tenancy.policy import set_limits
+from promptd.tenancy.policy import holdings_of, set_limits
 from promptd.tenancy.rates import RateMeter
 from promptd.tenancy.scopes import GRANTABLE_SCOPES, TENANT_SCOPES, Principal, Scope
 from promptd.tenancy.slots import SlotPool
 from promptd.tenancy.tenant import KeyRecord, Tenant
-from promptd.tenancy.usage import Counts, UsageKey, UsageLedger
+from promptd.tenancy.usage import Counts, UsageKey, UsageLedger, note_stored_bytes
 
 __all__ = [
     "DEFAULT_GRACE_SECONDS",
@@ -37,7 +37,9 @@ __all__ = [
     "UsageKey",
     "UsageLedger",
     "Visit",
+    "holdings_of",
     "is_unbroken",
+    "note_stored_bytes",
     "read_audit",
     "set_limits",
 ]

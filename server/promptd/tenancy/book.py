@@ -26,6 +26,7 @@ class Deed:
     action: str
     details: Mapping[str, Any]
     puts: Sequence[Put] = ()
+    deletes: Sequence[str] = ()
 
 
 class TenantBook:
@@ -66,7 +67,7 @@ class TenantBook:
                 await self.store.transact(
                     [Check(tenant_key(name), None if stored is None else stored.etag)],
                     [*deed.puts, Put(tenant_key(name), after.to_bytes())],
-                    (),
+                    deed.deletes,
                     [Append(CHANGES_LOG, name.encode()), Append(audit_log(name), entry)],
                 )
             except CheckFailedError:

@@ -24,6 +24,14 @@ class TenantLimits:
     """Text tokens in and out, reserved before a request runs; what it did not use is given back."""
     max_concurrent_requests: int | None = None
     """Inference requests at a time, on all servers together."""
+    max_prompts: int | None = None
+    """Names of prompts."""
+    max_stored_bytes: int | None = None
+    """Of all versions of prompts, of training files, and of what open jobs keep."""
+    max_training_jobs: int | None = None
+    """Jobs that have not ended."""
+    training_steps_per_day: int | None = None
+    """Of jobs made on one day (UTC): the most that they can take, less what they turned out not to take."""
 
     def __post_init__(self) -> None:
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
@@ -52,5 +60,12 @@ class TenantLimits:
         return TenantLimits(**plain)
 
 
+QUOTAS = {
+    "max_prompts": "prompts",
+    "max_stored_bytes": "stored_bytes",
+    "max_training_jobs": "training_jobs",
+    "training_steps_per_day": "training_steps",
+}
+"""Limits of what is held, and the counts that the store compares with them in the step that would add to them."""
 LIMIT_NAMES = tuple(one.name for one in fields(TenantLimits) if one.name != "weight")
 NO_LIMITS = TenantLimits()

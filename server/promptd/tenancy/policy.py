@@ -1,4 +1,4 @@
-"""Set what a tenant may use."""
+"""Set what a tenant may use, and tell what it holds of that."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from promptd_store import Put, Store, number_held, quota_key
+
 from promptd.tenancy.book import Deed
 from promptd.tenancy.directory import TenantDirectory
+from promptd.tenancy.limits import QUOTAS
 from promptd.tenancy.tenant import Tenant
 
 
@@ -18,8 +21,17 @@ async def set_limits(directory: TenantDirectory, tenant: str, changes: Mapping[s
         limits = before.limits.changed(changes)
         if limits == before.limits:
             return None
-        return replace(before, limits=limits), Deed("limits.set", dict(changes))
+        quotas = {quota_key(tenant, what): getattr(limits, limit) for limit, what in QUOTAS.items()}
+        puts = [Put(key, b"%d" % value) for key, value in quotas.items() if value is not None]
+        gone = [key for key, value in quotas.items() if value is None]
+        return replace(before, limits=limits), Deed("limits.set", dict(changes), puts, gone)
 
     changed = await directory.book.change(tenant, by, step)
     directory.forget(tenant)
     return changed
+
+
+async def holdings_of(store: Store, tenant: str, day: str) -> dict[str, int]:
+    """Return what a tenant holds of what there are quotas for; steps are those of a day."""
+    counts = {what: f"{what}:{day}" if limit.endswith("per_day") else what for limit, what in QUOTAS.items()}
+    return {what: max(0, await number_held(store, tenant, count)) for what, count in counts.items()}

@@ -10,10 +10,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
-from promptd_store import Check, CheckFailedError, Put, Store, StoreError, StoreUnavailableError
+from promptd_store import (
+    STORED_BYTES,
+    Check,
+    CheckFailedError,
+    Put,
+    Store,
+    StoreError,
+    StoreUnavailableError,
+    day_of,
+    number_held,
+)
 from promptd_store.names import PUBLIC_TENANT
 from promptd_store.schema import read_fields, stamped
 
@@ -31,6 +41,9 @@ class Counts:
     completion_tokens: int = 0
     virtual_tokens: int = 0
     cached_tokens: int = 0
+    training_tokens: int = 0
+    stored_byte_days: int = 0
+    """What lay in the store that day; over several days the sum."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Counts)))
@@ -63,8 +76,7 @@ class UsageLedger:
 
     def add(self, tenant: str, key_id: str, prompt: str, counts: Counts) -> None:
         """Gather what a request was served."""
-        day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
-        key = UsageKey(tenant, day, key_id, prompt)
+        key = UsageKey(tenant, day_of(self._clock()), key_id, prompt)
         self._gathered[key] = self._gathered.get(key, Counts()) + counts
 
     async def keep(self) -> None:
@@ -95,14 +107,16 @@ class UsageLedger:
     async def read(self, tenant: str, first_day: str, last_day: str) -> list[tuple[UsageKey, Counts]]:
         """Return a tenant's counts of some days, by day, key and prompt; what this server has gathered is in."""
         await self.flush()
-        found = []
-        prefix = usage_key_prefix(tenant)
-        for stored in await self._store.scan(prefix, after=f"{prefix}{first_day}"):
-            day, key_id, prompt = stored.key.removeprefix(prefix).split(":", 2)
-            if day > last_day:
-                break
-            found.append((UsageKey(tenant, day, key_id, prompt), Counts(**read_fields(Counts, stored.value))))
-        return found
+        found: dict[UsageKey, Counts] = {}
+        for prefix, read in _KINDS.items():
+            start = f"{{{tenant}}}:{prefix}:"
+            for stored in await self._store.scan(start, after=f"{start}{first_day}"):
+                day, key_id, prompt = stored.key.removeprefix(start).split(":", 2)
+                if day > last_day:
+                    break
+                key = UsageKey(tenant, day, key_id, prompt)
+                found[key] = found.get(key, Counts()) + read(stored.value)
+        return sorted(found.items())
 
     async def _write(self, batch: dict[UsageKey, Counts]) -> None:
         number = str(self._num_written + 1).encode()
@@ -126,6 +140,22 @@ class UsageLedger:
         else:
             raise StoreUnavailableError("the usage ledger is written by too many servers at once")
         self._num_written += 1
+
+
+async def note_stored_bytes(store: Store, tenant: str, day: str) -> None:
+    """Write down what a tenant has in the store; of several times a day the most counts."""
+    held, key = await number_held(store, tenant, STORED_BYTES), f"{{{tenant}}}:stored:{day}::"
+    before = await store.get(key)
+    if held > (0 if before is None else int(before.value)):
+        await store.transact(puts=[Put(key, b"%d" % held)])
+
+
+_KINDS: Mapping[str, Callable[[bytes], Counts]] = {
+    "usage": lambda value: Counts(**read_fields(Counts, value)),
+    "trained": lambda value: Counts(training_tokens=int(value)),
+    "stored": lambda value: Counts(stored_byte_days=int(value)),
+}
+"""Where counts lie, each under `day:key id:prompt`: this ledger's, the training jobs', the store's own size."""
 
 
 def usage_key_prefix(tenant: str) -> str:

@@ -81,7 +81,7 @@ def make_job(
     if prompts.behind:
         task = replace(task, add_special_tokens=_special_tokens(model, prompts.behind))
     if not sets(spec, "num_steps"):
-        config = replace(config, num_steps=default_num_steps(config, train))
+        config = replace(config, num_steps=default_num_steps(config, len(train)))
     teacher, in_service, warm_start = None, prompts.in_service, prompts.warm_start
     if distill is not None:
         chain = prompts.teacher or [*prompts.behind, _as_prompt(distill.text or "")]
@@ -104,10 +104,16 @@ def make_job(
     return job, task
 
 
-def default_num_steps(config: TrainingConfig, train: Sequence[Example]) -> int:
+def default_num_steps(config: TrainingConfig, num_rows: int) -> int:
     """Return how long to train on so many rows."""
-    steps = math.ceil(len(train) / config.batch_size) * NUM_EPOCHS
+    steps = math.ceil(num_rows / config.batch_size) * NUM_EPOCHS
     return min(max(steps, MIN_STEPS), MAX_STEPS)
+
+
+def most_steps(spec: JobSpec, num_rows: int) -> int:
+    """Return how many steps a job takes at most: rows that are held out are not known before it runs."""
+    config = training_config(spec)
+    return config.num_steps if sets(spec, "num_steps") else default_num_steps(config, num_rows)
 
 
 def _rows(spec: JobSpec, data: JobData) -> tuple[list[Example], list[Example]]:

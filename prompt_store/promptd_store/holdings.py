@@ -1,0 +1,103 @@
+"""What each tenant holds, counted in the very step that changes it; a quota is a record beside the count.
+
+So a quota is exact however many servers write, holds from the step that sets it, and no writer has to be told of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from promptd_store.base import Add, Check, Put, Store
+from promptd_store.errors import CheckFailedError, LimitReachedError
+from promptd_store.names import prompt_key
+from promptd_store.record import PromptName, PromptRecord
+
+PROMPTS = "prompts"
+"""Names that point to something."""
+STORED_BYTES = "stored_bytes"
+"""Of all versions of prompts, of files, and of what open jobs keep."""
+PAGE = 500
+
+
+def held_key(tenant: str, what: str) -> str:
+    """Key of a count."""
+    return f"{{{tenant}}}:held:{what}"
+
+
+def quota_key(tenant: str, what: str) -> str:
+    """Key of the most that a count may be; the name up to a colon counts, so that each day's count has one quota."""
+    return f"{{{tenant}}}:quota:{what.partition(':')[0]}"
+
+
+def hold(tenant: str, what: str, amount: int, *, is_limited: bool = True) -> Add:
+    """Count so much more, or less; raises `LimitReachedError` in the step where that is more than the quota."""
+    return Add(held_key(tenant, what), amount, quota_key(tenant, what) if is_limited else None)
+
+
+def day_of(at: float) -> str:
+    """Return 2026-11-21, in UTC, for seconds since 1970."""
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
+
+
+async def check_room(store: Store, tenant: str, what: str, amount: int) -> None:
+    """Raise `LimitReachedError` where there clearly is no room: asked before bytes are written, decided by the step."""
+    quota = await store.get(quota_key(tenant, what))
+    if quota is None or amount <= 0:
+        return
+    held = await number_held(store, tenant, what)
+    if held + amount > int(quota.value):
+        raise LimitReachedError(held_key(tenant, what), held, amount, int(quota.value))
+
+
+async def number_held(store: Store, tenant: str, what: str) -> int:
+    """Return a count."""
+    stored = await store.get(held_key(tenant, what))
+    return 0 if stored is None else int(stored.value)
+
+
+async def count_prompts(store: Store, tenant: str) -> dict[str, int]:
+    """Count a tenant's prompts and the bytes of their versions, record by record."""
+    num_names = num_bytes = 0
+    for prefix in (prompt_key(tenant, ""), f"{{{tenant}}}:version:"):
+        after = prefix
+        while page := await store.scan(prefix, after=after, limit=PAGE):
+            for stored in page:
+                if prefix.endswith(":prompt:"):
+                    num_names += bool(PromptName.from_bytes(stored.value).current)
+                else:
+                    num_bytes += PromptRecord.from_bytes(stored.value).held_bytes
+            after = page[-1].key
+    return {PROMPTS: num_names, STORED_BYTES: num_bytes}
+
+
+class Recount:
+    """Puts counts right that were not kept: of records older than the counting. Begin it before anything is read."""
+
+    def __init__(self, store: Store, tenant: str, before: Mapping[str, tuple[str | None, int]]) -> None:
+        self._store = store
+        self._tenant = tenant
+        self._before = before
+
+    @classmethod
+    async def begin(cls, store: Store, tenant: str, names: tuple[str, ...]) -> Recount:
+        """Remember the counts."""
+        before = {}
+        for what in names:
+            stored = await store.get(held_key(tenant, what))
+            before[what] = (None, 0) if stored is None else (stored.etag, int(stored.value))
+        return cls(store, tenant, before)
+
+    async def end(self, counted: Mapping[str, int]) -> bool:
+        """Write what was counted, where it differs and nothing was written in between; return whether it did."""
+        wrong = [what for what, (_, held) in self._before.items() if counted.get(what, 0) != held]
+        if not wrong:
+            return False
+        checks = [Check(held_key(self._tenant, what), etag) for what, (etag, _) in self._before.items()]
+        puts = [Put(held_key(self._tenant, what), b"%d" % counted[what]) for what in wrong if counted.get(what)]
+        gone = [held_key(self._tenant, what) for what in wrong if not counted.get(what)]
+        try:
+            await self._store.transact(checks, puts, gone)
+        except CheckFailedError:
+            return False  # the next time
+        return True
