@@ -31,6 +31,7 @@ from promptd_store.names import (
     check_name,
     check_tenant,
     digest_key,
+    granted_key,
     parse_name,
     parse_pin,
     parse_ref,
@@ -41,6 +42,7 @@ from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
 from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
 from promptd_store.remembered import OUTAGE_SECONDS, RememberedNames
+from promptd_store.sharing import PromptShares
 from promptd_store.strict_json import canonical_json
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
@@ -69,6 +71,8 @@ class PromptCatalog:
         self._clock = clock
         self._names = NameBook(store)
         self._remembered = RememberedNames(outage_seconds)
+        self.shares = PromptShares(self._names)
+        """With whom prompts are shared."""
         self._loader = ArtifactLoader(store, spec, self._bounds, cache_bytes)
 
     @property
@@ -167,7 +171,7 @@ class PromptCatalog:
         )
 
     async def resolve(self, tenant: str, ref: str) -> PromptRecord:
-        """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one.
+        """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one; a shared one by its owner alone.
 
         While the store is away: what it last said, for a while, where `follow_changes` runs.
         """
@@ -223,17 +227,20 @@ class PromptCatalog:
         return await self.store.get_blob(record.tenant, record.sidecar_digest)
 
     async def list(self, tenant: str, *, include_public: bool = False, all_bases: bool = False) -> Records:
-        """Return what the tenant's names point to, by name; then public prompts of others, where asked for."""
+        """Return what the tenant's names point to, by name; then public and shared ones of others, where asked for."""
         found = await self._names.names(check_tenant(tenant))
         if include_public:
-            found += [await self._names.read(*pair) for pair in await self._names.public_names() if pair[0] != tenant]
+            others = {*await self._names.public_names(), *await self._names.granted_names(tenant)}
+            by_name = sorted((name, owner) for owner, name in others if owner != tenant)
+            found += [await self._names.read(owner, name) for name, owner in by_name]
         records: Records = []
         for stored in found:
             usable = stored.state.current_for(self.spec.fingerprint)
             for current in stored.state.current.values() if all_bases else [usable] if usable else []:
                 record = await self._names.version(stored.tenant, stored.name, current.number)
-                if record is not None and _may_see(tenant, record):
-                    records.append(current.applied_to(record))
+                seen = None if record is None else _as_seen(tenant, stored.state, record)
+                if seen is not None:
+                    records.append(current.applied_to(seen))
         return records
 
     async def versions(self, tenant: str, ref: str) -> Records:
@@ -242,7 +249,8 @@ class PromptCatalog:
         async for owner in self._owners(check_tenant(tenant), parsed):
             state = (await self._names.read(owner, parsed.name)).state
             records = await self._names.versions(owner, parsed.name) if _may_see_name(tenant, owner, state) else []
-            seen = [state.applied_to(record) for record in reversed(records) if _may_see(tenant, record)]
+            visible = [_as_seen(tenant, state, record) for record in reversed(records)]
+            seen = [state.applied_to(record) for record in visible if record is not None]
             if seen:
                 return seen
         raise PromptNotFoundError(f"no prompt {ref!r}", param="prompt")
@@ -278,6 +286,7 @@ class PromptCatalog:
             records = await self._names.versions(tenant, name)
             deletes = [version_key(tenant, name, record.number) for record in records]
             deletes += sorted({digest_key(tenant, name, record.version) for record in records})
+            deletes += [granted_key(grantee, tenant, name) for grantee in stored.state.shared_with]
             event = self._event("prompt.deleted", records[-1])
             size = sum(record.held_bytes for record in records)
             await self._names.move(stored, stored.state.tombstone(), event, deletes=deletes, num_bytes=-size)
@@ -367,7 +376,8 @@ class PromptCatalog:
             record = await self._names.version(owner, name, chosen)
             if record is None and number is None and version is None:
                 continue  # deleted between the two reads: look again
-            if record is None or not _may_see(viewer, record):
+            record = None if record is None else _as_seen(viewer, state, record)
+            if record is None:
                 return None
             self._check_base(record.base_fingerprint, name)
             return current.applied_to(record) if current else replace(record, is_current=False)
@@ -403,8 +413,11 @@ def _check_owned(tenant: str, name: str) -> None:
 
 
 def _may_see_name(viewer: str, owner: str, state: PromptName) -> bool:
-    return state.is_public or (viewer == owner and bool(state.current))
+    return state.is_public or (bool(state.current) and (viewer == owner or viewer in state.shared_with))
 
 
-def _may_see(viewer: str, record: PromptRecord) -> bool:
-    return viewer == record.tenant or record.visibility == "public"
+def _as_seen(viewer: str, state: PromptName, record: PromptRecord) -> PromptRecord | None:
+    """Return a version as a tenant sees it; None where it may not."""
+    if viewer == record.tenant or record.visibility == "public":
+        return record
+    return replace(record, is_granted=True) if viewer in state.shared_with else None

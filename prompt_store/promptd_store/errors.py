@@ -8,6 +8,7 @@ StoreError                        500 store_error
 ├── PromptNotFoundError           404 prompt_not_found             absent and foreign look the same
 ├── PromptModelMismatchError      409 prompt_not_available_for_model
 ├── PromptChainBrokenError        409 prompt_chain_broken          what a prompt stands behind was deleted
+├── SharingError                  400 sharing_invalid
 ├── PreconditionFailedError       412 precondition_failed          If-Match / If-None-Match
 ├── CheckFailedError              409 check_failed                 transact() found another etag
 ├── LimitReachedError             429 insufficient_quota           a tenant's quota: asking again does not help
@@ -87,6 +88,13 @@ class PromptChainBrokenError(StoreError):
 
     default_status = 409
     default_code = "prompt_chain_broken"
+
+
+class SharingError(StoreError):
+    """With whom a prompt should be shared is nobody that it can be shared with."""
+
+    default_status = 400
+    default_code = "sharing_invalid"
 
 
 class PreconditionFailedError(StoreError):

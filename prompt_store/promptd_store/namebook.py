@@ -76,6 +76,12 @@ class NameBook:
         prefix = public_key("")
         return [(one.value.decode(), one.key.removeprefix(prefix)) for one in await self._store.scan(prefix)]
 
+    async def granted_names(self, tenant: str) -> list[tuple[str, str]]:
+        """Return (owner, name) of all that others share with a tenant, ordered by name."""
+        prefix = f"{{{tenant}}}:granted:"
+        found = [one.key.removeprefix(prefix).split(":") for one in await self._store.scan(prefix)]
+        return [(owner, name) for name, owner in found]
+
     async def move(
         self,
         stored: StoredName,

@@ -91,6 +91,11 @@ def public_key(name: str) -> str:
     return f"{{{PUBLIC_TENANT}}}:owner:{name}"
 
 
+def granted_key(grantee: str, owner: str, name: str) -> str:
+    """Key of the entry by which a tenant finds a prompt that another shares with it; entries sort by name."""
+    return f"{{{grantee}}}:granted:{name}:{owner}"
+
+
 CHANGES_LOG = f"{{{PUBLIC_TENANT}}}:prompt-changes"
 """`tenant/name/revision` of every move of a name, of whatever tenant: every server reads it."""
 

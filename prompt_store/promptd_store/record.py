@@ -47,6 +47,8 @@ class PromptRecord:
     stored_bytes: int = 0
     """Of all that is kept for it; 0 in records that are older than the counting."""
     is_current: bool = True
+    is_granted: bool = False
+    """Whether its owner shares it with the tenant that asked for it."""
 
     @property
     def held_bytes(self) -> int:
@@ -56,7 +58,7 @@ class PromptRecord:
     def to_bytes(self) -> bytes:
         """Write the immutable part."""
         plain = asdict(self)
-        del plain["is_current"]
+        del plain["is_current"], plain["is_granted"]
         return json.dumps(stamped(plain)).encode()  # not sorted: the order of label words counts
 
     @classmethod
@@ -98,6 +100,8 @@ class PromptName:
     deleted: bool = False
     current: Mapping[str, CurrentVersion] = field(default_factory=dict)
     """By base fingerprint, or ANY_BASE."""
+    shared_with: tuple[str, ...] = ()
+    """Other tenants that may use and read all versions, by name."""
 
     def current_for(self, fingerprint: str) -> CurrentVersion | None:
         """Return what the name means for a base model: its own version or one that fits all, whichever is newer."""
@@ -117,10 +121,11 @@ class PromptName:
     def moved(self, base: str, number: int, version: str, visibility: Visibility) -> PromptName:
         """Return the name pointing elsewhere for one base."""
         moved = CurrentVersion(number, version, self.revision + 1, visibility)
-        return PromptName(max(self.next_number, number + 1), moved.revision, False, {**self.current, base: moved})
+        number = max(self.next_number, number + 1)
+        return PromptName(number, moved.revision, False, {**self.current, base: moved}, self.shared_with)
 
     def tombstone(self) -> PromptName:
-        """Return the name pointing nowhere."""
+        """Return the name pointing nowhere, for nobody."""
         return PromptName(self.next_number, self.revision + 1, True, {})
 
     def to_bytes(self) -> bytes:
@@ -134,4 +139,5 @@ class PromptName:
         plain["current"] = {
             base: CurrentVersion(**known_fields(CurrentVersion, one)) for base, one in plain["current"].items()
         }
+        plain["shared_with"] = tuple(plain.get("shared_with", ()))
         return cls(**plain)

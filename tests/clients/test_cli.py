@@ -35,7 +35,10 @@ COMMANDS = [
     ["apply"],
     *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),
     *(["jobs", name] for name in ("create", "ls", "show", "watch", "cancel", "pause", "resume", "rm")),
-    *(["prompts", name] for name in ("ls", "show", "write", "push", "pull", "rm", "rollback", "verify")),
+    *(
+        ["prompts", name]
+        for name in ("ls", "show", "write", "push", "pull", "rm", "rollback", "verify", "share", "unshare")
+    ),
 ]
 HEAVY = ("torch", "transformers", "fastapi", "pydantic", "httpx", "promptd_store", "numpy")
 

@@ -45,6 +45,7 @@ from promptd_client.options import (
 
 T = TypeVar("T")
 PromptList = list[Prompt]  # `list` is a method of Prompts
+NameList = list[str]
 ResultList = list[UploadResult]
 
 
@@ -327,6 +328,18 @@ class AsyncPrompts:
     async def rollback(self, name: str, to: int | str) -> Prompt:
         """Point a name to an earlier version: its number, or `sha256:…`."""
         return await self._run(_requests.rollback_prompt(name, to))
+
+    async def share(self, name: str, tenant: str) -> None:
+        """Let another tenant use and read a prompt, as `owner/name`; all versions, those to come too."""
+        await self._run(_requests.share_prompt(name, tenant, is_shared=True))
+
+    async def unshare(self, name: str, tenant: str) -> None:
+        """Share a prompt no longer, everywhere at once."""
+        await self._run(_requests.share_prompt(name, tenant, is_shared=False))
+
+    async def shares(self, name: str) -> NameList:
+        """List the tenants that a prompt is shared with."""
+        return await self._run(_requests.list_shares(name))
 
     async def delete(self, name: str) -> None:
         """Delete a name with all its versions."""

@@ -44,6 +44,7 @@ from promptd_client.options import (
 
 T = TypeVar("T")
 PromptList = list[Prompt]  # `list` is a method of Prompts
+NameList = list[str]
 ResultList = list[UploadResult]
 
 
@@ -316,6 +317,18 @@ class Prompts:
     def rollback(self, name: str, to: int | str) -> Prompt:
         """Point a name to an earlier version: its number, or `sha256:…`."""
         return self._run(_requests.rollback_prompt(name, to))
+
+    def share(self, name: str, tenant: str) -> None:
+        """Let another tenant use and read a prompt, as `owner/name`; all versions, those to come too."""
+        self._run(_requests.share_prompt(name, tenant, is_shared=True))
+
+    def unshare(self, name: str, tenant: str) -> None:
+        """Share a prompt no longer, everywhere at once."""
+        self._run(_requests.share_prompt(name, tenant, is_shared=False))
+
+    def shares(self, name: str) -> NameList:
+        """List the tenants that a prompt is shared with."""
+        return self._run(_requests.list_shares(name))
 
     def delete(self, name: str) -> None:
         """Delete a name with all its versions."""

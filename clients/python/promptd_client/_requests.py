@@ -224,6 +224,16 @@ def evaluate_prompt(ref: str, rows: Rows, *, answer_by: AnswerBy, return_predict
     return _post(_prompt_path(ref, "evaluate"), body, reader(Evaluation))
 
 
+def list_shares(name: str) -> Call[list[str]]:
+    """List whom a prompt is shared with."""
+    return Call("GET", _prompt_path(name, "shares"), lambda reply: [one["tenant"] for one in reply.json()["data"]])
+
+
+def share_prompt(name: str, tenant: str, *, is_shared: bool) -> Call[None]:
+    """Share a prompt with a tenant, or no longer; twice is as good as once."""
+    return Call("PUT" if is_shared else "DELETE", _prompt_path(name, "shares", tenant), lambda reply: None)
+
+
 def delete_prompt(name: str) -> Call[None]:
     """Delete a name with all its versions. A second time it would not be found, so it is not repeated unasked."""
     return Call("DELETE", _prompt_path(name), lambda response: None, is_idempotent=False)

@@ -39,6 +39,6 @@ def authorize(principal: Principal, scope: Scope, record: PromptRecord | None = 
     if scope is not Scope.OPEN and scope not in principal.scopes:
         raise PermissionDeniedError(f"this key lacks the scope {scope.value!r}")
     if record is not None and record.tenant != principal.tenant:
-        may_read = record.visibility == "public" and scope in (Scope.INFER, Scope.PROMPTS_READ)
-        if not may_read:
+        is_visible = record.visibility == "public" or record.is_granted
+        if not is_visible or scope not in (Scope.INFER, Scope.PROMPTS_READ):
             raise NotFoundError(f"no prompt {record.name!r}", param="prompt")

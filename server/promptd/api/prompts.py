@@ -103,7 +103,7 @@ async def put_prompt(
     services, principal = services_of(request), principal_of(request)
     if visibility == "public":
         authorize(principal, Scope.ADMIN)
-    own_name = _own_name(name, request)
+    name = own_name(name, request)
     content = await _read(request, services.limits.max_upload_bytes)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         content = await asyncio.to_thread(text_prompt, content, services.model, services.engine.engine.max_model_len)
@@ -115,11 +115,9 @@ async def put_prompt(
         "adapter_config": _adapter_config(request.headers.get("x-promptd-adapter-config")),
     }
     if dry_run:
-        return JSONResponse(
-            _checked(own_name, await services.catalog.check(principal.tenant, own_name, content, **given))
-        )
+        return JSONResponse(_checked(name, await services.catalog.check(principal.tenant, name, content, **given)))
     record = await services.catalog.publish(
-        principal.tenant, own_name, content, visibility=visibility, behind=behind or (), **given
+        principal.tenant, name, content, visibility=visibility, behind=behind or (), **given
     )
     return _respond(record, request, 201 if record.number == 1 else 200)
 
@@ -130,7 +128,7 @@ async def list_prompts(
     limit: Annotated[int, Query(ge=1, le=_MAX_LISTED)] = _MAX_LISTED,
     search: Annotated[str | None, Query(max_length=_MAX_ID_CHARS)] = None,
 ) -> Response:
-    """List the caller's prompts by name, then others' public ones; `after` is the last id of the page before.
+    """List the caller's prompts by name, then public and shared ones of others; `after` is the last id before.
 
     With `search` only those whose name has these characters, whatever their case.
     """
@@ -140,7 +138,7 @@ async def list_prompts(
         records = [record for record in records if search.lower() in record.name.lower()]
     if after is not None:
         passed = _cursor(after, tenant)  # also where that prompt was deleted since
-        records = [record for record in records if (record.tenant != tenant, record.name) > passed]
+        records = [record for record in records if _order(record.tenant, record.name, tenant) > passed]
     data = [describe(record, tenant, is_listed=True) for record in records[:limit]]
     return JSONResponse({"object": "list", "data": data, "has_more": len(records) > limit})
 
@@ -180,10 +178,10 @@ async def get_content(
 
 async def roll_back(name: str, body: RollbackBody, request: Request) -> Response:
     """Point the name to an earlier version."""
-    own_name, tenant = _own_name(name, request), principal_of(request).tenant
+    name, tenant = own_name(name, request), principal_of(request).tenant
     try:
         record = await services_of(request).catalog.rollback(
-            tenant, own_name, body.to, if_match=request.headers.get("if-match")
+            tenant, name, body.to, if_match=request.headers.get("if-match")
         )
     except PromptNameError as error:
         raise InvalidRequestError(f"to: {error}", param="to", code=error.code) from error
@@ -193,7 +191,7 @@ async def roll_back(name: str, body: RollbackBody, request: Request) -> Response
 async def delete_prompt(name: str, request: Request) -> Response:
     """Delete a prompt with all its versions."""
     await services_of(request).catalog.delete(
-        principal_of(request).tenant, _own_name(name, request), if_match=request.headers.get("if-match")
+        principal_of(request).tenant, own_name(name, request), if_match=request.headers.get("if-match")
     )
     return JSONResponse({"id": name, "object": "prompt.deleted", "deleted": True})
 
@@ -221,7 +219,7 @@ async def _resolve(name: str, request: Request) -> PromptRecord:
     return record
 
 
-def _own_name(name: str, request: Request) -> str:
+def own_name(name: str, request: Request) -> str:
     """Return the bare name of what the caller may change: another tenant's prompt looks like an absent one."""
     parsed = parse_name(name)
     if parsed.owner not in (None, principal_of(request).tenant):
@@ -229,12 +227,16 @@ def _own_name(name: str, request: Request) -> str:
     return parsed.name
 
 
-def _cursor(after: str, tenant: str) -> tuple[bool, str]:
+def _order(owner: str, name: str, viewer: str) -> tuple[bool, str, str]:
+    return owner != viewer, name, owner
+
+
+def _cursor(after: str, tenant: str) -> tuple[bool, str, str]:
     try:
         parsed = parse_name(after)
     except PromptNameError as error:
         raise InvalidRequestError(f"after: {error}", param="after") from error
-    return parsed.owner not in (None, tenant), parsed.name
+    return _order(parsed.owner or tenant, parsed.name, tenant)
 
 
 async def _read(request: Request, limit: int) -> bytes:

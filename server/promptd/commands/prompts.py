@@ -1,4 +1,4 @@
-"""`promptd prompts ls | show | pull | rm | rollback`: the prompts of a server, from the terminal."""
+"""`promptd prompts ls | show | pull | write | rm | rollback`: the prompts of a server, from the terminal."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from promptd.commands.console import (
     read_text,
 )
 from promptd.commands.push import push
+from promptd.commands.shares import share, unshare
 from promptd.commands.verify import verify
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ app = typer.Typer(
 )
 app.command(rich_help_panel="Upload")(push)
 app.command(rich_help_panel="Upload")(verify)
+app.command(rich_help_panel="Change")(share)
+app.command(rich_help_panel="Change")(unshare)
 
 
 @app.command("ls", rich_help_panel="Look")
 def list_prompts(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """List your prompts, and the public ones."""
+    """List your prompts, those that others share with you, and the public ones."""
     with connected(url, api_key) as client:
         prompts = client.prompts.list()
     if as_json:
@@ -180,11 +183,17 @@ def _print_table(prompts: list[Prompt], columns: list[str]) -> None:
             "size": human_bytes(prompt.num_bytes),
             "version": f"v{prompt.number} {prompt.version[:19]}"
             + (" [green]current[/]" if _marks(prompt, columns) else ""),
-            "owner": prompt.owned_by + (" (public)" if prompt.visibility == "public" else ""),
+            "owner": prompt.owned_by + _seen_as(prompt),
             "age": _age(prompt.created),
         }
         table.add_row(*(cells[column] for column in columns))
     out().print(table)
+
+
+def _seen_as(prompt: Prompt) -> str:
+    if prompt.visibility == "public":
+        return " (public)"
+    return " (shared)" if "/" in prompt.name else ""
 
 
 def _marks(prompt: Prompt, columns: list[str]) -> bool:
