@@ -55,7 +55,7 @@ from promptd_store.opening import is_shared, open_store, shown_address
 from promptd_store.peft import read_peft, to_peft, write_peft
 from promptd_store.reading import read_prompt
 from promptd_store.record import PromptRecord
-from promptd_store.retention import prune_versions
+from promptd_store.retention import prune_unused, prune_versions
 from promptd_store.template import render_template, template_fields
 from promptd_store.transfer import copy_store
 
@@ -128,6 +128,7 @@ __all__ = [
     "open_store",
     "parse_name",
     "parse_ref",
+    "prune_unused",
     "prune_versions",
     "quota_key",
     "read_peft",

@@ -107,6 +107,11 @@ class Subscription(Protocol):
 class Store(Protocol):
     """What every backend can do."""
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the last thing heard of what keeps the data was good; what it refused does not count."""
+        ...
+
     async def put_blob(self, tenant: str, data: bytes) -> str:
         """Store bytes and return `sha256:…`; the same bytes are stored once a tenant."""
         ...
@@ -128,7 +133,10 @@ class Store(Protocol):
         ...
 
     async def sweep_blobs(self, tenant: str, *, older_than_seconds: float) -> list[str]:
-        """Delete what killed writers have left, if it is this old, and return its names; no blob is touched."""
+        """Delete what killed writers have left, if it is this old, and corpses of the quarantine; return the names.
+
+        No blob is touched.
+        """
         ...
 
     async def get(self, key: str) -> Record | None:

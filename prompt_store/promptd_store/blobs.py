@@ -9,7 +9,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from promptd_store.base import BlobInfo
@@ -17,6 +17,8 @@ from promptd_store.errors import BlobCorruptError, BlobNotFoundError
 from promptd_store.names import check_tenant
 
 STALE_TEMP_SECONDS = 3600.0
+QUARANTINE_SECONDS = 30 * 86400.0
+"""How long corrupt bytes can be looked at."""
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 
@@ -101,8 +103,12 @@ class BlobFolder:
         return found
 
     def sweep(self, tenant: str, older_than_seconds: float) -> list[str]:
-        """Remove what writers left behind that were killed between creating and renaming; return the names."""
-        return self._sweep(self._blobs / check_tenant(tenant), older_than_seconds)
+        """Remove what writers left behind that were killed before renaming, and what was long set aside; return it."""
+        gone = self._sweep(self._blobs / check_tenant(tenant), older_than_seconds)
+        for name in old_corpses(tenant, (path.name for path in self._quarantine.iterdir())):
+            (self._quarantine / name).unlink(missing_ok=True)
+            gone.append(name)
+        return gone
 
     def _sweep(self, folder: Path, older_than_seconds: float) -> list[str]:
         gone = []
@@ -155,6 +161,14 @@ def digest_hex(digest: str) -> str:
     if match is None:
         raise BlobNotFoundError(f"{digest[:80]!r} is not a digest", param="digest")
     return match.group(1)
+
+
+def old_corpses(tenant: str, names: Iterable[str]) -> list[str]:
+    """Return those `<tenant>.…<digest>….<nanoseconds>` of a quarantine that have lain there for long enough."""
+    before = time.time_ns() - round(QUARANTINE_SECONDS * 1e9)
+    pattern = re.compile(rf"{re.escape(tenant)}\.(?:[0-9a-f]{{2}}\.)?[0-9a-f]{{64}}\.(?:[0-9a-f]{{16}}\.)?([0-9]+)")
+    found = [(name, pattern.fullmatch(name)) for name in names]
+    return [name for name, match in found if match is not None and int(match[1]) < before]
 
 
 def sync_folder(folder: Path) -> None:

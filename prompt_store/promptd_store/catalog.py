@@ -31,7 +31,6 @@ from promptd_store.names import (
     check_name,
     check_tenant,
     digest_key,
-    granted_key,
     parse_name,
     parse_pin,
     parse_ref,
@@ -79,11 +78,6 @@ class PromptCatalog:
     def cache_stats(self) -> CacheStats:
         """Counters of the host-side artifact cache."""
         return self._loader.stats
-
-    @property
-    def store_answers(self) -> bool:
-        """Whether the store answered when it was last looked at; True unless `follow_changes` runs."""
-        return self._remembered.store_answers
 
     async def publish(
         self,
@@ -284,12 +278,7 @@ class PromptCatalog:
                 raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
             self._check_preconditions(stored.state, if_match)
             records = await self._names.versions(tenant, name)
-            deletes = [version_key(tenant, name, record.number) for record in records]
-            deletes += sorted({digest_key(tenant, name, record.version) for record in records})
-            deletes += [granted_key(grantee, tenant, name) for grantee in stored.state.shared_with]
-            event = self._event("prompt.deleted", records[-1])
-            size = sum(record.held_bytes for record in records)
-            await self._names.move(stored, stored.state.tombstone(), event, deletes=deletes, num_bytes=-size)
+            await self._names.remove(stored, records, self._event("prompt.deleted", records[-1]))
             for record in records:
                 self._loader.discard(record)
 

@@ -45,6 +45,12 @@ class EmbeddedStore:
         self._blob_threads = ThreadPoolExecutor(BLOB_THREADS, thread_name_prefix="promptd-blobs")
         self._subscriptions: set[_LogSubscription] = set()
         self._closed = False
+        self._is_up = True
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the files could be read or written the last time."""
+        return self._is_up
 
     async def put_blob(self, tenant: str, data: bytes) -> str:
         """Store bytes and return their digest."""
@@ -163,10 +169,13 @@ class EmbeddedStore:
         if self._closed:
             raise StoreUnavailableError("the store is closed")
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, work)
+            done = await asyncio.get_running_loop().run_in_executor(threads, work)
         except (OSError, sqlite3.Error) as error:
+            self._is_up = False
             what = error.strerror if isinstance(error, OSError) else error  # an OSError's own text shows our paths
             raise StoreUnavailableError(f"the store failed: {what}") from error
+        self._is_up = True
+        return done
 
 
 class _LogSubscription:

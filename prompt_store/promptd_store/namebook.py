@@ -10,7 +10,7 @@ from typing import TypeVar
 from promptd_store.base import Append, Check, Lease, Put, Store
 from promptd_store.errors import CheckFailedError, StoreUnavailableError
 from promptd_store.holdings import PROMPTS, STORED_BYTES, hold
-from promptd_store.names import CHANGES_LOG, digest_key, events_log, prompt_key, public_key, version_key
+from promptd_store.names import CHANGES_LOG, digest_key, events_log, granted_key, prompt_key, public_key, version_key
 from promptd_store.record import PromptName, PromptRecord
 from promptd_store.strict_json import canonical_json
 
@@ -116,6 +116,15 @@ class NameBook:
         amounts = {PROMPTS: bool(moved.current) - bool(stored.state.current), STORED_BYTES: num_bytes}
         adds = [hold(tenant, what, amount) for what, amount in amounts.items() if amount]
         await self._store.transact(all_checks, all_puts, all_deletes, appends, adds)
+
+    async def remove(self, stored: StoredName, records: Sequence[PromptRecord], event: dict[str, object]) -> None:
+        """Delete a name with all its versions, and leave a tombstone."""
+        tenant, name = stored.tenant, stored.name
+        deletes = [version_key(tenant, name, record.number) for record in records]
+        deletes += sorted({digest_key(tenant, name, record.version) for record in records})
+        deletes += [granted_key(grantee, tenant, name) for grantee in stored.state.shared_with]
+        size = sum(record.held_bytes for record in records)
+        await self.move(stored, stored.state.tombstone(), event, deletes=deletes, num_bytes=-size)
 
     async def retry(self, tenant: str, name: str, step: Callable[[StoredName], Awaitable[_T]]) -> _T:
         """Run read-check-move until no other writer came in between. Writers of this process queue up."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from promptd_store.blobs import sync_folder
+from promptd_store.blobs import old_corpses, sync_folder
 from promptd_store.errors import StoreAddressError, StoreUnavailableError
 
 
@@ -30,6 +30,10 @@ class Objects(Protocol):
 
     def set_aside(self, name: str) -> None:
         """Move a corrupt object where no name leads to it."""
+        ...
+
+    def sweep_aside(self, tenant: str) -> list[str]:
+        """Delete what was set aside of a tenant's long ago; return the names."""
         ...
 
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
@@ -81,6 +85,13 @@ class FolderObjects:
         with contextlib.suppress(FileNotFoundError):
             (self._root / name).rename(self._aside / f"{name.replace('/', '.')}.{time.time_ns()}")
 
+    def sweep_aside(self, tenant: str) -> list[str]:
+        """Delete old files of the quarantine."""
+        gone = old_corpses(tenant, (path.name for path in self._aside.iterdir()))
+        for name in gone:
+            (self._aside / name).unlink(missing_ok=True)
+        return gone
+
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
         """List files, also those of writers that were killed while writing."""
         now = time.time()
@@ -122,6 +133,18 @@ class BucketObjects:
             aside = f"{self._root}/quarantine/{name.replace('/', '.')}.{time.time_ns()}"
             self._files.pipe_file(aside, self._files.cat_file(f"{self._root}/objects/{name}"))
             self._files.rm_file(f"{self._root}/objects/{name}")
+
+    def sweep_aside(self, tenant: str) -> list[str]:
+        """Delete old objects of the quarantine."""
+        top = f"{self._root}/quarantine/"
+        try:
+            found = self._files.find(top)
+        except FileNotFoundError:
+            return []
+        gone = old_corpses(tenant, (path.removeprefix(top) for path in found))
+        for name in gone:
+            self._files.rm_file(top + name)
+        return gone
 
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
         """List objects."""

@@ -8,6 +8,7 @@ after.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -33,8 +34,6 @@ class RememberedNames:
         self._by_name: dict[str, set[tuple[str, str]]] = {}
         self._cursor: int | None = None
         self._heard_at = float("-inf")
-        self.store_answers = True
-        """Whether the last look at the store succeeded."""
         self.num_changes = 0
         """Grows with every change that was heard of; `keep` compares it."""
 
@@ -68,10 +67,8 @@ class RememberedNames:
     async def follow(self, store: Store) -> None:
         """Forget what others change, until cancelled."""
         while True:
-            try:
+            with contextlib.suppress(StoreUnavailableError):
                 await self.poll(store)
-            except StoreUnavailableError:
-                self.store_answers = False
             await asyncio.sleep(POLL_SECONDS)
 
     async def poll(self, store: Store) -> None:
@@ -86,7 +83,6 @@ class RememberedNames:
                 self.forget(tenant, name, int(revision))
             self._cursor = page[-1].seq
         self._heard_at = began
-        self.store_answers = True
 
     def _drop(self, key: tuple[str, str], record: PromptRecord) -> None:
         keys = self._by_name.get(record.name, set())

@@ -1,11 +1,15 @@
-"""Old versions of prompts: how many of each are kept."""
+"""What is kept of prompts where there is too much: the newest versions, and what is used."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container
 
 from promptd_store.base import Check, Store
 from promptd_store.errors import CheckFailedError
 from promptd_store.garbage import scan_tenants
 from promptd_store.holdings import STORED_BYTES, hold
+from promptd_store.namebook import NameBook
 from promptd_store.names import digest_key, prompt_key, version_key
 from promptd_store.record import PromptName, PromptRecord
 
@@ -42,6 +46,36 @@ async def prune_versions(store: Store, tenant: str, *, keep: int) -> list[str]:
                     break
                 gone.append(f"{name}@{record.number}")
         after = page[-1].key
+    return gone
+
+
+async def prune_unused(
+    store: Store,
+    tenant: str,
+    *,
+    used: Container[str],
+    not_since: float,
+    clock: Callable[[], float] = time.time,
+) -> list[str]:
+    """Delete a tenant's names, all versions of each, that are of no use; return them.
+
+    A name stays that is in `used`, that has a version published after `not_since` (seconds since 1970), or that
+    another prompt stands behind. One that moves meanwhile is left for the next time.
+    """
+    book, needed = NameBook(store), {one.rpartition("@")[0] for one in await _stood_behind(store)}
+    gone = []
+    for stored in await book.names(tenant):
+        if not stored.state.current or stored.name in used or f"{tenant}/{stored.name}" in needed:
+            continue
+        records = await book.versions(tenant, stored.name)
+        if not records or any(record.created_at > not_since for record in records):
+            continue
+        event = {"type": "prompt.expired", "version": records[-1].version, "at": int(clock())}
+        try:
+            await book.remove(stored, records, event)
+        except CheckFailedError:
+            continue
+        gone.append(stored.name)
     return gone
 
 

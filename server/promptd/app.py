@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -48,6 +49,7 @@ from promptd.tenancy import (
     TenantBook,
     TenantDirectory,
     UsageLedger,
+    note_beginning,
 )
 from promptd.training import TrainingLoop, TrainingWorker
 from promptd.training.job_spec import check_spec
@@ -64,7 +66,11 @@ def create_app(
     """
     keys = make_key_ring(settings)
     limits = Limits(
-        settings.max_body_bytes, settings.max_upload_bytes, settings.request_timeout_seconds, settings.drain_seconds
+        settings.max_body_bytes,
+        settings.max_upload_bytes,
+        settings.request_timeout_seconds,
+        settings.drain_seconds,
+        settings.leave_seconds,
     )
 
     registry = CollectorRegistry()
@@ -79,6 +85,7 @@ def create_app(
         await tenants.poll()
         await keys.connect(tenants)
         gate = make_gate(tenants)
+        await note_beginning(prompts.store, time.time())
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         registry.register(EngineCollector(served))
@@ -102,6 +109,8 @@ def create_app(
             interval_seconds=settings.housekeeping_seconds,
             min_age_seconds=settings.garbage_age_seconds,
             keep_jobs_seconds=settings.job_history_days * 86400,
+            keep_versions=settings.keep_versions,
+            unused_days=settings.unused_days,
         )
         background = [
             asyncio.create_task(housekeeper.run()),

@@ -11,6 +11,7 @@ from promptd.commands.apply import apply
 from promptd.commands.bench import bench
 from promptd.commands.convert import convert
 from promptd.commands.doctor import doctor
+from promptd.commands.drain import drain
 from promptd.commands.evaluate import evaluate
 from promptd.commands.plan import plan
 from promptd.commands.serve import serve
@@ -46,6 +47,7 @@ app.command(rich_help_panel="Train")(train)
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Train")
 app.add_typer(keys.app, name="keys", rich_help_panel="Administrate")
 app.command(rich_help_panel="Administrate")(apply)
+app.command(rich_help_panel="Administrate")(drain)
 app.command("eval", rich_help_panel="Measure")(evaluate)
 app.command(
     rich_help_panel="Measure",

@@ -29,11 +29,15 @@ from promptd_store.names import PUBLIC_TENANT
 from promptd.jobs import TRAINING_JOBS, TRAINING_STEPS, count_files, count_jobs, steps_of
 from promptd.jobs.retention import forget_old_jobs, trim_signals
 from promptd.metrics import HousekeepingMetrics
+from promptd.retention import Retention
 from promptd.tenancy import note_stored_bytes
 
+RETENTION_SECONDS = 86400.0
+"""Whether prompts are kept is looked at once a day: it reads what was used on all days that count."""
 FIRST_RUN_SECONDS = 5.0
 """After the start, so that a server that is restarted often still gets to it."""
 TURN = f"{{{PUBLIC_TENANT}}}:housekeeping"
+RETENTION_TURN = f"{{{PUBLIC_TENANT}}}:retention"
 
 _log = structlog.get_logger("promptd.housekeeping")
 
@@ -52,6 +56,8 @@ class Housekeeper:
         interval_seconds: float,
         min_age_seconds: float,
         keep_jobs_seconds: float,
+        keep_versions: int | None = None,
+        unused_days: int | None = None,
     ) -> None:
         self._store = store
         self._owner = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -59,20 +65,22 @@ class Housekeeper:
         self._interval_seconds = interval_seconds
         self._min_age_seconds = min_age_seconds
         self._keep_jobs_seconds = keep_jobs_seconds
+        self._keep_versions = keep_versions
+        self._unused_days = unused_days
 
     async def run(self) -> None:
         """Clean up until cancelled."""
         wait_seconds = min(FIRST_RUN_SECONDS, self._interval_seconds)
         while True:
             await asyncio.sleep(wait_seconds)
-            if await self._has_turn():
+            if await self._has_turn(TURN, self._interval_seconds):
                 await self.clean_up()
             wait_seconds = self._interval_seconds
 
-    async def _has_turn(self) -> bool:
+    async def _has_turn(self, what: str, interval_seconds: float) -> bool:
         """Of all servers over one store, one cleans up in an interval."""
         try:
-            return await self._store.acquire_lease(TURN, self._owner, 0.9 * self._interval_seconds) is not None
+            return await self._store.acquire_lease(what, self._owner, 0.9 * interval_seconds) is not None
         except StoreError:
             self._metrics.count_failure()
             return False
@@ -80,11 +88,18 @@ class Housekeeper:
     async def clean_up(self) -> None:
         """Go through all tenants once; what goes wrong with one is logged and counted, and the others follow."""
         tenants = scan_tenants(self._store)
+        retention: Retention | None = None
+        try:
+            retention = await self._retention()
+        except StoreError as error:
+            self._failed(error)
         while True:
             try:
                 tenant = await anext(tenants, None)
                 if tenant is None:
                     return await self._store.erase()
+                if retention is not None:
+                    await self._prune(retention, tenant)
                 deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
                 await self._store.sweep_blobs(tenant, older_than_seconds=self._min_age_seconds)
                 num_trimmed = await trim_events(self._store, events_log(tenant))
@@ -93,8 +108,7 @@ class Housekeeper:
                 if tenant == PUBLIC_TENANT:
                     num_trimmed += await trim_signals(self._store) + await trim_changes(self._store)
             except Exception as error:  # noqa: BLE001 - serving never depends on a clean-up
-                _log.warning("housekeeping_failed", exc_info=error)
-                self._metrics.count_failure()
+                self._failed(error)
             else:
                 self._metrics.count(len(deleted), num_trimmed, num_jobs)
 
@@ -112,3 +126,22 @@ class Housekeeper:
         past = [one.key for one in days if one.key < held_key(tenant, steps_of(today))]
         if past:
             await self._store.transact(deletes=past)
+
+    async def _retention(self) -> Retention | None:
+        """Return what prompts are held against in this round; None where all are kept, or it was looked at today."""
+        if self._keep_versions is None and self._unused_days is None:
+            return None
+        if not await self._has_turn(RETENTION_TURN, RETENTION_SECONDS):
+            return None
+        retention = Retention(self._store, keep_versions=self._keep_versions, unused_days=self._unused_days)
+        await retention.look()
+        return retention
+
+    async def _prune(self, retention: Retention, tenant: str) -> None:
+        pruned = await retention.apply(tenant)
+        if pruned.names or pruned.versions:
+            _log.info("pruned", tenant=tenant, prompts=len(pruned.names), versions=len(pruned.versions))
+
+    def _failed(self, error: Exception) -> None:
+        _log.warning("housekeeping_failed", exc_info=error)
+        self._metrics.count_failure()

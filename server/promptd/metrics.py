@@ -70,8 +70,8 @@ class CatalogCollector(Collector):
         stats = self._catalog.cache_stats
         yield GaugeMetricFamily(
             "promptd_store_up",
-            "Whether the store answered when it was last looked at",
-            value=self._catalog.store_answers,
+            "Whether the last thing heard of the store was good",
+            value=self._catalog.store.is_up,
         )
         yield GaugeMetricFamily("promptd_artifact_cache_bytes", "Bytes of decoded prompts", value=stats.num_bytes)
         yield GaugeMetricFamily("promptd_artifact_cache_prompts", "Decoded prompts", value=stats.num_artifacts)

@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     garbage_age_seconds: float = Field(
         86400.0, ge=60, description="Files that no prompt names any more are deleted when they are this old"
     )
+    keep_versions: int | None = Field(
+        None, ge=1, description="Newest versions of each prompt that are kept, beside those in use; all where not given"
+    )
+    unused_days: int | None = Field(
+        None, ge=1, description="Prompts that nobody has used for so long are deleted; none where not given"
+    )
     max_queued_jobs: int = Field(10_000, ge=1, description="Training jobs of one tenant that may wait")
     max_running_jobs: int = Field(64, ge=1, description="Training jobs of one tenant that run at once, on all servers")
     job_history_days: float = Field(30.0, gt=0, description="Training jobs are listed for so long after their end")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 from promptd_store import PromptArtifact
 
+from promptd.tenancy import Counts
 from tests.api.conftest import LiveServer
 
 ASK = {"prompt": "book a table", "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
@@ -76,3 +78,24 @@ def test_without_its_base_it_is_not_served(http: httpx.Client, prompts: tuple[Pr
     long = http.post("/v1/completions", json=ASK | {"prompt_ids": ["user"] * 6})
     assert (long.status_code, long.json()["error"]["param"]) == (400, "prompt_ids")
     assert "18 prompts" in long.json()["error"]["message"]
+
+
+def test_every_prompt_of_a_chain_is_of_use(
+    server: LiveServer, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger names each one, so that none in front of others is ever taken for unused; one counts the tokens."""
+    usage, noted = server.app.state.services.gate.usage, {}
+    add = usage.add
+
+    def spy(tenant: str, key_id: str, prompt: str, counts: Counts) -> None:
+        noted[prompt] = noted.get(prompt, Counts()) + counts
+        add(tenant, key_id, prompt, counts)
+
+    monkeypatch.setattr(usage, "add", spy)
+    tokens(http, prompt_ids=["p4", "team", "user"])
+    until = time.monotonic() + 30
+    while "user" not in noted or not noted["user"].requests:  # it is written down when the answer has gone out
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert set(noted) == {"p4", "team", "user"}
+    assert noted["p4"] == noted["team"] == Counts() != noted["user"]

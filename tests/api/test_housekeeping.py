@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from promptd_store import PROMPTS, STORED_BYTES, Store, StoreUnavailableError, encode, held_key
+from prometheus_client import CollectorRegistry
+from promptd_store import (
+    PROMPTS,
+    STORED_BYTES,
+    EmbeddedStore,
+    PromptCatalog,
+    Store,
+    StoreUnavailableError,
+    encode,
+    held_key,
+)
 
 from promptd import housekeeping
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
+from tests.store.files import SPEC, soft_file
 from tests.tenancy.conftest import with_store
 
 DAY = 86400.0
@@ -110,3 +122,25 @@ def test_counts_are_put_right_and_noted_for_the_ledger(busy: tuple[LiveServer, P
         with_store(folder.parent, lose)
         assert soon(lambda: http.get("/admin/tenants/default").json()["held"] == held)
         assert soon(lambda: http.get("/v1/usage").json()["total"]["stored_byte_days"] == held["stored_bytes"])
+
+
+def test_old_versions_go_once_a_day(tmp_path: Path) -> None:
+    """As the settings say, in one server's turn; what comes after it waits for the next day."""
+
+    async def run() -> None:
+        store = EmbeddedStore(tmp_path)
+        catalog, days = PromptCatalog(store, SPEC), {"keep_versions": 2, "unused_days": 30}
+        for number in range(4):
+            await catalog.publish("acme", "tone", soft_file(number))
+        for extra, kept in (({}, 4), (days, 2), (days, 3)):
+            metrics = housekeeping.HousekeepingMetrics(CollectorRegistry())
+            keeper = housekeeping.Housekeeper(
+                store, metrics, interval_seconds=600, min_age_seconds=DAY, keep_jobs_seconds=DAY, **extra
+            )
+            await keeper.clean_up()
+            assert len(await catalog.versions("acme", "tone")) == kept
+            if kept == 2:
+                await catalog.publish("acme", "tone", soft_file(9))
+        await store.close()
+
+    asyncio.run(run())

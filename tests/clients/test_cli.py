@@ -33,6 +33,7 @@ COMMANDS = [
     ["jobs"],
     ["keys"],
     ["apply"],
+    ["drain"],
     *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),
     *(["jobs", name] for name in ("create", "ls", "show", "watch", "cancel", "pause", "resume", "rm")),
     *(

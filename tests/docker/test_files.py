@@ -196,7 +196,11 @@ def test_kubernetes() -> None:
     scaler = found["HorizontalPodAutoscaler", "promptd"]["spec"]
     assert ("Deployment", scaler["scaleTargetRef"]["name"]) in found
     environment = {one["name"]: one["value"] for one in pods["promptd"]["spec"]["containers"][0]["env"]}
-    needs = float(environment["PROMPTD_LEAVE_SECONDS"]) + Settings.model_fields["drain_seconds"].default + 5
+    command = pods["promptd"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:3] == ["promptd", "drain", "--wait"] and float(command[3]) > float(
+        environment["PROMPTD_LEAVE_SECONDS"]
+    )
+    needs = float(command[3]) + Settings.model_fields["drain_seconds"].default + 5
     assert pods["promptd"]["spec"]["terminationGracePeriodSeconds"] > needs
 
 

@@ -111,6 +111,25 @@ async def test_a_silent_redis_is_found_out(server: RedisServer, store: RedisStor
     assert await seconds_until(lambda: store.get(KEY)) < 2
 
 
+async def test_an_old_failure_is_no_new_outage(server: RedisServer) -> None:
+    """What was sent before an outage and fails after its end says nothing about Redis as it is now."""
+    async with FaultProxy(server.port).running() as proxy:
+        store = await RedisStore.open(f"redis://127.0.0.1:{proxy.port}?socket_timeout=1")
+        proxy.mode = "swallow"
+        first = asyncio.create_task(store.get(KEY))
+        await asyncio.sleep(0.6)
+        second = asyncio.create_task(store.get(KEY))
+        with pytest.raises(StoreUnavailableError, match="no answer in time"):
+            await first
+        assert not store.is_up
+        proxy.mode = "pass"
+        assert await seconds_until(lambda: store.get(KEY)) < 2
+        with pytest.raises(StoreUnavailableError, match="no answer in time"):
+            await second
+        assert store.is_up and await store.get(KEY) is None
+        await store.close()
+
+
 async def test_a_slow_redis_is_waited_for(server: RedisServer) -> None:
     """Slower than usual is not away: 200 ms an answer, every call works."""
     async with FaultProxy(server.port).running() as proxy:

@@ -12,7 +12,6 @@ import pytest
 from promptd_store import (
     EmbeddedStore,
     PromptCatalog,
-    PromptNotFoundError,
     PromptRecord,
     Put,
     RecordTooNewError,
@@ -20,7 +19,6 @@ from promptd_store import (
     StoreNotEmptyError,
     copy_store,
     find_faults,
-    prune_versions,
 )
 from promptd_store.record import PromptName
 from promptd_store.redis_backend.store import RedisStore
@@ -137,23 +135,6 @@ async def test_what_is_lost_or_damaged_is_found(store: Store) -> None:
         assert sum(text in fault for fault in faults) == 1, faults
 
 
-async def test_old_versions_go(store: Store) -> None:
-    """The newest ones stay, and what a name points to, and what others stand behind; numbers do not come back."""
-    catalog = PromptCatalog(store, SPEC)
-    records = [await catalog.publish("acme", "tone", soft_file(number)) for number in range(6)]
-    await catalog.publish("eve", "public", soft_file(50), visibility="public")
-    await catalog.publish("acme", "behind", soft_file(60), behind=[f"tone@{records[2].version}"])
-    await catalog.rollback("acme", "tone", 1)
-    assert await prune_versions(store, "acme", keep=2) == ["tone@2", "tone@4"]
-    assert [record.number for record in await catalog.versions("acme", "tone")] == [6, 5, 3, 1]
-    assert (await catalog.resolve("acme", "tone")).number == 1
-    with pytest.raises(PromptNotFoundError):
-        await catalog.resolve("acme", f"tone@{records[1].version}")
-    assert (await catalog.publish("acme", "tone", soft_file(70))).number == 7
-    assert await prune_versions(store, "acme", keep=5) == []
-    assert [fault async for fault in find_faults(store)] == []
-
-
 async def test_a_newer_release_beside_this_one(store: Store) -> None:
     """Fields that this release does not know are left alone; a schema that it would misread is a typed error."""
     catalog = PromptCatalog(store, SPEC)
@@ -199,7 +180,9 @@ def test_the_commands(redis_server: RedisServer, tmp_path: Path) -> None:
     run("verify", "--store", str(tmp_path / "restored"))
     assert "records of its own" in run("restore", str(backup), "--store", str(folder), code=1)
     assert "is no backup" in run("restore", str(tmp_path / "nothing"), code=1)
-    assert "deleted 3 versions" in run("gc", "--store", str(folder), "--keep-versions", "1", "--min-age-hours", "0")
+    cleaned = run("gc", "--store", str(folder), "--keep-versions", "1", "--min-age-hours", "0")
+    assert "deleted 0 prompts, 3 versions" in cleaned and "acme  0 prompts, 3 versions" in cleaned
+    assert "have not been noted" in run("gc", "--store", str(folder), "--unused-days", "30")
     run("verify", "--store", str(folder))
     next((folder / "blobs").glob("acme/*/*")).write_bytes(b"damaged")
     assert "set aside" in run("verify", "--store", str(folder), code=1)

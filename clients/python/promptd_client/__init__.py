@@ -9,7 +9,16 @@ from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, is_peft_folder, read_peft_folder
 from promptd_client._stream import AsyncStream, Stream
 from promptd_client._uploads import UploadResult
-from promptd_client.admin_models import ApiKey, IssuedKey, Tenant, TenantLimits, UsageCounts, UsageEntry, UsageReport
+from promptd_client.admin_models import (
+    ApiKey,
+    Drain,
+    IssuedKey,
+    Tenant,
+    TenantLimits,
+    UsageCounts,
+    UsageEntry,
+    UsageReport,
+)
 from promptd_client.errors import (
     APIError,
     AuthenticationError,
@@ -91,6 +100,7 @@ __all__ = [
     "ConnectionFailedError",
     "ContextLengthError",
     "DeadlineExceededError",
+    "Drain",
     "Embedding",
     "Embeddings",
     "EngineDeadError",

@@ -8,10 +8,11 @@ from typing import Any
 from promptd_client._job_requests import path_of
 from promptd_client._replies import reader
 from promptd_client._requests import Call, body_of
-from promptd_client.admin_models import ApiKey, IssuedKey, Tenant, UsageReport
+from promptd_client.admin_models import ApiKey, Drain, IssuedKey, Tenant, UsageReport
 
 KEYS = "/admin/keys"
 TENANTS = "/admin/tenants"
+DRAIN = "/admin/drain"
 
 
 def create_key(
@@ -62,3 +63,8 @@ def usage(path: str, tenant: str | None, first_day: str | None, last_day: str | 
     params = {"tenant": tenant, "from": first_day, "to": last_day}
     given = {name: value for name, value in params.items() if value is not None}
     return Call("GET", path, reader(UsageReport), params=given)
+
+
+def drain(method: str) -> Call[Drain]:
+    """Start, look at, or take back a server's leaving; each is harmless to repeat."""
+    return Call(method, DRAIN, reader(Drain))

@@ -20,7 +20,7 @@ from promptd_client._requests import Call, StreamCall
 from promptd_client._retry import retry_hook, retry_limits
 from promptd_client._stream import Stream
 from promptd_client._uploads import Folders, UploadResult, progress_bar
-from promptd_client.admin_models import UsageReport
+from promptd_client.admin_models import Drain, UsageReport
 from promptd_client.errors import ConnectionFailedError, PromptdError
 from promptd_client.models import (
     ChatCompletion,
@@ -129,6 +129,18 @@ class Client:
     def usage(self, *, first_day: str | None = None, last_day: str | None = None) -> UsageReport:
         """Show what your tenant was served; days as 2026-11-21 in UTC, without them the last thirty."""
         return self.run(_admin_requests.usage("/v1/usage", None, first_day, last_day))
+
+    def drain(self) -> Drain:
+        """Make this one server say no to its load balancer; it serves on. Needs an admin's key."""
+        return self.run(_admin_requests.drain("POST"))
+
+    def get_drain(self) -> Drain:
+        """Show how far a server is with leaving its load balancer."""
+        return self.run(_admin_requests.drain("GET"))
+
+    def undrain(self) -> Drain:
+        """Let a drained server be ready again."""
+        return self.run(_admin_requests.drain("DELETE"))
 
     def version(self) -> str:
         """Return the server's version."""

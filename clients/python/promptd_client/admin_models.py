@@ -80,3 +80,21 @@ class UsageReport(Reply):
     last_day: str = Field(alias="to")
     data: tuple[UsageEntry, ...]
     total: UsageCounts
+
+
+class Drain(Reply):
+    """How far a server is with leaving its load balancer."""
+
+    status: Literal["serving", "draining"]
+    seconds: float | None = None
+    """For how long its readiness probe has said no."""
+    leave_seconds: float
+    """How long it should, for every balancer to notice."""
+    requests_running: int
+    requests_waiting: int
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it can be stopped and nobody notices."""
+        is_left = self.seconds is not None and self.seconds >= self.leave_seconds
+        return is_left and not self.requests_running and not self.requests_waiting

@@ -92,7 +92,10 @@ class RedisBlobs:
         return [found[digest] for digest in sorted(found)]
 
     async def sweep(self, tenant: str, *, older_than_seconds: float) -> list[str]:
-        """Delete objects outside that nothing names: of writers and deleters that were killed; return their names."""
+        """Delete objects outside that nothing names, of killed writers and deleters, or that were long set aside.
+
+        What was set aside in Redis goes by itself.
+        """
         if self._objects is None:
             return []
         old = await self._outside(
@@ -102,7 +105,7 @@ class RedisBlobs:
         gone = [name for name in old if name not in named]
         for name in gone:
             await self._remove(name)
-        return gone
+        return gone + await self._outside(lambda objects: objects.sweep_aside(tenant))
 
     async def _renewed(self, tenant: str, digest: str, data: bytes) -> bool:
         """Make a blob that is whole younger; False where there is none."""

@@ -51,6 +51,7 @@ class RedisLink:
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._up = asyncio.Event()
         self._up.set()
+        self._num_outages = 0
         self._probe: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
         self._is_closed = False
@@ -140,6 +141,7 @@ class RedisLink:
         return task
 
     async def _repeated(self, send: Callable[[], Awaitable[_T]]) -> _T:
+        num_outages = self._num_outages
         try:
             try:
                 return await send()
@@ -149,7 +151,8 @@ class RedisLink:
                 await self._drop_idle()  # they went with the same server
                 return await send()
         except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as error:
-            self._lost()
+            if num_outages == self._num_outages:  # else it was sent before an outage that is known, and may be over
+                self._lost()
             raise StoreUnavailableError(f"the store is away: {_kind(error)}") from error
         except RedisError as error:
             raise StoreUnavailableError(f"the store failed: {_kind(error)}") from error
@@ -171,6 +174,7 @@ class RedisLink:
         return answer
 
     def _lost(self) -> None:
+        self._num_outages += 1
         self._up.clear()
         if not self._is_closed and (self._probe is None or self._probe.done()):
             self._probe = asyncio.create_task(self._until_answered())

@@ -15,9 +15,10 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+from promptd_store.blobs import QUARANTINE_SECONDS
+
 FEED_LENGTH = 10_000
 DONE_SECONDS = 60
-QUARANTINE_SECONDS = 30 * 86400
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ if place == '' then
   if data then
     local aside = p .. 'quarantine:' .. ARGV[2] .. ':' .. hex .. ':' .. whole(now())
     redis.call('RENAME', blob, aside)
-    redis.call('EXPIRE', aside, {QUARANTINE_SECONDS})
+    redis.call('EXPIRE', aside, {round(QUARANTINE_SECONDS)})
   end
 end
 redis.call('HDEL', index, hex)

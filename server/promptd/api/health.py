@@ -29,11 +29,11 @@ async def readyz(request: Request) -> Response:
     They are while the store is away: it is so for all servers alike, and prompts in memory are served.
     """
     services = services_of(request)
-    if services.is_leaving or services.is_draining:
+    if services.leaving.has_begun or services.is_draining:
         return JSONResponse({"status": "draining"}, status_code=503)
     if services.engine.seconds_since_progress() > MAX_SILENT_SECONDS:
         return JSONResponse({"status": "stalled"}, status_code=503)
-    return JSONResponse({"status": "ok", "store": "ok" if services.catalog.store_answers else "away"})
+    return JSONResponse({"status": "ok", "store": "ok" if services.catalog.store.is_up else "away"})
 
 
 async def startupz(request: Request) -> Response:

@@ -23,6 +23,7 @@ from promptd_store import (
 )
 
 from promptd.api.auth import authorize
+from promptd.api.leaving import Leaving
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
 from promptd.engine.share import Share
@@ -44,6 +45,7 @@ class Limits:
     max_upload_bytes: int
     request_timeout_seconds: float
     drain_seconds: float
+    leave_seconds: float
 
 
 @dataclass
@@ -63,8 +65,7 @@ class Services:
     observe: Callable[[RequestTimings, int], None]
     """Takes the timings and the number of tokens of every finished generation."""
     render_metrics: Callable[[], bytes]
-    is_leaving: bool = False
-    """Not ready any more, but every request is still served."""
+    leaving: Leaving = field(default_factory=Leaving)
     is_draining: bool = False
     """Takes no new work."""
     started_at: float = field(default_factory=time.time)
@@ -129,10 +130,7 @@ class NamedPrompts:
     @property
     def counted_as(self) -> str:
         """The prompt that use is counted under: the last of a chain; empty for the bare model."""
-        if not self.records:
-            return ""
-        record = self.records[-1]
-        return record.name if record.tenant == self.visit.principal.tenant else f"{record.tenant}/{record.name}"
+        return _counted_as(self.visit, self.records[-1]) if self.records else ""
 
     @property
     def last(self) -> PromptArtifact | None:
@@ -174,6 +172,7 @@ async def resolve_prompts(
             f"{param} names a chain of {len(records)} prompts, {MAX_CHAIN_PROMPTS} are allowed", param=param
         )
     artifacts = [await services.catalog.load(record) for record in records]
+    visit.mention(_counted_as(visit, record) for record in records)
     public = itertools.takewhile(lambda record: record.visibility == "public", records)
     return NamedPrompts(
         tuple(records),
@@ -183,6 +182,10 @@ async def resolve_prompts(
         model_name,
         visit,
     )
+
+
+def _counted_as(visit: Visit, record: PromptRecord) -> str:
+    return record.name if record.tenant == visit.principal.tenant else f"{record.tenant}/{record.name}"
 
 
 def prompt_names(services: Services, body_model: str | None, prompt_id: str | None, ids: list[str] | None) -> list[str]:

@@ -140,6 +140,16 @@ def serve(
         float | None,
         typer.Option(help="Age at which files of deleted prompts go (86400).", metavar="S", rich_help_panel=_LIMITS),
     ] = None,
+    keep_versions: Annotated[
+        int | None,
+        typer.Option(help="Versions of each prompt that are kept (all).", metavar="N", rich_help_panel=_LIMITS),
+    ] = None,
+    unused_days: Annotated[
+        int | None,
+        typer.Option(
+            help="Days without use after which a prompt is deleted (never).", metavar="D", rich_help_panel=_LIMITS
+        ),
+    ] = None,
     max_queued_jobs: Annotated[
         int | None,
         typer.Option(help="Training jobs of one tenant that may wait (10000).", metavar="N", rich_help_panel=_LIMITS),
@@ -235,8 +245,8 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> Non
             loop = asyncio.get_running_loop()
 
             def leave(after_seconds: float) -> None:
-                app.state.services.is_leaving = True
-                loop.call_later(after_seconds, setattr, self, "should_exit", True)
+                left = app.state.services.leaving.end(after_seconds)
+                loop.call_later(left, setattr, self, "should_exit", True)
                 for one in _STOP_SIGNALS:  # a second signal ends the process where it stands
                     loop.remove_signal_handler(one)
                     signal.signal(one, signal.SIG_DFL)

@@ -101,29 +101,57 @@ def gc(
     keep_versions: Annotated[
         int | None, typer.Option(min=1, help="Also delete all but so many versions of each prompt.", metavar="N")
     ] = None,
+    unused_days: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also delete prompts, whole, that nobody has used for so many days.", metavar="D"),
+    ] = None,
     min_age_hours: Annotated[
         float, typer.Option(min=0, help="Files younger than this stay: their writers may not be done.", metavar="H")
     ] = 24.0,
 ) -> None:
-    """Delete what nobody needs: files without a name, old events, and where asked for old versions.
+    """Delete what nobody needs: files without a name, and where asked for old versions and unused prompts.
+
+    What a name points to stays, and what another prompt stands behind. A prompt is unused where no tenant has asked
+    for it, alone or in a chain, on so many days, and nothing was published under its name.
 
     [dim]promptd store gc[/]
-    [dim]promptd store gc --keep-versions 5[/]
+    [dim]promptd store gc --keep-versions 5 --unused-days 90[/]
     """
-    from promptd_store import collect_garbage, prune_versions, scan_tenants
+    from promptd_store import collect_garbage, scan_tenants
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    async def clean(opened: Store) -> tuple[int, int, int]:
-        num_versions = num_blobs = num_left = 0
-        async for tenant in scan_tenants(opened):
-            if keep_versions is not None:
-                num_versions += len(await prune_versions(opened, tenant, keep=keep_versions))
-            num_blobs += len(await collect_garbage(opened, tenant, unused_for_seconds=min_age_hours * 3600))
-            num_left += len(await opened.sweep_blobs(tenant, older_than_seconds=min_age_hours * 3600))
-        return num_versions, num_blobs, num_left
+    from promptd.retention import Retention
 
-    num_versions, num_blobs, num_left = _with_store(store, blobs, clean)
-    out().print(
-        f"deleted {num_versions} versions, {num_blobs} files without a name, {num_left} left behind by the dead"
+    async def clean(opened: Store) -> list[int]:
+        total = [0, 0, 0, 0]
+        tenants = [tenant async for tenant in scan_tenants(opened)]
+        console = out()
+        columns = (SpinnerColumn(), TextColumn("{task.completed}/{task.total} tenants"), TimeElapsedColumn())
+        # One console for both: the bar has to step aside for each line. Without a terminal there is no bar.
+        with Progress(*columns, console=console, transient=True, disable=not err().is_terminal) as progress:
+            task = progress.add_task("", total=len(tenants))
+            retention = Retention(opened, keep_versions=keep_versions, unused_days=unused_days)
+            if not await retention.look():
+                err().print(f"[yellow]uses have not been noted for {unused_days} days yet: no prompt goes for that[/]")
+            for tenant in tenants:
+                pruned = await retention.apply(tenant)
+                files = await collect_garbage(opened, tenant, unused_for_seconds=min_age_hours * 3600)
+                left = await opened.sweep_blobs(tenant, older_than_seconds=min_age_hours * 3600)
+                counts = [len(one) for one in (pruned.names, pruned.versions, files, left)]
+                if any(counts):
+                    console.print(f"{tenant}  {_counted(counts)}", markup=False)
+                total = [before + count for before, count in zip(total, counts, strict=True)]
+                progress.advance(task)
+        return total
+
+    out().print(f"deleted {_counted(_with_store(store, blobs, clean))}")
+
+
+def _counted(counts: list[int]) -> str:
+    names, versions, files, left = counts
+    return (
+        f"{names} prompts, {versions} versions, {files} files without a name, "
+        f"{left} left behind by the dead or set aside long ago"
     )
 
 

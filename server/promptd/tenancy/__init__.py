@@ -13,6 +13,7 @@ from promptd.tenancy.scopes import GRANTABLE_SCOPES, TENANT_SCOPES, Principal, S
 from promptd.tenancy.slots import SlotPool
 from promptd.tenancy.tenant import KeyRecord, Tenant
 from promptd.tenancy.usage import Counts, UsageKey, UsageLedger, note_stored_bytes
+from promptd.tenancy.uses import note_beginning, used_prompts
 
 __all__ = [
     "DEFAULT_GRACE_SECONDS",
@@ -39,7 +40,9 @@ __all__ = [
     "Visit",
     "holdings_of",
     "is_unbroken",
+    "note_beginning",
     "note_stored_bytes",
     "read_audit",
     "set_limits",
+    "used_prompts",
 ]

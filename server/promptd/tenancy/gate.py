@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from promptd.tenancy.directory import TenantDirectory
 from promptd.tenancy.limits import TenantLimits
@@ -24,6 +24,7 @@ class Visit:
         self.limits = limits
         self._gate = gate
         self._meters: list[Meter] = []
+        self._mentioned: set[str] = set()
         self._num_reserved = 0
         self._tokens: RateReading | None = None
         self._requests: RateReading | None = None
@@ -49,6 +50,10 @@ class Visit:
         """Have something counted at the end."""
         self._meters.append(meter)
 
+    def mention(self, prompts: Iterable[str]) -> None:
+        """Note that prompts were of use, whatever the request comes to."""
+        self._mentioned.update(prompts)
+
     def headers(self) -> Mapping[str, str]:
         """Return what OpenAI's clients read of the limits; empty where there are none."""
         found: dict[str, str] = {}
@@ -62,6 +67,8 @@ class Visit:
         tenant = self.principal.tenant
         if self._has_slot:
             self._gate.slots.leave(tenant)
+        for prompt in self._mentioned:
+            self._gate.usage.add(tenant, self.principal.key_id, prompt, Counts())
         num_used = 0
         for number, meter in enumerate(self._meters):
             prompt, counts = meter()

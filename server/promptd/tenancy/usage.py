@@ -116,7 +116,8 @@ class UsageLedger:
                     break
                 key = UsageKey(tenant, day, key_id, prompt)
                 found[key] = found.get(key, Counts()) + read(stored.value)
-        return sorted(found.items())
+        # A line without counts is of a prompt that only stood in front of another one.
+        return sorted((key, counts) for key, counts in found.items() if counts != Counts())
 
     async def _write(self, batch: dict[UsageKey, Counts]) -> None:
         number = str(self._num_written + 1).encode()
