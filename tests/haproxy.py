@@ -7,12 +7,14 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from tests.redis_server import free_port, program
 
+START_SECONDS = 60
 CONFIG = Path(__file__).parents[1] / "docker" / "haproxy.cfg"
 
 
@@ -32,26 +34,46 @@ def configured(ports: Sequence[int], bind: int, metrics: int, *, retries: bool) 
     return text
 
 
+@dataclass(frozen=True)
+class HAProxy:
+    """A running one."""
+
+    url: str
+    metrics_url: str
+    process: subprocess.Popen[bytes]
+
+    def until_up(self, *numbers: int) -> None:
+        """Wait until it sends requests to these servers, numbered as their ports were given."""
+        wanted = [
+            f'haproxy_server_status{{proxy="{backend}",server="replica{number}",state="UP"}} 1'
+            for number in numbers
+            for backend in ("by_load", "by_prompt")
+        ]
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.TransportError):
+                found = httpx.get(self.metrics_url, timeout=START_SECONDS).text
+                if all(line in found for line in wanted):
+                    return
+            assert self.process.poll() is None
+            time.sleep(0.02)
+        raise AssertionError(f"after {START_SECONDS} s HAProxy does not see servers {numbers} up")
+
+
 @contextlib.contextmanager
-def running_haproxy(folder: Path, ports: Sequence[int], *, retries: bool = True) -> Iterator[str]:
-    """Its address, for a block."""
+def running_haproxy(folder: Path, ports: Sequence[int], *, retries: bool = True) -> Iterator[HAProxy]:
+    """Run it for a block, which begins when it sees all servers up."""
     folder.mkdir(parents=True, exist_ok=True)
-    bind = free_port()
-    (folder / "haproxy.cfg").write_text(configured(ports, bind, free_port(), retries=retries))
+    bind, metrics = free_port(), free_port()
+    (folder / "haproxy.cfg").write_text(configured(ports, bind, metrics, retries=retries))
     with (folder / "haproxy.log").open("wb") as log:
         process = subprocess.Popen(
             [program("haproxy"), "-db", "-f", folder / "haproxy.cfg"], stdout=log, stderr=subprocess.STDOUT
         )
-    url = f"http://127.0.0.1:{bind}"
+    made = HAProxy(f"http://127.0.0.1:{bind}", f"http://127.0.0.1:{metrics}/metrics", process)
     try:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                    break
-            assert process.poll() is None, (folder / "haproxy.log").read_text()
-            time.sleep(0.05)
-        yield url
+        made.until_up(*range(len(ports)))
+        yield made
     finally:
         process.kill()
         process.wait(20)

@@ -2,7 +2,8 @@
 
 One JSON order a line on stdin, one line back: `{"load": folder}` loads a model once, so that what loading imports is
 imported before the forks; `{"settings": {…}, "log": path}` forks a server and answers its pid; `{"wait": pid}` answers
-its exit status when it has ended (negative: the signal).
+its exit status when it has ended (negative: the signal). Beside the settings, `{"lease_seconds": s}` gives a
+worker shorter leases than the product's, and `{"step_seconds": s}` makes each step of a job take at least so long.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import json
 import os
 import signal
 import sys
+import time
+from typing import Any
 
 import torch
 
 import promptd.app  # noqa: F401 - imported here, once for all servers
 from promptd.commands.serve import _listen, _start
 from promptd.commands.worker import run_worker
+from promptd.jobs import claims
 from promptd.modeling import load_model
 from promptd.settings import Settings
+from promptd.training import job, job_run
+from promptd.training import worker as training_worker
 
 
 def say(**message: object) -> None:
@@ -36,6 +42,11 @@ def become(order: dict[str, object]) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     settings = Settings(**order["settings"])  # type: ignore[arg-type]
+    if "lease_seconds" in order:
+        claims.LEASE_SECONDS = float(order["lease_seconds"])  # type: ignore[arg-type]
+        job_run.HEARTBEAT_SECONDS = training_worker.POLL_SECONDS = claims.LEASE_SECONDS / 5
+    if "step_seconds" in order:
+        slow_down(float(order["step_seconds"]))  # type: ignore[arg-type]
     try:
         if order.get("worker"):
             import asyncio
@@ -52,6 +63,17 @@ def become(order: dict[str, object]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def slow_down(step_seconds: float) -> None:
+    """Make training take its time, on however fast a machine."""
+    learn = job.TrainingJob._learn
+
+    def slow(self: job.TrainingJob, *args: Any) -> Any:
+        time.sleep(step_seconds)
+        return learn(self, *args)
+
+    job.TrainingJob._learn = slow  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,29 @@ class ReplicaForge:
 class Replica:
     """One server, or with `worker` one `promptd worker`; its port stays the same over restarts."""
 
-    def __init__(self, forge: ReplicaForge, folder: Path, store: str, *, worker: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        forge: ReplicaForge,
+        folder: Path,
+        store: str,
+        *,
+        worker: bool = False,
+        traits: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        """`traits` are the forge's: what this process does otherwise than the product."""
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"{self.port}.log"
-        self.is_worker = worker
+        self._traits = {"worker": worker, **(traits or {})}
         self._forge = forge
         self._settings = {"model": str(forge.model), "store": store, "port": self.port, "training": "off", **settings}
         self.pid: int | None = None
 
     def start(self) -> Replica:
         """Start it."""
-        order = {"settings": self._settings, "log": str(self.log), "worker": self.is_worker}
+        order = {"settings": self._settings, "log": str(self.log), **self._traits}
         self.pid = self._forge.ask(**order)["pid"]
         return self
 

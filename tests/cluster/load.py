@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 import httpx
 
+PATIENCE_SECONDS = 120
+"""What a busy machine may take for one answer to each client."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -36,6 +39,13 @@ class Load:
         """Send requests until stopped."""
         async with httpx.AsyncClient(base_url=self.url, timeout=60) as http:
             await asyncio.gather(*(self._client(http) for _ in range(self.num_clients)))
+
+    async def until_more(self, count: int = 0, *, since: float = 0.0) -> None:
+        """Wait until so many more requests have ended, one for each client by default, which began after `since`."""
+        already = len(self.ended)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while sum(one.started >= since for one in self.ended[already:]) < (count or self.num_clients):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     @property
     def faults(self) -> list[Ended]:

@@ -72,10 +72,7 @@ def test_while_redis_is_away(replicas: list[Replica], redis: RedisServer, prompt
                     assert refused.status_code == 503 and refused.json()["error"]["code"] == "store_unavailable"
                     assert int(refused.headers["retry-after"]) >= 1
             assert statistics.median(times) < 0.4, times  # nobody waits for Redis' answer
-            until = time.monotonic() + 5
-            while two.get("/readyz").json() != {"status": "ok", "store": "away"}:  # a look for Redis may be under way
-                assert time.monotonic() < until
-                time.sleep(0.02)
+            assert two.get("/readyz").json() == {"status": "ok", "store": "away"}  # as it said to every caller above
             assert "promptd_store_up 0.0" in two.get("/metrics").text
             redis.start() if how == "killed" else redis.resume()
             started = time.monotonic()

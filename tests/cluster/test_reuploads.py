@@ -70,13 +70,13 @@ def reupload(replicas: list[Replica], folder: Path, model: Path, num_uploads: in
                 target = replicas[number % len(replicas)].url
                 assert (await http.put(f"{target}/v1/prompts/tone", content=artifact.content)).is_success
                 uploads.append((time.monotonic(), artifact.version))
-                await asyncio.sleep(0.1)
+                await load.until_more()
             load.is_stopping = True
             await running
         return load, uploads, texts
 
-    with running_haproxy(folder, [replica.port for replica in replicas]) as url:
-        load, uploads, texts = asyncio.run(run(url))
+    with running_haproxy(folder, [replica.port for replica in replicas]) as proxy:
+        load, uploads, texts = asyncio.run(run(proxy.url))
     old = stale(load.ended, uploads, 0.0)
     print(f"{num_uploads} uploads: {len(load.ended)} answers, {len(mixed(load.ended, texts))} mixed, {len(old)} of a "
           f"version before the last upload that was answered")  # fmt: skip

@@ -15,7 +15,8 @@ from tests.redis_server import RedisServer
 from tests.replicas import Replica, ReplicaForge, running_replicas
 from tests.training.site import ROWS, method_of
 
-START_SECONDS = 15.0
+SHORT_LEASE_SECONDS = 2.0
+START_SECONDS = 120.0
 """What a machine with much else to do takes to bring a worker up and to its first claim."""
 
 
@@ -57,12 +58,23 @@ def is_ended(job: dict[str, Any]) -> bool:
 
 
 def train_and_kill(
-    forge: ReplicaForge, redis: RedisServer, folder: Path, *, num_jobs: int, num_steps: int, num_kills: int
-) -> None:
-    """Two workers, killed together amid their work and started again: whatever ran must go on."""
+    forge: ReplicaForge,
+    redis: RedisServer,
+    folder: Path,
+    *,
+    num_jobs: int,
+    num_steps: int,
+    num_kills: int,
+    lease_seconds: float = LEASE_SECONDS,
+) -> float:
+    """Two workers, killed together amid their work and started again: whatever ran must go on.
+
+    Returns the seconds that the slowest job took to go on.
+    """
     dice, num_seen, slowest = random.Random(3), 0, 0.0
     settings = {"training": "worker", "checkpoint_seconds": 0.5}
-    workers = [Replica(forge, folder, redis.url, worker=True, **settings) for _ in range(2)]
+    traits = {"lease_seconds": lease_seconds, "step_seconds": 0.01}
+    workers = [Replica(forge, folder, redis.url, worker=True, traits=traits, **settings) for _ in range(2)]
     with (
         running_replicas(forge, folder, redis.url, 1, **settings) as (server,),
         httpx.Client(base_url=server.url, timeout=30) as http,
@@ -72,7 +84,7 @@ def train_and_kill(
             for _ in range(num_kills):
                 for worker in workers:
                     worker.start()
-                jobs.until(lambda job: is_ended(job) or job["status"] == "running", LEASE_SECONDS + START_SECONDS)
+                jobs.until(lambda job: is_ended(job) or job["status"] == "running", lease_seconds + START_SECONDS)
                 time.sleep(dice.random())
                 for worker in workers:
                     worker.kill()
@@ -82,7 +94,7 @@ def train_and_kill(
                 for worker in workers:
                     worker.start()
                 while not all(jobs.starts(job)[-1] > killed for job in left):
-                    assert time.time() < killed + LEASE_SECONDS + START_SECONDS
+                    assert time.time() < killed + lease_seconds + START_SECONDS
                     time.sleep(0.1)
                 slowest = max([slowest, *(jobs.starts(job)[-1] - killed for job in left)])
                 if num_kills > 1:
@@ -102,14 +114,16 @@ def train_and_kill(
         assert [job["status"] for job in ended] == ["succeeded"] * num_jobs, [job.get("error") for job in ended]
         assert [jobs.num_versions(job) for job in ended] == [1] * num_jobs
         assert num_seen, "the control: the kills met running jobs"
+    return slowest
 
 
 def test_killed_workers_lose_no_job(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
     """A kill -9: what ran goes on from its checkpoint when the lease is over; each job publishes one version."""
-    train_and_kill(forge, redis, tmp_path, num_jobs=2, num_steps=200, num_kills=1)
+    train_and_kill(forge, redis, tmp_path, num_jobs=2, num_steps=150, num_kills=1, lease_seconds=SHORT_LEASE_SECONDS)
 
 
 @pytest.mark.long
 def test_thirty_times_both_workers(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
     """60 kills of a worker, over 20 jobs."""
-    train_and_kill(forge, redis, tmp_path, num_jobs=20, num_steps=4000, num_kills=30)
+    slowest = train_and_kill(forge, redis, tmp_path, num_jobs=20, num_steps=4000, num_kills=30)
+    assert slowest <= 20
