@@ -178,6 +178,7 @@ def load_base_model(settings: Settings) -> FrozenModel:
         device=settings.device,
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,
+        quantization=settings.quantization,
         strict=settings.strict,
         served_name=settings.served_model_name or (DEMO_MODEL_NAME if settings.model is None else None),
     )

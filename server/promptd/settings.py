@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     allow_volatile_store: bool = Field(False, description="Take a Redis that may lose what was acknowledged")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype")
+    quantization: Literal["none", "int8"] = Field("none", description="Multiply in 8 bits: CPU only, faster, not exact")
     max_num_seqs: int = Field(16, ge=1, description="Rows that run at once")
     max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens of one step")
     max_model_len: int | None = Field(None, ge=1, description="Longest row; the model's own limit where none is given")

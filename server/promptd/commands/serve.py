@@ -71,6 +71,9 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16 (auto).", rich_help_panel=_MODEL)
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="none or int8: faster on a CPU, not exact (none).", rich_help_panel=_MODEL)
+    ] = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(help="Longest row, in tokens (the model's own limit).", metavar="N", rich_help_panel=_MODEL),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from promptd.modeling.families.base import Sizes
 from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint_files
 from promptd.modeling.frozen import FrozenModel
-from promptd.modeling.packed_linear import can_pack, pack_linears
+from promptd.modeling.packed_linear import PackedLinear, can_pack, replace_linears
+from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
 
 STRICT_TILE_ROWS = 16
 _WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -34,6 +36,7 @@ def load_model(
     dtype: str = "auto",
     max_model_len: int | None = None,
     packed_linears: bool = True,
+    quantization: str = "none",
     strict: bool = False,
     served_name: str | None = None,
 ) -> FrozenModel:
@@ -41,6 +44,7 @@ def load_model(
 
     `dtype="auto"` is float32 on the CPU and the checkpoint's on CUDA. `strict` multiplies in fixed tiles of rows, so
     that a row's bits do not depend on its neighbours. Weights must be safetensors; remote code is never run.
+    `quantization="int8"` then multiplies in 8 bits on the CPU: the proof is of the model before that.
     Raises `ModelRefusedError` where the model would not be served exactly.
     """
     return in_passing_thread(
@@ -50,6 +54,7 @@ def load_model(
         dtype=dtype,
         max_model_len=max_model_len,
         packed_linears=packed_linears,
+        quantization=quantization,
         strict=strict,
         served_name=served_name,
     )
@@ -62,14 +67,16 @@ def _load(
     dtype: str,
     max_model_len: int | None,
     packed_linears: bool,
+    quantization: str,
     strict: bool,
     served_name: str | None,
 ) -> FrozenModel:
+    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    _check_quantization(quantization, target)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     choice = choose(config)
     sizes = choice.sizes
     files = _weight_files(folder)
-    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     hf = _frozen(folder, choice, target, _dtype(dtype, target))
     spec = BaseModelSpec(
         architecture=type(hf).__name__,
@@ -91,7 +98,18 @@ def _load(
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     family = choice.make(hf, tokenizer, folder)
     model = FrozenModel(hf, tokenizer, spec, served_name or folder.resolve().name, family)
-    return _proven(model, packed_linears=packed_linears, strict=strict)
+    if quantization == "none":
+        return _proven(model, packed_linears=packed_linears, strict=strict)
+    proven = _proven(model, packed_linears=False, strict=False)
+    replace_linears(hf, QuantizedLinear)
+    return proven
+
+
+def _check_quantization(name: str, device: torch.device) -> None:
+    if name not in ("none", "int8"):
+        raise ModelRefusedError(f"quantization {name!r} is not one of none, int8")
+    if name == "int8" and (device.type != "cpu" or not can_quantize()):
+        raise ModelRefusedError(f"quantization 'int8' is for CPUs with 8-bit products; this is {device}")
 
 
 def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool) -> FrozenModel:
@@ -108,7 +126,7 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool) -> Frozen
         ) from error
     pack = packed_linears and model.device.type == "cpu" and can_pack(model.dtype)
     if pack or strict:
-        pack_linears(hf, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0)
+        replace_linears(hf, partial(PackedLinear, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0))
     fuse_activations(hf)
     largest = prove(model)
     spec = dataclasses.replace(model.spec, max_key_abs=largest.keys, max_value_abs=largest.values)

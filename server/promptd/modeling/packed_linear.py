@@ -9,6 +9,7 @@ would silently be None), so the packed product is an `autograd.Function` with it
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from transformers.pytorch_utils import Conv1D
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Return whether this build of torch has working packed products of this dtype."""
-    if dtype is not torch.float32 or not torch.backends.mkldnn.is_available():
+    is_fast = dtype is torch.float32 or (dtype is torch.bfloat16 and torch.cpu._is_avx512_bf16_supported())
+    if not is_fast or not torch.backends.mkldnn.is_available():
         return False
     try:
-        weight, rows = torch.eye(32), torch.ones(2, 32)
+        weight, rows = torch.eye(32, dtype=dtype), torch.ones(2, 32, dtype=dtype)
         return torch.equal(_packed_product(rows, _pack(weight), None), rows)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
@@ -94,9 +96,8 @@ class PackedLinear(nn.Module):
         return _packed_product(rows, self._packed, self.bias)
 
 
-def pack_linears(model: nn.Module, *, pack: bool, tile_rows: int = 0) -> int:
-    """Replace every `nn.Linear` and GPT-2 `Conv1D` below `model` by a `PackedLinear`; return how many."""
-    count = 0
+def replace_linears(model: nn.Module, make: Callable[[torch.Tensor, torch.Tensor | None], nn.Module]) -> None:
+    """Replace every `nn.Linear` and GPT-2 `Conv1D` below `model` by what `make` makes of its weight and bias."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
@@ -105,6 +106,4 @@ def pack_linears(model: nn.Module, *, pack: bool, tile_rows: int = 0) -> int:
                 weight = child.weight.t()
             else:
                 continue
-            setattr(parent, name, PackedLinear(weight.detach(), child.bias, pack=pack, tile_rows=tile_rows))
-            count += 1
-    return count
+            setattr(parent, name, make(weight.detach(), child.bias))

@@ -1,0 +1,90 @@
+"""8-bit products: near the plain ones, the same bits beside any neighbours, gradients, and what a model loses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from promptd.errors import ModelRefusedError
+from promptd.modeling import load_model
+from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
+from promptd.training import forward_texts
+
+pytestmark = pytest.mark.skipif(not can_quantize(), reason="this build of torch has no 8-bit products")
+
+
+def layer(in_features: int = 130) -> QuantizedLinear:
+    """A layer of an odd size."""
+    generator = torch.Generator().manual_seed(1)
+    return QuantizedLinear(torch.randn(97, in_features, generator=generator), torch.randn(97, generator=generator))
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 33])
+def test_near_the_plain_product(num_rows: int) -> None:
+    """Within 2 % of the largest output, for rows of very different sizes, each measured by itself."""
+    quantized = layer()
+    rows = torch.randn(num_rows, 130) * torch.logspace(-3, 3, num_rows).unsqueeze(1)
+    expected = nn.functional.linear(rows, quantized.weight)
+    found = quantized(rows) - quantized.bias
+    assert ((found - expected).abs().amax(1) <= 0.02 * expected.abs().amax(1) + 1e-6).all()
+
+
+def test_one_scale_for_all_rows_would_lose_the_small_ones() -> None:
+    """The control: with one scale for the batch, a row beside one that is a million times larger is lost."""
+    quantized = layer()
+    rows = torch.randn(2, 130) * torch.tensor([[1.0], [1e6]])
+    expected = nn.functional.linear(rows[:1], quantized.weight)
+    integers = (rows / rows.abs().max() * 127).round() / 127 * rows.abs().max()
+    shared = nn.functional.linear(integers[:1], quantized.weight)
+    assert (shared - expected).abs().max() > 0.5 * expected.abs().max()
+    assert (quantized(rows)[:1] - quantized.bias - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_rows_bits_do_not_depend_on_its_neighbours() -> None:
+    """Alone, among others, and beside a row that is not finite."""
+    quantized = layer(256)
+    rows = torch.randn(40, 256)
+    rows[39, 0] = float("nan")
+    together = quantized(rows)
+    for count in (1, 2, 7, 16, 17, 39):
+        assert torch.equal(quantized(rows[:count]), together[:count])
+        assert torch.equal(quantized(rows[39 - count : 39]), together[39 - count : 39])
+    assert not together[39].isfinite().any() and together[:39].isfinite().all()
+
+
+def test_rows_of_zeros_give_the_bias() -> None:
+    """A row without a largest magnitude is no division by zero."""
+    quantized = layer()
+    assert torch.equal(quantized(torch.zeros(2, 130)), quantized.bias.expand(2, -1))
+
+
+def test_a_prompts_gradient_passes(tiny_models: dict[str, Path]) -> None:
+    """The gradient of a soft prompt is near the one through plain linears, and no weight has one."""
+    gradients = []
+    for quantization in ("int8", "none"):
+        model = load_model(tiny_models["llama"], quantization=quantization)
+        embeds = model.embed(torch.arange(5, 12)).clone().requires_grad_()
+        logits = forward_texts(model, embeds, [(12,)], torch.tensor([0]))
+        torch.log_softmax(logits, -1)[-1, 7].backward()
+        assert embeds.grad is not None
+        gradients.append(embeds.grad.flatten())
+        assert all(parameter.grad is None for parameter in model.hf.parameters())
+    assert torch.cosine_similarity(gradients[0], gradients[1], 0) > 0.98
+
+
+def test_a_quantized_model_is_near_itself_and_the_same_model(tiny_models: dict[str, Path]) -> None:
+    """Its answers are near the exact ones, and not equal; its fingerprint, and so its prompts, are the same."""
+    exact, quantized = (load_model(tiny_models["gpt2"], quantization=one) for one in ("none", "int8"))
+    assert quantized.spec.fingerprint == exact.spec.fingerprint and quantized.digest() == exact.digest()
+    logits = [forward_texts(model, None, [tuple(range(5, 30))], torch.arange(25)) for model in (exact, quantized)]
+    error = (logits[0] - logits[1]).abs().max() / logits[0].abs().max()
+    assert 0 < error < 0.05
+
+
+def test_what_cannot_be_is_refused(tiny_models: dict[str, Path]) -> None:
+    """Another name is an error that says which there are."""
+    with pytest.raises(ModelRefusedError, match="none, int8"):
+        load_model(tiny_models["gpt2"], quantization="int4")
