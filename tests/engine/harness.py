@@ -21,9 +21,9 @@ TOLERANCE = 1e-4
 
 
 @functools.cache
-def frozen(folder: Path, *, strict: bool = False) -> FrozenModel:
+def frozen(folder: Path, *, strict: bool = False, quantization: str = "none") -> FrozenModel:
     """The model under test, loaded once."""
-    return load_model(folder, strict=strict)
+    return load_model(folder, strict=strict, quantization=quantization)
 
 
 @functools.cache
@@ -86,10 +86,16 @@ def greedy(max_tokens: int) -> SamplingParams:
 
 
 def make_engine(
-    folder: Path, *, num_blocks: int = 64, prompt_tokens: int = 512, strict: bool = False, **limits: int | bool
+    folder: Path,
+    *,
+    num_blocks: int = 64,
+    prompt_tokens: int = 512,
+    strict: bool = False,
+    quantization: str = "none",
+    **limits: int | bool,
 ) -> Engine:
     """An engine whose caches are given in blocks and virtual tokens; a slot read before it was written is a NaN."""
-    model = frozen(folder, strict=strict)
+    model = frozen(folder, strict=strict, quantization=quantization)
     spec = model.spec
     slot = kv_bytes_per_token(spec.num_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
     block_size = int(limits.get("block_size", 16))

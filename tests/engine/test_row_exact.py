@@ -144,18 +144,19 @@ def test_strict_chains_load_in_order(tiny_models: dict[str, Path]) -> None:
     assert_matches_oracle(folder, case)
 
 
-def test_strict_rows_have_the_same_bits_alone_and_mixed(tiny_models: dict[str, Path]) -> None:
-    """`strict`: the log-probabilities of a row are bitwise equal whatever else is in the batch."""
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_strict_rows_have_the_same_bits_alone_and_mixed(tiny_models: dict[str, Path], quantization: str) -> None:
+    """`strict`: the log-probabilities of a row are bitwise equal whatever else is in the batch, in 8 bits, too."""
     folder = tiny_models["gpt2"]
     rng = random.Random(5)
     cases = [
         Case((library(folder)[n],), tuple(rng.randrange(1, VOCAB_SIZE) for _ in range(3 + 5 * n)), logged(8), n)
         for n in range(8)
     ]
-    run(make_engine(folder, strict=True), cases)
+    run(make_engine(folder, strict=True, quantization=quantization), cases)
     for case in cases:
         alone = Case(case.prompts, case.token_ids, case.params)
-        run(make_engine(folder, strict=True), [alone])
+        run(make_engine(folder, strict=True, quantization=quantization), [alone])
         assert bits(alone) == bits(case)
 
 
