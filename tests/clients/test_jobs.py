@@ -60,7 +60,10 @@ def training(trainer: TrainingServer, *, fails: bool = False) -> Iterator[None]:
             await anyio.sleep(0.02)
         (claim,) = claimed
         for step in range(1, 4):
-            progress = JobProgress(step, 3, loss=1 / step, validation_loss=0.5, tokens_per_second=100, eta_seconds=9)
+            measured = 0.5 if step == 3 else None
+            progress = JobProgress(
+                step, 3, loss=1 / step, validation_loss=measured, tokens_per_second=100, eta_seconds=9
+            )
             await worker.report(claim, progress)
         if fails:
             await worker.fail(claim, JobError("numerical_error", "the loss is not finite"))
@@ -192,7 +195,7 @@ def test_creation_is_sent_again_under_one_key() -> None:
 
 
 def test_cli_create_and_watch(trainer: TrainingServer, client: Client, tmp_path: Path) -> None:
-    """Create uploads and starts; with --watch it shows every step and ends with the scores."""
+    """Create uploads and starts; with --watch it shows every evaluation and ends with the scores."""
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     options = [
@@ -216,6 +219,7 @@ def test_cli_create_and_watch(trainer: TrainingServer, client: Client, tmp_path:
         "tone is v1",
     ):
         assert told in shown.output
+    assert "Step 2 of 3" not in shown.output  # nobody watches a pipe: not a line for every step
     job = client.jobs.list()[0]
     assert job.method["residual"]["hyperparameters"] == {"num_steps": 7, "init": "random_uniform"}
     assert job.label_words == {"no": " nein", "yes": " ja"} and job.model_extra is not None

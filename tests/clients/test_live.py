@@ -109,6 +109,26 @@ def test_classification(client: Client) -> None:
     assert all(abs(sum(one.probabilities.values()) - 1) < 1e-6 for one in result.data)
 
 
+def test_a_soft_prompt_in_words(client: Client) -> None:
+    """Each virtual token has its nearest entries of the vocabulary, best first."""
+    rows = client.prompts.neighbors("soft", count=3)
+    assert [len(row) for row in rows] == [3] * 7
+    assert all(sorted((near.cosine for near in row), reverse=True) == [near.cosine for near in row] for row in rows)
+    assert client.detokenize([rows[0][0].token_id]) == rows[0][0].token
+
+
+def test_address_and_key_of_the_environment(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Client()` goes where the command line goes; what is given counts before that."""
+    monkeypatch.setenv("PROMPTD_URL", live.url)
+    monkeypatch.setenv("PROMPTD_API_KEY", live.key)
+    with Client() as client:
+        assert client.models()
+    with pytest.raises(AuthenticationError), Client(api_key="wrong-key-1", max_retries=0) as stranger:
+        stranger.models()
+    with Client("http://elsewhere") as elsewhere:
+        assert elsewhere.base_url == "http://elsewhere"
+
+
 def test_small_questions(client: Client) -> None:
     """Models, tokens, version and readiness."""
     models = {model.id: model for model in client.models()}

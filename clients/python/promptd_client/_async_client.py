@@ -31,6 +31,7 @@ from promptd_client.models import (
     Embeddings,
     Evaluation,
     Model,
+    Neighbor,
     Prompt,
     Tokenization,
 )
@@ -47,26 +48,30 @@ T = TypeVar("T")
 PromptList = list[Prompt]  # `list` is a method of Prompts
 NameList = list[str]
 ResultList = list[UploadResult]
+NeighborRows = list[list[Neighbor]]
 
 
 class AsyncClient:
     """A connection to one promptd server, for one event loop.
 
-    client = Client("http://127.0.0.1:8000")
-    client.prompts.upload_peft("alice", "adapters/alice")
-    print(client.complete("Dear customer,", model="alice", max_tokens=40).text)
+    async with AsyncClient("http://127.0.0.1:8000") as client:
+        await client.prompts.upload_peft("alice", "adapters/alice")
+        print((await client.complete("Dear customer,", model="alice", max_tokens=40)).text)
     """
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float = 600.0,
         max_retries: int = 3,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Address a server, with or without `/v1` at the end."""
+        """Address a server, with or without `/v1` at the end.
+
+        Without an address or a key: those of `PROMPTD_URL` (else http://127.0.0.1:8000) and `PROMPTD_API_KEY`.
+        """
         self.base_url = _requests.base_address(base_url)
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
@@ -336,6 +341,10 @@ class AsyncPrompts:
         return await self._run(
             _requests.evaluate_prompt(ref, rows, answer_by=answer_by, return_predictions=return_predictions)
         )
+
+    async def neighbors(self, ref: str, *, count: int = 5) -> NeighborRows:
+        """Show a soft prompt in words: the `count` vocabulary entries nearest to each of its vectors, best first."""
+        return await self._run(_requests.prompt_neighbors(ref, count))
 
     async def rollback(self, name: str, to: int | str) -> Prompt:
         """Point a name to an earlier version: its number, or `sha256:…`."""

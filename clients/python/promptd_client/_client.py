@@ -30,6 +30,7 @@ from promptd_client.models import (
     Embeddings,
     Evaluation,
     Model,
+    Neighbor,
     Prompt,
     Tokenization,
 )
@@ -46,6 +47,7 @@ T = TypeVar("T")
 PromptList = list[Prompt]  # `list` is a method of Prompts
 NameList = list[str]
 ResultList = list[UploadResult]
+NeighborRows = list[list[Neighbor]]
 
 
 class Client:
@@ -58,14 +60,17 @@ class Client:
 
     def __init__(
         self,
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float = 600.0,
         max_retries: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Address a server, with or without `/v1` at the end."""
+        """Address a server, with or without `/v1` at the end.
+
+        Without an address or a key: those of `PROMPTD_URL` (else http://127.0.0.1:8000) and `PROMPTD_API_KEY`.
+        """
         self.base_url = _requests.base_address(base_url)
         self._http = httpx.Client(
             base_url=self.base_url,
@@ -325,6 +330,10 @@ class Prompts:
         return self._run(
             _requests.evaluate_prompt(ref, rows, answer_by=answer_by, return_predictions=return_predictions)
         )
+
+    def neighbors(self, ref: str, *, count: int = 5) -> NeighborRows:
+        """Show a soft prompt in words: the `count` vocabulary entries nearest to each of its vectors, best first."""
+        return self._run(_requests.prompt_neighbors(ref, count))
 
     def rollback(self, name: str, to: int | str) -> Prompt:
         """Point a name to an earlier version: its number, or `sha256:…`."""

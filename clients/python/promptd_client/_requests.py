@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -20,6 +21,8 @@ from promptd_client.models import (
     Embeddings,
     Evaluation,
     Model,
+    Neighbor,
+    NeighborRow,
     Prompt,
     PromptPage,
     Tokenization,
@@ -31,6 +34,7 @@ ContentFormat = Literal["native", "peft"]
 AnswerBy = Literal["score", "generate"]
 Rows = str | Sequence[Mapping[str, Any]]
 """The id of an uploaded file, or rows with `label` or `completion`."""
+DEFAULT_ADDRESS = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 5.0
 MAX_ROUTE_CHARS = 512
 STREAM_HEADERS: Mapping[str, str] = {"Accept": "text/event-stream"}
@@ -62,8 +66,12 @@ class StreamCall(Generic[T]):
     params: Mapping[str, str] = field(default_factory=dict)
 
 
-def base_address(address: str) -> str:
-    """Return the server's address without `/v1`, which OpenAI's clients want and this one adds itself."""
+def base_address(address: str | None) -> str:
+    """Return the server's address without `/v1`, which OpenAI's clients want and this one adds itself.
+
+    Where none is given it is that of `PROMPTD_URL`, as for the command line.
+    """
+    address = address or os.environ.get("PROMPTD_URL") or DEFAULT_ADDRESS
     return address.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -78,7 +86,8 @@ def routed(fixed: Mapping[str, str], body: Any) -> Mapping[str, str]:
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """Return what every request carries."""
+    """Return what every request carries; the key is that of `PROMPTD_API_KEY` where none is given."""
+    api_key = api_key or os.environ.get("PROMPTD_API_KEY") or None
     common = {"User-Agent": "promptd-client", "Accept": "application/json"}
     return common if api_key is None else common | {"Authorization": f"Bearer {api_key}"}
 
@@ -232,6 +241,17 @@ def list_shares(name: str) -> Call[list[str]]:
 def share_prompt(name: str, tenant: str, *, is_shared: bool) -> Call[None]:
     """Share a prompt with a tenant, or no longer; twice is as good as once."""
     return Call("PUT" if is_shared else "DELETE", _prompt_path(name, "shares", tenant), lambda reply: None)
+
+
+def prompt_neighbors(ref: str, count: int) -> Call[list[list[Neighbor]]]:
+    """Ask for the vocabulary entries nearest to each vector of a soft prompt."""
+    read = reader(list[NeighborRow], "data")
+    return Call(
+        "GET",
+        _prompt_path(ref, "neighbors"),
+        lambda response: [row.neighbors for row in read(response)],
+        params={"count": str(count)},
+    )
 
 
 def delete_prompt(name: str) -> Call[None]:

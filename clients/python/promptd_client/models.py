@@ -256,6 +256,21 @@ class Evaluation(Reply):
     """None where the answers are texts."""
 
 
+class Neighbor(Reply):
+    """An entry of the vocabulary and its cosine similarity to a vector of a soft prompt."""
+
+    token_id: int
+    token: str
+    cosine: float
+
+
+class NeighborRow(Reply):
+    """The nearest entries of one virtual token, best first."""
+
+    index: int
+    neighbors: list[Neighbor]
+
+
 class Tokenization(Reply):
     """The tokens of a text."""
 

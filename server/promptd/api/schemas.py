@@ -11,7 +11,7 @@ from promptd.engine.request import MAX_LOGPROBS, MAX_STOP_STRINGS
 from promptd.engine.share import MAX_PRIORITY
 
 MAX_N = 16
-MAX_PROMPTS = 16
+MAX_PROMPTS = 256
 MAX_LABELS = 1024
 MAX_TEXT_CHARS = 1 << 20
 MAX_STOP_CHARS = 4096
@@ -30,7 +30,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 class Strict(BaseModel):
     """A body: extra fields are errors, and `true` or `"3"` is no number."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class StreamOptions(Strict):
@@ -44,14 +44,20 @@ class PromptChoice(Strict):
     """How a request names its learned prompts."""
 
     model: Annotated[str, Field(max_length=512)] | None = None
+    """The base model, a prompt, or `base:prompt`."""
     prompt_id: PromptName | None = None
+    """A prompt, in the place of `model`."""
     prompt_ids: Annotated[list[PromptName], Field(min_length=1, max_length=MAX_CHAIN_PROMPTS)] | None = None
+    """A chain of prompts, from left to right."""
     ensemble: Annotated[list[PromptName], Field(min_length=1, max_length=16)] | None = None
+    """The input runs under each of these: the most frequent text wins, or the mean of the labels' probabilities."""
     apply_template: bool = True
+    """Whether a text is put into the prompt's template; token ids never are."""
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 0
     """Larger first, among the requests of one tenant."""
     user: str | None = None
     metadata: dict[str, Any] | None = None
+    """Taken as it is, like `user`; neither changes an answer."""
 
     @property
     def naming_field(self) -> str:
@@ -64,23 +70,33 @@ class Sampling(PromptChoice):
     """Sampling fields that completions and chat share; None means: the prompt's default, then ours."""
 
     n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
+    """Answers to every input."""
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    """Without it the prompt's default, then 16 for completions and what fits for chats."""
     min_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    """No end and no stop before so many."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 takes the likeliest token. Without it the prompt's default, then 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
+    """-1 or 0: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None = None
+    """Token id -> what is added to its logit."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    """The same request with the same seed draws the same tokens."""
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    """Texts that end an answer, without being part of it."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool = False
+    """Go on behind the end-of-text token."""
     return_token_ids: bool = False
+    """Answer with `prompt_token_ids` and `token_ids`, too."""
 
 
 class CompletionBody(Sampling):
@@ -93,8 +109,11 @@ class CompletionBody(Sampling):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
         | Annotated[list[Text | Fields], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
+    """A text, an object of the template's fields, token ids, or a list of these."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """So many of the likeliest tokens at each place."""
     echo: bool = False
+    """Begin with the input; with `logprobs`, its log-probabilities too, and with `max_tokens` 0 nothing else."""
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     suffix: Literal[""] | None = None
 
@@ -125,6 +144,7 @@ class ChatBody(Sampling):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    """OpenAI's newer name of `max_tokens`."""
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
@@ -135,6 +155,7 @@ class ClassifyBody(PromptChoice):
 
     input: Text | Fields | Annotated[list[Text | Fields], Field(min_length=1, max_length=256)]
     labels: Annotated[dict[str, Text] | list[Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    """Label -> the text that stands for it, or the texts; omitted: those of the prompt, or the head's."""
 
 
 class EmbeddingsBody(PromptChoice):
@@ -185,10 +206,12 @@ class TextPromptBody(Strict):
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
     """Stands in front of every input."""
     template: Text | None = None
+    """How a request's text or fields become input; `{text}` is the text."""
     add_special_tokens: bool | None = None
     default_sampling: dict[str, int | float] = {}
     stop: Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] = []
     label_words: Annotated[dict[str, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    """Label -> the text that stands for it."""
 
 
 class RollbackBody(Strict):

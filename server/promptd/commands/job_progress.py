@@ -88,8 +88,10 @@ def job_progress(job: Job) -> Iterator[Callable[[JobEvent], None]]:
                 bars.move(job.prompt, progress)
             else:
                 bars.tell(job.prompt, str(event.data.get("state", job.status)))
-            if progress is None or not err().is_terminal:
-                bars.say(event.message if progress is None else f"{event.message}  {numbers_of(progress)}")
+            if progress is None:
+                bars.say(event.message)
+            elif progress.validation_loss is not None and not err().is_terminal:  # not a line for every step
+                bars.say(f"{event.message}  {numbers_of(progress)}")
 
         yield show
 
