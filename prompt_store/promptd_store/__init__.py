@@ -4,6 +4,7 @@ from promptd_store.artifact import (
     DTYPES,
     PREFIX_TENSOR,
     SOFT_TENSOR,
+    TARGET_TENSOR,
     BaseModelSpec,
     PromptArtifact,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "PROMPTS",
     "SOFT_TENSOR",
     "STORED_BYTES",
+    "TARGET_TENSOR",
     "Add",
     "Append",
     "ArtifactCache",

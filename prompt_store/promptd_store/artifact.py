@@ -11,6 +11,8 @@ import torch
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 
 SOFT_TENSOR = "prompt_embeddings"
+TARGET_TENSOR = "target_embeddings"
+"""`[m, hidden_size]` beside a soft prompt for a sequence-to-sequence model: stands in front of the target."""
 PREFIX_TENSOR = "prefix"
 HEAD_PREFIX = "head."
 """Begins the names of a classification head's tensors, which may stand beside a prompt for an encoder."""
@@ -73,7 +75,8 @@ class PromptArtifact:
     """The uploaded bytes, never re-encoded: native safetensors or PEFT's."""
     tensors: Mapping[str, torch.Tensor]
     """Canonical, dtype as stored: soft {"prompt_embeddings": [n, hidden_size]}, text {}, prefix
-    {"prefix": [num_layers, 2, num_kv_heads, n, head_dim]}; with a classification head also its "head.…"."""
+    {"prefix": [num_layers, 2, num_kv_heads, n, head_dim]}; with a classification head also its "head.…", and a soft
+    prompt may have {"target_embeddings": [m, hidden_size]} for the decoder of a sequence-to-sequence model."""
     adapter_config: bytes | None = None
     """The bytes of PEFT's adapter_config.json where they came with the upload."""
     is_native: bool = True
@@ -93,6 +96,11 @@ class PromptArtifact:
     def learned(self) -> torch.Tensor:
         """The soft prompt or the prefix. Raises `KeyError` for a text."""
         return self.tensors[SOFT_TENSOR if self.kind is PromptKind.SOFT else PREFIX_TENSOR]
+
+    @property
+    def target_embeddings(self) -> torch.Tensor | None:
+        """What stands in front of the target; None where the prompt is the source's alone."""
+        return self.tensors.get(TARGET_TENSOR)
 
     @property
     def head(self) -> Mapping[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from promptd_store.artifact import PREFIX_TENSOR, BaseModelSpec
+from promptd_store.artifact import PREFIX_TENSOR, SOFT_TENSOR, TARGET_TENSOR, BaseModelSpec
 from promptd_store.errors import ArtifactError
 from promptd_store.head import check_head, name_from_peft
 from promptd_store.header import Header, TensorEntry
@@ -55,6 +55,12 @@ def decode_bare(
         )
     check_head({name: entry.shape for name, entry in head.items()}, spec)
     (entry,) = [entry for entry in header.tensors if name_from_peft(entry.name) is None]
+    if entry.name == TARGET_TENSOR:
+        raise ArtifactError(
+            "tensor_name_not_allowed",
+            f"{entry.name} stands beside {SOFT_TENSOR}, in a file with a manifest",
+            entry.name,
+        )
     kind, rows = _infer(entry, spec, kind)
     if kind is PromptKind.SOFT:
         rows = served_rows(entry, spec, config)

@@ -25,28 +25,23 @@ class Bounds:
     allow_all_zero: bool = False
 
 
-def check_soft(tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> None:
+def check_soft(name: str, tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> None:
     """Check embeddings `[n, hidden_size]`."""
     low, high = torch.aminmax(tensor)
-    _check(
-        "prompt_embeddings",
-        tensor,
-        [("prompt_embeddings", max(-low.item(), high.item()), bounds.soft_factor * spec.max_embedding_abs)],
-        spec,
-        bounds,
-    )
+    limit = bounds.soft_factor * spec.max_embedding_abs
+    _check(name, tensor, [(name, max(-low.item(), high.item()), limit)], spec, bounds)
 
 
-def check_prefix(tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> None:
+def check_prefix(name: str, tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> None:
     """Check a prefix `[num_layers, 2, num_kv_heads, n, head_dim]`, each layer's K and V against its own limit."""
     flat = tensor.flatten(2)
     largest = torch.maximum(flat.amax(2), -flat.amin(2)).tolist()
     rows = [
-        (f"prefix layer {layer} {what}", largest[layer][kv], bounds.prefix_factor * limits[layer])
+        (f"{name} layer {layer} {what}", largest[layer][kv], bounds.prefix_factor * limits[layer])
         for layer in range(len(largest))
         for kv, (what, limits) in enumerate((("keys", spec.max_key_abs), ("values", spec.max_value_abs)))
     ]
-    _check("prefix", tensor, rows, spec, bounds)
+    _check(name, tensor, rows, spec, bounds)
 
 
 def check_finite(name: str, tensor: torch.Tensor, spec: BaseModelSpec) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 
-from promptd_store.artifact import DTYPE_NAMES, BaseModelSpec, PromptArtifact, tensor_info
+from promptd_store.artifact import DTYPE_NAMES, TARGET_TENSOR, BaseModelSpec, PromptArtifact, tensor_info
 from promptd_store.bare import decode_bare
 from promptd_store.bounds import Bounds, check_finite, check_prefix, check_soft
 from promptd_store.errors import ArtifactError
@@ -18,8 +18,10 @@ from promptd_store.header import MAX_HEADER_BYTES, Header, read_header
 from promptd_store.layout import (
     TENSOR_NAMES,
     check_length,
+    check_names,
     check_prefix_shape,
     check_shape,
+    check_target_shape,
     expected_shape,
     load_tensor,
     parse_kind,
@@ -57,7 +59,7 @@ def decode(
         config = None
         if asked is not None and asked is not manifest.kind:
             raise ArtifactError("kind_mismatch", f"kind {asked} was asked for, the file is {manifest.kind}", "kind")
-        _check_names(header, manifest.kind)
+        check_names([entry.name for entry in header.tensors], manifest.kind)
         _check_base(manifest, spec)
         tensors = _native_tensors(content, header, manifest, spec)
     else:
@@ -67,7 +69,7 @@ def decode(
         if is_head(name):
             check_finite(name, tensor, spec)
         else:
-            (check_soft if manifest.kind is PromptKind.SOFT else check_prefix)(tensor, spec, bounds)
+            (check_soft if manifest.kind is PromptKind.SOFT else check_prefix)(name, tensor, spec, bounds)
     check_labels(manifest, {name: tensor.shape for name, tensor in tensors.items()})
     manifest = _with_tensors(manifest, tensors)
     return PromptArtifact(
@@ -98,7 +100,7 @@ def encode(
     text: str | None = None,
 ) -> PromptArtifact:
     """Make a native artifact from a canonical tensor (none for a text), or from several by their names where a
-    classification head comes with it. The same input gives the same bytes."""
+    classification head or a target's embeddings come with it. The same input gives the same bytes."""
     chosen = parse_kind(kind) or PromptKind.SOFT
     named = _named(chosen, tensors)
     count = 0
@@ -113,7 +115,8 @@ def encode(
                 f"got {tuple(tensor.shape)} of {tensor.dtype}",
                 name,
             )
-        count = tensor.shape[axis]
+        if name in TENSOR_NAMES[chosen]:
+            count = tensor.shape[axis]
     manifest = Manifest(
         kind=chosen,
         num_virtual_tokens=count,
@@ -149,25 +152,11 @@ def to_native(artifact: PromptArtifact) -> bytes:
 
 
 def _named(kind: PromptKind, tensors: torch.Tensor | Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    expected = TENSOR_NAMES[kind]
     if isinstance(tensors, torch.Tensor):
-        tensors = dict.fromkeys(expected, tensors)
+        tensors = dict.fromkeys(TENSOR_NAMES[kind], tensors)
     named = dict(tensors or {})
-    if tuple(name for name in named if not is_head(name)) != expected:
-        raise ArtifactError(
-            "tensor_name_not_allowed", f"kind {kind} has the tensors {list(expected)}, got {list(named)}", "tensors"
-        )
+    check_names(list(named), kind)
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
-
-
-def _check_names(header: Header, kind: PromptKind) -> None:
-    names = tuple(entry.name for entry in header.tensors if not is_head(entry.name))
-    if names != TENSOR_NAMES[kind]:
-        raise ArtifactError(
-            "tensor_name_not_allowed",
-            f"kind {kind} has the tensors {list(TENSOR_NAMES[kind])}, the file has {list(names)}",
-            names[0] if names else None,
-        )
 
 
 def _check_base(manifest: Manifest, spec: BaseModelSpec) -> None:
@@ -184,7 +173,9 @@ def _native_tensors(content: bytes, header: Header, manifest: Manifest, spec: Ba
     tensors = {}
     check_head({entry.name: entry.shape for entry in header.tensors if is_head(entry.name)}, spec)
     for entry in header.tensors:
-        if manifest.kind is PromptKind.PREFIX and not is_head(entry.name):
+        if entry.name == TARGET_TENSOR:
+            check_target_shape(entry, spec)
+        elif manifest.kind is PromptKind.PREFIX and not is_head(entry.name):
             check_prefix_shape(entry, manifest.num_virtual_tokens, spec)
         elif not is_head(entry.name):
             check_shape(entry, expected_shape(manifest.kind, manifest.num_virtual_tokens, spec))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from promptd_store.artifact import PREFIX_TENSOR, SOFT_TENSOR, TARGET_TENSOR
 from promptd_store.errors import ArtifactError
 from promptd_store.head import is_head, name_from_peft
 from promptd_store.strict_json import parse_object, shown
@@ -16,7 +17,7 @@ MAX_TENSORS = 6
 MAX_RANK = 5
 
 _ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
-_ALLOWED_NAMES = frozenset({"prompt_embeddings", "prefix"})
+_ALLOWED_NAMES = frozenset({SOFT_TENSOR, TARGET_TENSOR, PREFIX_TENSOR})
 _PREFIX_BYTES = 8
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive (torch.save writes these)"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from promptd_store.artifact import DTYPES, PREFIX_TENSOR, SOFT_TENSOR, BaseModelSpec
+from promptd_store.artifact import DTYPES, PREFIX_TENSOR, SOFT_TENSOR, TARGET_TENSOR, BaseModelSpec
 from promptd_store.errors import ArtifactError
+from promptd_store.head import is_head
 from promptd_store.header import TensorEntry
 from promptd_store.manifest import Manifest, PromptKind
 from promptd_store.strict_json import shown
@@ -17,6 +18,18 @@ TENSOR_NAMES: Mapping[PromptKind, tuple[str, ...]] = {
     PromptKind.PREFIX: (PREFIX_TENSOR,),
     PromptKind.TEXT: (),
 }
+
+
+def check_names(names: Sequence[str], kind: PromptKind) -> None:
+    """Refuse any tensors but the kind's own, and those that may stand beside them."""
+    beside = {TARGET_TENSOR} if kind is PromptKind.SOFT else set()
+    own = tuple(name for name in names if name not in beside and not is_head(name))
+    if own != TENSOR_NAMES[kind]:
+        raise ArtifactError(
+            "tensor_name_not_allowed",
+            f"kind {kind} has the tensors {list(TENSOR_NAMES[kind])}, got {list(names)}",
+            own[0] if own else "tensors",
+        )
 
 
 def parse_kind(kind: PromptKind | str | None) -> PromptKind | None:
@@ -32,6 +45,24 @@ def expected_shape(kind: PromptKind, count: int, spec: BaseModelSpec) -> tuple[i
     if kind is PromptKind.SOFT:
         return (count, spec.hidden_size)
     return (spec.num_layers, 2, spec.num_kv_heads, count, spec.head_dim)
+
+
+def check_target_shape(entry: TensorEntry, spec: BaseModelSpec) -> None:
+    """Refuse a target's embeddings where the model has no targets, or of another width, or none at all."""
+    if not spec.num_encoder_layers:
+        raise ArtifactError(
+            "tensor_name_not_allowed",
+            f"{spec.architecture} has no target apart from its text, the file has {entry.name}",
+            entry.name,
+        )
+    count = entry.shape[0] if entry.shape else 0
+    check_shape(entry, (max(count, 1), spec.hidden_size))
+    if count >= spec.max_model_len:
+        raise ArtifactError(
+            "num_virtual_tokens_out_of_range",
+            f"{entry.name} has {count} rows, this base model allows 1 to {spec.max_model_len - 1}",
+            entry.name,
+        )
 
 
 def check_prefix_shape(entry: TensorEntry, count: int, spec: BaseModelSpec) -> None:

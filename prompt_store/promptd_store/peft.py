@@ -50,6 +50,12 @@ def to_peft(
             f"position_convention {manifest.position_convention}",
             "format",
         )
+    if artifact.target_embeddings is not None:
+        raise ArtifactError(
+            "not_exportable",
+            "PEFT never puts a soft prompt in front of the decoder's input; this one has such",
+            "format",
+        )
     config = artifact.adapter_config
     if config is None:
         config = dump_config(_config(artifact, spec, base_model_name_or_path))

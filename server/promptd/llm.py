@@ -23,6 +23,7 @@ from promptd.engine.request import (
     SamplingParams,
     ScoreOutput,
     ScoreRequest,
+    TokenLogprob,
 )
 from promptd.modeling import FrozenModel, load_model
 
@@ -41,6 +42,8 @@ class Completion:
     finish_reason: FinishReason
     num_prompt_tokens: int
     num_virtual_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of each token, where they were asked for."""
 
 
 class LLM:
@@ -66,16 +69,17 @@ class LLM:
         inputs: Sequence[Input],
         prompts: Sequence[Prompt | Sequence[Prompt] | None] | None = None,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
         """Continue every input under its own prompt (None: the bare model; a sequence: a chain), in one mixed batch.
 
-        Raises the first request's typed error, if any.
+        `begun` are tokens with which each answer has begun already. Raises the first request's typed error, if any.
         """
         chains = self._chains(inputs, prompts)
         each = [params or SamplingParams()] * len(inputs) if not isinstance(params, Sequence) else list(params)
         requests = [
-            GenerateRequest(str(uuid.uuid4()), self._tokens(text, chain), own, chain)
-            for text, chain, own in zip(inputs, chains, each, strict=True)
+            GenerateRequest(str(uuid.uuid4()), self._tokens(text, chain), own, chain, begun_token_ids=tuple(tokens))
+            for text, chain, own, tokens in zip(inputs, chains, each, begun or [()] * len(inputs), strict=True)
         ]
         outputs = self._run(requests)
         return [_completion(outputs[request.request_id]) for request in requests]
@@ -171,4 +175,5 @@ def _completion(outputs: list[Output]) -> Completion:
         finish_reason=last.finish_reason or FinishReason.ABORT,
         num_prompt_tokens=last.num_prompt_tokens,
         num_virtual_tokens=last.num_virtual_tokens,
+        logprobs=tuple(one for part in parts for one in part.logprobs),
     )

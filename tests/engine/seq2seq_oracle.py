@@ -83,7 +83,7 @@ hf.AttentionInterface.register(_NAME, _attention)
 @functools.cache
 def library(folder: Path) -> tuple[PromptArtifact, ...]:
     """Distinct prompts of ragged sizes: three soft ones, two prefixes of the decoder alone, two of all banks, a text,
-    and one prefix once more whose positions do not move the text's."""
+    one prefix once more whose positions do not move the text's, and a soft one for the source and the target."""
     model = frozen(folder)
     spec = model.spec
     generator = torch.Generator().manual_seed(9)
@@ -98,7 +98,9 @@ def library(folder: Path) -> tuple[PromptArtifact, ...]:
     for layers, count in ((own, 2), (own, 7), (whole, 3), (whole, 5)):
         prompts.append(encode("prefix", 2 * randn(layers, 2, spec.num_kv_heads, count, spec.head_dim)))
     unshifted = encode("prefix", prompts[5].tensors["prefix"], position_convention="unshifted")
-    return (*prompts, encode("text", text="the quick brown fox"), unshifted)
+    sides = {"prompt_embeddings": scale * randn(2, spec.hidden_size), "target_embeddings": randn(5, spec.hidden_size)}
+    both = encode("soft", {**sides, "target_embeddings": scale * sides["target_embeddings"]})
+    return (*prompts, encode("text", text="the quick brown fox"), unshifted, both)
 
 
 class Row:
@@ -107,12 +109,13 @@ class Row:
     def __init__(self, folder: Path, prompts: Sequence[PromptArtifact], token_ids: Sequence[int]) -> None:
         self.model = oracle(folder)
         embed = self.model.get_input_embeddings()
-        front = []
+        front, target = [], []
         self.banks: dict[str, torch.Tensor] = {}
         self.moved = {"source": 0, "target": 0, "cross": 0}
         for prompt in prompts:
             if prompt.kind is PromptKind.SOFT:
                 front.append(prompt.tensors["prompt_embeddings"])
+                target += [] if prompt.target_embeddings is None else [prompt.target_embeddings]
             elif prompt.kind is PromptKind.TEXT:
                 ids = frozen(folder).encode(prompt.manifest.text or "", add_special_tokens=False)
                 front.append(embed(torch.tensor(ids)))
@@ -125,6 +128,7 @@ class Row:
         at = 1 if standing and standing[0].manifest.prompt_after_bos and token_ids[0] == FIRST else 0
         own = embed(torch.tensor(token_ids))
         self.embeds = torch.cat([own[:at], *front, own[at:]]).detach()
+        self.target_embeds = torch.cat([own[:0], *target]).detach()
 
     def _parts(self, prefix: torch.Tensor) -> dict[str, torch.Tensor]:
         config = self.model.config
@@ -142,23 +146,26 @@ class Row:
             if hasattr(stack, "embed_positions")
         ]
         try:
+            own = self.model.get_input_embeddings()(torch.tensor(list(target_ids)))
             output = self.model(
                 inputs_embeds=self.embeds[None],
-                decoder_input_ids=torch.tensor([list(target_ids)]),
+                decoder_inputs_embeds=torch.cat([self.target_embeds, own])[None],
                 banks=self.banks,
                 use_cache=False,
             )
         finally:
             for handle in handles:
                 handle.remove()
-        return output.logits[0]  # type: ignore[no-any-return]
+        return output.logits[0, len(self.target_embeds) :]  # type: ignore[no-any-return]
 
     @staticmethod
     def _count_from(table: nn.Module, first: int) -> Any:
         """BART's learned positions begin behind the prefix."""
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
-            return args, {**kwargs, "position_ids": torch.arange(first, first + args[0].shape[1])}
+            given = kwargs.get("position_ids")
+            count = args[0].shape[1] if given is None else given.shape[-1]
+            return args, {**kwargs, "position_ids": torch.arange(first, first + count)}
 
         return table.register_forward_pre_hook(hook, with_kwargs=True)
 

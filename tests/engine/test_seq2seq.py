@@ -84,7 +84,7 @@ def assert_matches_oracle(folder: Path, case: Case) -> None:
 @given(
     drawn=st.lists(
         st.tuples(
-            st.lists(st.integers(0, 8), max_size=2),
+            st.lists(st.integers(0, 9), max_size=2),
             st.integers(0, 24),
             st.integers(1, 10),
             st.integers(0, 8),
@@ -125,7 +125,7 @@ def test_a_swap_of_two_prompts_is_seen(tiny_seq2seq: dict[str, Path], family: st
     rows = [(), *((prompt,) for prompt in prompts)]
     logits = [Row(folder, chain, ids).logits(start)[-1] for chain in rows]
     if family.startswith("t5"):  # relative positions do not notice where the text begins
-        logits.pop()
+        del logits[9]
     for at, one in enumerate(logits):
         for other in logits[:at]:
             assert (one - other).abs().max() > 1e-2 * one.abs().max()

@@ -35,6 +35,7 @@ def admit(request: Request, engine: Engine) -> Sequence:
             param="prompt_ids",
         )
     target, source = arranged.target_ids, arranged.source
+    num_in_target = sum(part.embeds.shape[0] for part in arranged.target_virtual)
     detokenizer, seed, num_more, num_extra = None, 0, 0, 0
     if isinstance(request, GenerateRequest):
         if request.params.prompt_logprobs is not None and not arranged.continues_text:
@@ -42,12 +43,14 @@ def admit(request: Request, engine: Engine) -> Sequence:
                 "this base model does not predict the text it reads: there is no prompt_logprobs to echo", param="echo"
             )
         num_more = request.params.max_tokens
+        target = (*target, *request.begun_token_ids)
         for name, token_ids in (
+            ("begun_token_ids", request.begun_token_ids),
             ("logit_bias", request.params.logit_bias),
             ("stop_token_ids", request.params.stop_token_ids),
         ):
             _check_range(name, token_ids, model.spec.vocab_size)
-        detokenizer = Detokenizer(model.decode, target, request.params.stop)
+        detokenizer = Detokenizer(model.decode, target[num_in_target:], request.params.stop)
         seed = request.params.seed if request.params.seed is not None else secrets.randbits(63)
     elif isinstance(request, ScoreRequest):
         num_more, num_extra = _check_candidates(request, engine)
@@ -77,9 +80,11 @@ def admit(request: Request, engine: Engine) -> Sequence:
         request,
         segments,
         target,
+        target_virtual=arranged.target_virtual,
+        num_target_virtual=num_in_target,
         source=source,
         readout=arranged.readout,
-        num_virtual_tokens=num_cached + num_in_source,
+        num_virtual_tokens=num_cached + num_in_source + num_in_target,
         prefix_key=(request.salt, *key, () if source is None else source.token_ids),
         detokenizer=detokenizer,
         seed=seed,
@@ -120,6 +125,13 @@ def _check_artifact(artifact: PromptArtifact, model: FrozenModel) -> None:
         raise InvalidArtifactError(
             f"{name} of {artifact.version} has shape {found}, this model takes " + " or ".join(map(str, expected)),
             param=name,
+        )
+    beside = artifact.target_embeddings
+    if beside is not None and not (spec.num_encoder_layers and beside.shape[1] == spec.hidden_size):
+        raise InvalidArtifactError(
+            f"target_embeddings of {artifact.version} has shape {tuple(beside.shape)}, this model takes "
+            + (f"(m, {spec.hidden_size})" if spec.num_encoder_layers else "none"),
+            param="target_embeddings",
         )
 
 

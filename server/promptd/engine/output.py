@@ -94,7 +94,7 @@ class Emitter:
         for seq, _ in sampled:
             own: SamplingParams = seq.request.params  # type: ignore[union-attr]
             params.append(own)
-            target = tuple(seq.token_ids[: seq.num_target_tokens])
+            target = tuple(seq.token_ids[seq.num_target_virtual : seq.num_target_tokens])
             rows.append(SamplingRow(own, seq.seed, target, seq.output_token_ids, self._eos))
         wanted = [number for number, own in enumerate(params) if own.logprobs is not None]
         raw = torch.log_softmax(chosen[wanted], -1) if wanted else None  # before penalties and temperature

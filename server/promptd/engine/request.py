@@ -103,6 +103,8 @@ class GenerateRequest:
     share: Share = EVERYBODY
     priority: int = 0
     """0 to 9, larger first; counts among the requests of one share."""
+    begun_token_ids: tuple[int, ...] = ()
+    """Tokens with which the answer has begun already: it goes on behind them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ class Runner:
             slots=seq.slots(start, stop, self._block_size),
             context=seq.context(start, self._block_size),
             logits=logits,
+            virtual=[part for virtual in seq.target_virtual for part in virtual.within(start, stop)],
             cross=seq.cross(self._block_size),
         )
 

@@ -24,8 +24,8 @@ class SequenceStatus(enum.Enum):
 
 class Sequence:
     """One request in progress. `token_ids`, its target, is read left to right; `token_ids[:num_computed]` have their
-    K/V in `blocks`. Its source, where it has one, is read whole first; what the target sees of it is in
-    `source_blocks`."""
+    K/V in `blocks`; its first `num_target_virtual` stand for soft prompts, `target_virtual`. Its source, where it has
+    one, is read whole first; what the target sees of it is in `source_blocks`."""
 
     def __init__(
         self,
@@ -33,6 +33,8 @@ class Sequence:
         segments: Any,
         target_ids: Tokens[int],
         *,
+        target_virtual: Tokens[Any] = (),
+        num_target_virtual: int = 0,
         source: Any = None,
         readout: Any = None,
         num_virtual_tokens: int,
@@ -48,6 +50,8 @@ class Sequence:
         self.seed = seed
         self.token_ids = list(target_ids)
         self.num_target_tokens = len(self.token_ids)
+        self.target_virtual = target_virtual
+        self.num_target_virtual = num_target_virtual
         self.source = source
         self.readout = readout
         self.source_blocks: list[int] = []

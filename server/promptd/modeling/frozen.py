@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,6 +78,11 @@ class FrozenModel:
         return self.family.reads_whole
 
     @property
+    def has_sources(self) -> bool:
+        """Whether texts are read whole, be it as the answer or for a target that is written."""
+        return "source" in self.family.banks
+
+    @property
     def stores_text(self) -> bool:
         """Whether texts leave keys and values behind that take room in the K/V pool."""
         return self.family.stores_text
@@ -119,6 +124,14 @@ class FrozenModel:
     def pooled(self, first: torch.Tensor) -> torch.Tensor:
         """Return what a linear classification head reads, of rows' first hidden states `[num_rows, hidden_size]`."""
         return self.family.pooled(first)
+
+    def predict_words(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of words at masks, of hidden states `[num_rows, hidden_size]`: `[num_rows, vocab_size]`."""
+        return self.family.predict_words(hidden)
+
+    def cross_keys(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield what each of the target's layers reads of sources: see `Family.cross_keys`."""
+        return self.family.cross_keys(hidden)
 
     @torch.no_grad()
     def forward_packed(self, batch: PackedBatch) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,12 @@ class Virtual:
     offset: int
     embeds: torch.Tensor
     """`[num_tokens, hidden_size]`; they stand for the row's tokens from `offset` on."""
+
+    def within(self, start: int, stop: int) -> Iterator[Virtual]:
+        """Yield what of these stands in a row's tokens `[start, stop)`, counted from there; nothing where none does."""
+        first, last = max(self.offset, start), min(self.offset + self.embeds.shape[0], stop)
+        if first < last:
+            yield Virtual(first - start, self.embeds[first - self.offset : last - self.offset])
 
 
 @dataclass(slots=True)

@@ -73,6 +73,7 @@ class Arrangement:
     """Where the parts of one request go."""
 
     target_ids: tuple[int, ...] = ()
+    """0 where embeddings stand."""
     cached: tuple[PromptArtifact, ...] = ()
     num_public: int = 0
     """Of the cached prompts, from their beginning."""
@@ -81,6 +82,8 @@ class Arrangement:
     source: Source | None = None
     readout: Readout | None = None
     """What is read off the source, where that is the answer."""
+    target_virtual: tuple[Virtual, ...] = ()
+    """Soft prompts in front of the target's own tokens."""
     continues_text: bool = True
     """Whether the target is the text itself, so that its own log-probabilities can be told."""
 
@@ -102,6 +105,8 @@ class Family(ABC):
     """Whether answers are read off sources, and nothing is written."""
     stores_text: ClassVar[bool] = True
     """Whether texts leave keys and values behind."""
+    learns_behind_first: ClassVar[bool] = False
+    """Whether a soft prompt that is learned stands behind the first token of the text (of `first_ids`)."""
 
     def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> None:
         self.hf = hf
@@ -117,6 +122,17 @@ class Family(ABC):
 
         Raises `InvalidRequestError` for what this family cannot answer.
         """
+
+    @abstractmethod
+    def divide(self, token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return what of a text is read whole, and what its target begins with."""
+
+    @property
+    def first_ids(self) -> frozenset[int]:
+        """Tokens that may begin a text, and behind which prompts may stand."""
+        return frozenset(
+            token_id for token_id in (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id) if token_id is not None
+        )
 
     def begins_after_bos(self, chain: Sequence[PromptArtifact]) -> bool:
         """Whether BOS is cached in front of a chain of prompts, so that the text behind it needs none."""
@@ -140,6 +156,16 @@ class Family(ABC):
     def pooled(self, first: torch.Tensor) -> torch.Tensor:
         """Return what a linear classification head reads, of rows' first hidden states `[num_rows, hidden_size]`."""
         raise InvalidRequestError("this base model has no use for a classification head", param="model")
+
+    def check_predicts_words(self, param: str) -> None:
+        """Raise `InvalidRequestError` about a field where this model has no head that predicts words at a mask."""
+        raise InvalidRequestError(
+            "this base model has no head that predicts words, so it cannot tell labels by their words", param=param
+        )
+
+    def predict_words(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the words at masks, `[num_rows, vocab_size]`, of hidden states there."""
+        raise InvalidRequestError("this base model has no head that predicts words at a mask", param="model")
 
     def cross_keys(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield each layer's keys and values `[1, num_kv_heads, num_tokens, head_dim]` of a source's hidden states."""

@@ -34,6 +34,10 @@ class DecoderFamily(Family):
         bos = self.tokenizer.bos_token_id if self.begins_after_bos(asked.prompts) else None
         return Arrangement(asked.token_ids, asked.prompts, asked.num_public, bos)
 
+    def divide(self, token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """All is target."""
+        return (), token_ids
+
     def begins_after_bos(self, chain: Sequence[PromptArtifact]) -> bool:
         """Where the chain's first prompt says so, and where it is a text and the tokenizer puts BOS in front of texts.
 

@@ -96,6 +96,7 @@ class EncoderFamily(Family):
     banks = ("source",)
     reads_whole = True
     stores_text = False
+    learns_behind_first = True
 
     def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sizes: Sizes, pooling: Pooling) -> None:
         super().__init__(hf, tokenizer, sizes)
@@ -106,8 +107,12 @@ class EncoderFamily(Family):
         """The text is the source, and what is read off it the answer."""
         if asked.reading is None:
             raise InvalidRequestError("this base model reads texts whole and does not continue them", param="model")
-        found = arrange_source(asked, encode, (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id), is_kept=False)
+        found = arrange_source(asked, encode, self.first_ids, is_kept=False)
         return replace(found, readout=self._readout(asked, asked.reading, found), continues_text=False)
+
+    def divide(self, token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """All is source."""
+        return token_ids, ()
 
     def _readout(self, asked: Asked, reading: Reading, found: Arrangement) -> Readout:
         source = found.source
@@ -132,12 +137,7 @@ class EncoderFamily(Family):
         return head
 
     def _words(self, reading: Reading, masks: list[int]) -> WordReadout:
-        predict = getattr(self.hf, "lm_head", None) or getattr(getattr(self.hf, "cls", None), "predictions", None)
-        if predict is None:
-            raise InvalidRequestError(
-                "this base model has no head that predicts words, so it cannot tell labels by their words",
-                param="candidates",
-            )
+        self.check_predicts_words("candidates")
         for word in reading.candidates:
             if len(word) != 1:
                 raise InvalidRequestError(
@@ -148,7 +148,22 @@ class EncoderFamily(Family):
             raise InvalidRequestError(
                 f"label words are read at one {self.tokenizer.mask_token}, the text has {len(masks)}", param="prompt"
             )
-        return WordReadout(predict, masks[0], tuple(word[0] for word in reading.candidates))
+        return WordReadout(self.predict_words, masks[0], tuple(word[0] for word in reading.candidates))
+
+    def predict_words(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the masked-language-model head's logits, `[num_rows, vocab_size]`."""
+        self.check_predicts_words("model")
+        logits: torch.Tensor = self._predictor(hidden)  # type: ignore[misc]
+        return logits
+
+    def check_predicts_words(self, param: str) -> None:
+        """Raise `InvalidRequestError` about a field where the checkpoint has no such head."""
+        if self._predictor is None:
+            super().check_predicts_words(param)
+
+    @property
+    def _predictor(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        return getattr(self.hf, "lm_head", None) or getattr(getattr(self.hf, "cls", None), "predictions", None)
 
     @property
     def class_labels(self) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from promptd.errors import InvalidRequestError
 from promptd.modeling.attention import Attends
 from promptd.modeling.families.base import Arrangement, Asked, Family, Magnitudes, Sizes
 from promptd.modeling.families.source import arrange_source
+from promptd.modeling.packed_batch import Virtual
 from promptd.modeling.probe import LayerCalls
 from promptd.modeling.probe_seq2seq import expected_pairs, prove_pairs
 
@@ -90,13 +92,25 @@ class Seq2SeqFamily(Family):
         """Told the positions `[num_tokens]` of the pass that begins."""
 
     def arrange(self, asked: Asked, encode: Callable[[str], list[int]]) -> Arrangement:
-        """The text, with soft prompts and texts in front, is the source; prefixes are cached."""
+        """The text, with soft prompts and texts in front, is the source; prefixes are cached. What a soft prompt has
+        for the target stands there, in front of its start token."""
         if asked.reading is not None and asked.reading.kind != "words":
             raise InvalidRequestError(
                 f"this base model writes texts; it has no {asked.reading.kind} to read off them", param="model"
             )
-        found = arrange_source(asked, encode, (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id), is_kept=True)
-        return replace(found, target_ids=self._start, continues_text=False)
+        found = arrange_source(asked, encode, self.first_ids, is_kept=True)
+        softs = [prompt.target_embeddings for prompt in asked.prompts if prompt.target_embeddings is not None]
+        starts = list(accumulate((soft.shape[0] for soft in softs), initial=0))
+        return replace(
+            found,
+            target_ids=(0,) * starts[-1] + self._start,
+            target_virtual=tuple(map(Virtual, starts, softs)),
+            continues_text=False,
+        )
+
+    def divide(self, token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The text is the source; the target begins with what every one begins with."""
+        return token_ids, self._start
 
     def split_prefix(self, prefix: torch.Tensor) -> dict[str, torch.Tensor]:
         """A prefix of as many layers as the decoder has is the target's own; a longer one has all three banks."""

@@ -11,7 +11,7 @@ from promptd.modeling.packed_batch import Virtual
 
 
 def arrange_source(
-    asked: Asked, encode: Callable[[str], list[int]], first_ids: tuple[int | None, ...], *, is_kept: bool
+    asked: Asked, encode: Callable[[str], list[int]], first_ids: frozenset[int], *, is_kept: bool
 ) -> Arrangement:
     """Put soft prompts and texts in front of the text, left to right; prefixes are cached.
 
