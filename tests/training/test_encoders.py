@@ -96,7 +96,7 @@ def test_logits_and_gradients_equal_transformers(encoder: tuple[FrozenModel, Pat
     texts = {2: TEXTS, 3: TEXTS[1:], 4: TEXTS[:1]}
     before = model.digest()
     groups = [
-        PromptedTexts(prompt, texts[count], torch.arange(len(texts[count])), head=heads[count])
+        PromptedTexts(prompt, (), torch.arange(len(texts[count])), sources=texts[count], head=heads[count])
         for count, prompt in prompts.items()
     ]
     found = forward_sources(model, groups)
@@ -144,7 +144,7 @@ def test_what_is_learned_is_what_is_served(bert: FrozenModel, rows: list[Example
     learned, head = split(result.prompt, METHODS[method.name].kind, 2, bert.spec)
     assert torch.equal(learned, artifact.learned)
     texts = [tuple(bert.encode(row.fields["text"])) for row in rows]
-    (direct,) = forward_sources(bert, [PromptedTexts(learned, texts, torch.arange(len(texts)), head=head)])
+    (direct,) = forward_sources(bert, [PromptedTexts(learned, (), torch.arange(len(texts)), sources=texts, head=head)])
     torch.testing.assert_close(scores, direct.detach(), rtol=0, atol=1e-4 * direct.abs().max().item())
     everything = cross_entropy(scores, truth).item()  # selection and report are halves of these rows
     assert everything == pytest.approx((result.selection.loss + result.report.loss) / 2, rel=1e-3)
@@ -194,7 +194,7 @@ def test_a_job_from_rows(bert: FrozenModel) -> None:
         make_job(bert, spec, JobData(completions, None))
     artifact = make_artifact(bert, task, result)
     with pytest.raises(InvalidRequestError) as refused:
-        make_job(bert, spec, JobData(lines, None), JobPrompts(behind=[artifact]))
-    assert refused.value.param == "behind"
+        make_job(bert, dataclasses.replace(spec, distill={"text": "a text"}), JobData(lines, None))
+    assert refused.value.param == "distill"
     warm, _ = make_job(bert, spec, JobData(lines, None), JobPrompts(artifact.learned, in_service=[artifact]))
     assert torch.equal(warm.method.fold()[: 3 * 48].view(3, 48), artifact.learned)

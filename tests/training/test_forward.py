@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from promptd.modeling import FrozenModel, load_model
 from promptd.training import PromptedTexts, forward_groups, forward_texts, prompt_key_values
-from promptd.training.forward import MAX_PADDING, _alike
+from promptd.training.padded_rows import MAX_PADDING, _alike
 from tests.tiny_models import FAMILIES
 
 TEXTS = [(5, 6, 7), (100,), tuple(range(30, 42)), (9, 9, 9, 9)]

@@ -96,7 +96,8 @@ async def _spec(services: Services, principal: Principal, body: JobFields, name:
         spec = replace(spec, rows_digest=digest, rows_bytes=len(rows))
     examples = await _examples(services, rows, spec, "rows" if spec.training_file is None else "training_file")
     spec = replace(spec, num_steps=most_steps(spec, len(examples)))
-    return await _with_validation(services, principal, with_label_words(spec, examples))
+    spec = with_label_words(spec, examples, asks_for_word=not services.model.has_sources)
+    return await _with_validation(services, principal, spec)
 
 
 async def _with_validation(services: Services, principal: Principal, spec: JobSpec) -> JobSpec:

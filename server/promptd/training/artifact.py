@@ -10,7 +10,7 @@ import torch
 from promptd_store import PREFIX_TENSOR, SOFT_TENSOR, PromptArtifact, PromptKind, encode
 
 from promptd.modeling import FrozenModel
-from promptd.training.encoding import TaskFormat
+from promptd.training.encoding import TaskFormat, reads_words
 from promptd.training.methods import METHODS
 from promptd.training.methods.headed import split
 from promptd.training.result import TrainingResult
@@ -26,7 +26,8 @@ def make_artifact(
 ) -> PromptArtifact:
     """Return the folded prompt as a native artifact, in float32, bound to this base model, with its head if any."""
     kind, learned = METHODS[result.config.method.name].kind, result.prompt.cpu()
-    labels = tuple(task.label_words or ()) if model.reads_whole else None
+    has_head = model.reads_whole and not reads_words(model, task)
+    labels = tuple(task.label_words or ()) if has_head else None
     tensors: torch.Tensor | dict[str, torch.Tensor] = learned.contiguous()
     if labels:
         prompt, head = split(learned, kind, len(labels), model.spec)
@@ -41,7 +42,7 @@ def make_artifact(
         add_special_tokens=task.add_special_tokens,
         default_sampling=default_sampling,
         stop=stop,
-        prompt_after_bos=labels is not None and kind is PromptKind.SOFT,
+        prompt_after_bos=model.family.learns_behind_first and kind is PromptKind.SOFT,
         label_words=None if labels else task.label_words,
         labels=labels,
     )

@@ -33,20 +33,33 @@ class Encoded:
     """One row as tokens; the loss is taken on `target_ids` alone."""
 
     text_ids: tuple[int, ...]
+    """What the target goes on from."""
     target_ids: tuple[int, ...]
     """Empty before a teacher has written them."""
     example: Example
+    source_ids: tuple[int, ...] = ()
+    """What is read whole."""
     teacher: TopLogits | None = None
     """What the teacher would say at each of them, where the row is distilled from one."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that run through the model: the last target token is never an input."""
-        return len(self.text_ids) + len(self.target_ids) - 1
+        return self.num_input + len(self.target_ids) - 1
+
+    @property
+    def num_input(self) -> int:
+        """Tokens in front of the target."""
+        return len(self.source_ids) + len(self.text_ids)
+
+    def length(self, max_written: int = 0) -> int:
+        """Tokens of the longer of what is read whole and what is read left to right, its target not yet written or
+        there."""
+        return max(len(self.source_ids), len(self.text_ids) + (len(self.target_ids) or max_written))
 
     @property
     def input_ids(self) -> tuple[int, ...]:
-        """Text and all but the last target token."""
+        """All that is read left to right: the text and all but the last target token."""
         return self.text_ids + self.target_ids[:-1]
 
 
@@ -61,21 +74,29 @@ def encode_examples(
 
     Templates are for fields: a conversation reads as the model's chat template has it.
     """
-    words = label_word_ids(model, task)
+    words, has_mask = label_word_ids(model, task), reads_words(model, task)
     limit = model.spec.max_model_len
     encoded: list[Encoded] = []
     for example in examples:
-        text_ids = _text(model, task, example)
+        token_ids = _text(model, task, example)
         target_ids = _target(model, task, example, words)
-        if not text_ids:
+        if not token_ids:
             raise TrainingDataError(example.line, "the rendered input has no tokens")
-        if num_virtual_tokens + len(text_ids) + len(target_ids) > limit:
+        if has_mask and token_ids.count(model.tokenizer.mask_token_id) != 1:
             raise TrainingDataError(
                 example.line,
-                f"{num_virtual_tokens} virtual tokens + {len(text_ids)} input tokens + {len(target_ids)} target tokens "
-                f"exceed the model's length of {limit}",
+                f"the rendered input must have one {model.tokenizer.mask_token}, it has "
+                f"{token_ids.count(model.tokenizer.mask_token_id)}",
             )
-        encoded.append(Encoded(text_ids, target_ids, example))
+        source_ids, text_ids = model.family.divide(token_ids)
+        for num_input, num_target in ((len(source_ids), 0), (len(text_ids), len(target_ids) if text_ids else 0)):
+            if num_virtual_tokens + num_input + num_target > limit:
+                raise TrainingDataError(
+                    example.line,
+                    f"{num_virtual_tokens} virtual tokens + {num_input} input tokens + {num_target} target tokens "
+                    f"exceed the model's length of {limit}",
+                )
+        encoded.append(Encoded(text_ids, target_ids, example, source_ids))
     return encoded
 
 
@@ -90,7 +111,20 @@ def label_word_ids(model: FrozenModel, task: TaskFormat) -> dict[str, tuple[int,
                 f"label_words gives {label!r} and {seen[tokens]!r} the same word {words[label]!r}", param="label_words"
             )
         seen[tokens] = label
+        if reads_words(model, task) and len(tokens) != 1:
+            raise InvalidRequestError(
+                f"label_words: a word at a mask is one token, {words[label]!r} of {label!r} has {len(tokens)}",
+                param="label_words",
+            )
+    if reads_words(model, task):
+        model.family.check_predicts_words("label_words")
     return ids
+
+
+def reads_words(model: FrozenModel, task: TaskFormat) -> bool:
+    """Whether labels are told by their words at a mask, which the template has then; otherwise a head is learned."""
+    mask = model.tokenizer.mask_token
+    return model.reads_whole and mask is not None and mask in (task.template or "")
 
 
 def check_conversations(model: FrozenModel, examples: Sequence[Example]) -> None:

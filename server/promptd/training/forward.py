@@ -9,13 +9,13 @@ of a prompt and does not change, a chain of stored prompts say, is there as keys
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.nn.utils.rnn import pad_sequence
+
+from promptd.training.padded_rows import padded_runs
 
 if TYPE_CHECKING:
     from promptd.modeling import FrozenModel, Site
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SOFT_DIMS = 2
 """Dimensions of a soft prompt, `[n, hidden_size]`; a prefix has five."""
-MAX_PADDING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +33,16 @@ class PromptedTexts:
     prompt: torch.Tensor | None
     """Soft `[n, hidden_size]`, prefix `[num_layers, 2, num_kv_heads, n, head_dim]`, or None for the bare model."""
     texts: Sequence[Sequence[int]]
+    """What is read left to right."""
     logits_index: torch.Tensor
-    """`[num_logits]`, int64: counts the tokens of these texts laid end to end, without the prompt."""
+    """`[num_logits]`, int64: counts the tokens of these texts laid end to end, without the prompt; where there are none
+    those of the sources."""
     context: FrozenContext | None = None
     """What the prompt and the texts are read behind."""
+    sources: Sequence[Sequence[int]] = ()
+    """What is read whole; the texts read one each, and begin anew with the first where there are more of them."""
     head: torch.Tensor | None = None
-    """`[num_classes, hidden_size + 1]`, a linear head's weights and bias: logits are then classes', one row a text."""
+    """`[num_classes, hidden_size + 1]`, a linear head's weights, bias last: logits are classes', a row a source."""
     begun: Sequence[torch.Tensor] = ()
     """For each text the keys and values of its own beginning, like a prefix, where it only goes on from there."""
 
@@ -152,12 +155,8 @@ class GroupedBatch:
                 of_texts.append(torch.cat([context, torch.arange(next_given, next_given + own.shape[3])]))
                 next_given += own.shape[3]
             of_texts += [context] * (0 if group.begun else len(group.texts))
-        self._rows: list[PaddedRows] = []
-        start = 0
-        for counts, contexts in ((softs, of_softs), (lengths, of_texts)):
-            for first, last in _alike([len(context) + count for context, count in zip(contexts, counts, strict=True)]):
-                self._rows.append(PaddedRows(counts[first:last], contexts[first:last], start, device))
-                start += sum(counts[first:last])
+        self._rows = padded_runs(softs, of_softs, device)
+        self._rows += padded_runs(lengths, of_texts, device, start=sum(softs))
         self._between_layers = between_layers
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -169,7 +168,7 @@ class GroupedBatch:
             layers = [key_values[site.layer].to(key.dtype).transpose(1, 2) for key_values in self._given]
             key = torch.cat([key, *(keys_values[0] for keys_values in layers)])
             value = torch.cat([value, *(keys_values[1] for keys_values in layers)])
-        out = torch.cat([rows.attend(query, key, value, site.scale, site.window) for rows in self._rows])
+        out = torch.cat([rows.attend(site, query, key, value) for rows in self._rows])
         if self._between_layers is not None and out.requires_grad:
             out.register_hook(self._between_layers_backward)
         return out.unsqueeze(0)
@@ -179,86 +178,8 @@ class GroupedBatch:
             self._between_layers()
 
 
-class PaddedRows:
-    """Consecutive rows of packed tokens, each behind a context of other slots; padded for one attention call."""
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        contexts: Sequence[torch.Tensor],
-        start: int,
-        device: torch.device,
-        *,
-        is_causal: bool = True,
-    ) -> None:
-        """`contexts`: for each row the slots before it, in order, `[num_slots]` int64; `start`: the first row's."""
-        self._num_rows, self._longest = len(lengths), max(lengths)
-        counts, behind = torch.tensor(lengths), torch.tensor([len(context) for context in contexts])
-        starts = (counts.cumsum(0) - counts + start).unsqueeze(1)  # [num_rows, 1]
-        at = torch.arange(self._longest)
-        inside = at < counts.unsqueeze(1)  # [num_rows, longest]
-        # Padding comes after a row's own tokens and reads its first one: causality hides it from all of them.
-        self._queries = (starts + at * inside).flatten().to(device)
-        self._kept = inside.flatten().nonzero().squeeze(1).to(device)  # [sum of lengths]
-        self._num_keys = int((behind + counts).max())
-        slot = torch.arange(self._num_keys)  # a row's keys: its context, then its own tokens
-        own = (slot - behind.unsqueeze(1)).clamp_min(0)
-        own = starts + own * (own < counts.unsqueeze(1))
-        before = pad(pad_sequence(list(contexts), batch_first=True), (0, self._num_keys - int(behind.max())))
-        self._keys = torch.where(slot < behind.unsqueeze(1), before, own).flatten().to(device)
-        distinct = behind.unique()
-        self._behind = (distinct if len(distinct) == 1 else behind).to(device)
-        self._ends = None if is_causal else (behind + counts).to(device)
-        self._masks: dict[int | None, torch.Tensor] = {}
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-    ) -> torch.Tensor:
-        """Attend `[num_tokens, num_heads, head_dim]`, `[num_slots, num_kv_heads, head_dim]`; return these rows'."""
-        queries = _padded(query, self._queries, self._num_rows)
-        keys, values = (_padded(x, self._keys, self._num_rows) for x in (key, value))
-        mask = self._mask(window, query)
-        grouped = query.shape[1] != key.shape[1]
-        out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
-        return out.transpose(1, 2).flatten(0, 1).index_select(0, self._kept)
-
-    def _mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return `[num_rows or 1, 1, longest or 1, num_keys]`: 0 where a token sees a slot, else -inf."""
-        if window not in self._masks:
-            at = self._behind.view(-1, 1, 1) + torch.arange(self._longest, device=like.device).view(1, -1, 1)
-            slot = torch.arange(self._num_keys, device=like.device)
-            if self._ends is None:
-                seen = slot <= at if window is None else (slot <= at) & (slot > at - window)
-            else:  # read whole: everything but the padding
-                seen = slot < self._ends.view(-1, 1, 1)
-            mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
-            self._masks[window] = mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
-        return self._masks[window]
-
-
-def _alike(num_keys: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut consecutive rows into runs `[first, last)` whose padded keys are at most `MAX_PADDING` times their own.
-
-    A few rows behind a long document must not make room for one in front of all others.
-    """
-    first = total = widest = 0
-    for at, count in enumerate(num_keys):
-        if (at + 1 - first) * max(widest, count) > MAX_PADDING * (total + count):
-            yield first, at
-            first, total, widest = at, 0, 0
-        total, widest = total + count, max(widest, count)
-    if num_keys:
-        yield first, len(num_keys)
-
-
-def _padded(packed: torch.Tensor, index: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Gather `[num_slots, heads, head_dim]` into `[num_rows, heads, padded length, head_dim]`."""
-    rows: torch.Tensor = packed.index_select(0, index).unflatten(0, (num_rows, -1))
-    return rows.transpose(1, 2)
-
-
 class Recorded:
-    """Passes attention on and keeps every layer's keys and values."""
+    """Passes attention on and keeps the keys and values of every layer's own attention."""
 
     def __init__(self, inner: Attends) -> None:
         self._inner = inner
@@ -266,7 +187,8 @@ class Recorded:
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`."""
-        self.layers.append(torch.cat([key, value]))  # [2, num_kv_heads, n, head_dim]
+        if not site.is_cross:
+            self.layers.append(torch.cat([key, value]))  # [2, num_kv_heads, n, head_dim]
         return self._inner.attend(site, query, key, value)
 
 

@@ -103,7 +103,7 @@ class TrainingJob:
             self._train_rows, held_out = rows[: len(train)], rows[len(train) :]
         self.selection_rows, self.report_rows = held_out[::2], held_out[1::2]
         self._model = model
-        longest = max(len(row.text_ids) + (len(row.target_ids) or self._max_written) for row in self.report_rows)
+        longest = max(row.length(self._max_written) for row in self.report_rows)
         if replaces is not None and replaces.num_tokens + longest > model.spec.max_model_len:
             replaces = None  # it cannot be asked what the new one can
         self._replaces = replaces

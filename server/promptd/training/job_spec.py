@@ -109,15 +109,17 @@ def read_rows(content: bytes, spec: JobSpec) -> list[Example]:
     return examples
 
 
-def with_label_words(spec: JobSpec, examples: list[Example]) -> JobSpec:
+def with_label_words(spec: JobSpec, examples: list[Example], *, asks_for_word: bool) -> JobSpec:
     """Return the job with a template, and the labels as their own words, where its rows have labels and it names none.
 
-    Raises `InvalidRequestError` where there is nothing to tell apart, or too much.
+    `asks_for_word`: whether the label's word is read behind the text, which has to ask for it then. Raises
+    `InvalidRequestError` where there is nothing to tell apart, or too much.
     """
     labels = sorted({example.label for example in examples if example.label is not None})
     if not labels:
         return spec
-    spec = replace(spec, template=spec.template or LABEL_TEMPLATE)
+    if asks_for_word:
+        spec = replace(spec, template=spec.template or LABEL_TEMPLATE)
     if spec.label_words is not None:
         return spec
     if not 2 <= len(labels) <= MAX_LABELS:

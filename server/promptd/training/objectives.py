@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from promptd_store import BaseModelSpec, PromptKind
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from promptd.errors import InvalidRequestError
 from promptd.modeling import FrozenModel
-from promptd.training.encoding import Encoded, TaskFormat, label_word_ids
+from promptd.training.encoding import Encoded, TaskFormat, label_word_ids, reads_words
 from promptd.training.forward import PromptedTexts
 from promptd.training.methods.headed import split
 
@@ -60,7 +60,7 @@ class Objective(ABC):
     num_classes: int = 0
     """Classes of a head that is learned beside the prompt; 0 for none."""
     wants_keys: bool = False
-    """Whether `keep` is called."""
+    """Whether `keep` is called, where a text's keys do not depend on a source."""
 
     @abstractmethod
     def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
@@ -92,8 +92,9 @@ class CompletionObjective(Objective):
         for row in rows:
             first = start + len(row.text_ids) - 1
             index.extend(range(first, first + len(row.target_ids)))
-            start += row.num_tokens
-        return PromptedTexts(prompt, [row.input_ids for row in rows], torch.tensor(index))
+            start += len(row.input_ids)
+        texts, sources = [row.input_ids for row in rows], [row.source_ids for row in rows]
+        return PromptedTexts(prompt, texts, torch.tensor(index), sources=sources)
 
     def tally(self, rows: Sequence[Encoded], logits: torch.Tensor) -> Tally:
         """Sum the loss of the target tokens."""
@@ -126,8 +127,9 @@ class LabelObjective(Objective):
         self._columns = torch.tensor(order).argsort()  # label -> its column when stems come one after another
 
     def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
-        """Return every row's text once for each stem of the words."""
-        return self.continuations([row.text_ids for row in rows], prompt)
+        """Return every row's text once for each stem of the words; its source, where it has one, once."""
+        found = self.continuations([row.text_ids for row in rows], prompt)
+        return replace(found, sources=[row.source_ids for row in rows])
 
     def continuations(self, texts: Sequence[tuple[int, ...]], prompt: torch.Tensor | None) -> PromptedTexts:
         """Return what must run for `scores`."""
@@ -164,12 +166,32 @@ class LabelObjective(Objective):
         return Tally(loss, len(rows), -right.double().sum().item(), num_target_tokens, len(rows), num_right)
 
     def num_tokens(self, row: Encoded) -> int:
-        """The row's text once for each stem."""
-        return sum(len(row.text_ids) + len(stem) for stem in self._stems)
+        """The row's text once for each stem, and its source."""
+        return len(row.source_ids) + sum(len(row.text_ids) + len(stem) for stem in self._stems)
 
     def num_terms(self, rows: Sequence[Encoded]) -> int:
         """One term a row."""
         return len(rows)
+
+
+class MaskObjective(LabelObjective):
+    """Cross-entropy over the labels' words where a text has its mask; each word is one token."""
+
+    def __init__(self, words: Mapping[str, tuple[int, ...]], mask_token_id: int) -> None:
+        super().__init__(words)
+        self._mask = mask_token_id
+
+    def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
+        """Return each row's source, and where the mask is in it."""
+        sources, places, start = [row.source_ids for row in rows], [], 0
+        for source in sources:
+            places.append(start + source.index(self._mask))
+            start += len(source)
+        return PromptedTexts(prompt, (), torch.tensor(places), sources=sources)
+
+    def num_tokens(self, row: Encoded) -> int:
+        """The row's own tokens."""
+        return len(row.source_ids)
 
 
 class ClassObjective(Objective):
@@ -183,12 +205,12 @@ class ClassObjective(Objective):
         self._kind, self._spec = kind, spec
 
     def texts(self, rows: Sequence[Encoded], prompt: torch.Tensor | None) -> PromptedTexts:
-        """Return each row's text, behind prompt and head as one flat tensor."""
-        texts, index = [row.text_ids for row in rows], torch.arange(len(rows))
-        if prompt is None:
-            return PromptedTexts(None, texts, index)
+        """Return each row's source, under prompt and head as one flat tensor."""
+        sources, index = [row.source_ids for row in rows], torch.arange(len(rows))
+        if prompt is None:  # the bare model has no head: one that tells nothing apart
+            return PromptedTexts(None, (), index, sources=sources, head=torch.zeros(1, self._spec.hidden_size + 1))
         own, head = split(prompt, self._kind, self.num_classes, self._spec)
-        return PromptedTexts(own, texts, index, head=head)
+        return PromptedTexts(own, (), index, sources=sources, head=head)
 
     def tally(self, rows: Sequence[Encoded], logits: torch.Tensor) -> Tally:
         """Sum the loss of the rows' labels; the bare model, which has no head, tells all classes alike."""
@@ -200,7 +222,7 @@ class ClassObjective(Objective):
 
     def num_tokens(self, row: Encoded) -> int:
         """The row's own tokens."""
-        return len(row.text_ids)
+        return len(row.source_ids)
 
     def num_terms(self, rows: Sequence[Encoded]) -> int:
         """One term a row."""
@@ -212,11 +234,13 @@ def objective_for(model: FrozenModel, task: TaskFormat, kind: PromptKind = Promp
 
     Raises `InvalidRequestError` for rows with completions where the model writes nothing.
     """
-    if model.reads_whole:
-        if not task.label_words:
-            raise InvalidRequestError(
-                "this base model writes no completions: its rows need a label each", param="training_file"
-            )
-        return ClassObjective(tuple(task.label_words), kind, model.spec)
+    if model.reads_whole and not task.label_words:
+        raise InvalidRequestError(
+            "this base model writes no completions: its rows need a label each", param="training_file"
+        )
+    if model.reads_whole and not reads_words(model, task):
+        return ClassObjective(tuple(task.label_words or ()), kind, model.spec)
     words = label_word_ids(model, task)
+    if model.reads_whole:
+        return MaskObjective(words, model.tokenizer.mask_token_id)
     return LabelObjective(words) if words else CompletionObjective()

@@ -13,6 +13,7 @@ from promptd.modeling import FrozenModel
 from promptd.training.context import FrozenContext
 from promptd.training.encoding import Encoded
 from promptd.training.forward import forward_groups
+from promptd.training.forward_pairs import forward_pairs
 from promptd.training.forward_sources import forward_sources
 from promptd.training.objectives import Objective, Tally
 
@@ -88,19 +89,25 @@ def _forward(
         dataclasses.replace(share.objective.texts(share.rows, share.prompt), context=share.context) for share in shares
     ]
     tallies = []
-    if any(share.objective.wants_keys for share in shares):
+    if any(share.objective.wants_keys for share in shares) and not model.has_sources:
         kept: list[torch.Tensor] = []
         outputs = forward_groups(model, groups, between_layers=between_layers, kept=kept)
         for share, key_values in zip(shares, kept, strict=True):
             share.objective.keep(share.rows, key_values)
     else:
-        forward = forward_sources if model.reads_whole else forward_groups
-        outputs = forward(model, groups, between_layers=between_layers)
+        outputs = _forward_of(model)(model, groups, between_layers=between_layers)
     for share, logits in zip(shares, outputs, strict=True):
         tally = share.objective.tally(share.rows, logits)
         share.tally = dataclasses.replace(tally, loss=tally.loss.detach())
         tallies.append((share, tally))
     return tallies
+
+
+def _forward_of(model: FrozenModel) -> Callable[..., list[torch.Tensor]]:
+    """Return the pass in which this model's texts are read."""
+    if not model.has_sources:
+        return forward_groups
+    return forward_sources if model.reads_whole else forward_pairs
 
 
 def run_what_fits(

@@ -17,7 +17,7 @@ from promptd.training.config import TrainingConfig
 from promptd.training.context import chain_context
 from promptd.training.data import Example, split_examples
 from promptd.training.distill_config import DistillConfig
-from promptd.training.encoding import TaskFormat
+from promptd.training.encoding import TaskFormat, reads_words
 from promptd.training.job import TrainingJob
 from promptd.training.job_spec import distill_config, read_rows, sets, task_format, training_config, with_label_words
 from promptd.training.teacher import Teacher
@@ -50,21 +50,14 @@ def make_job(
     model: FrozenModel, spec: JobSpec, data: JobData, prompts: JobPrompts | None = None
 ) -> tuple[TrainingJob, TaskFormat]:
     """Read the rows and make the job. Raises `InvalidRequestError` and `TrainingDataError`, which names the line."""
-    if model.family.sizes.num_encoder_layers and not model.reads_whole:
-        raise InvalidRequestError(
-            f"{model.spec.architecture} reads a source and writes a target: prompts for it cannot be trained here yet, "
-            "only uploaded",
-            param="model",
-            code="training_not_supported",
-        )
     prompts, distill = prompts or JobPrompts(), distill_config(spec)
     writes_rows = distill is not None and spec.training_file is None and spec.rows_digest is None
     if distill is not None and writes_rows:
         validation_rows = None if data.validation is None else read_rows(data.validation, spec)
         train, validation = _written_rows(distill, validation_rows)
     else:
-        train, validation = _rows(spec, data)
-    template, spec = spec.template, with_label_words(spec, train)
+        train, validation = _rows(model, spec, data)
+    spec = with_label_words(spec, train, asks_for_word=not model.has_sources)
     if not train or len(validation) < MIN_VALIDATION_ROWS:
         raise InvalidRequestError(
             f"{len(train)} training and {len(validation)} validation rows are too few: 1 and {MIN_VALIDATION_ROWS} are "
@@ -72,10 +65,9 @@ def make_job(
             param="training_file",
         )
     task, config = task_format(spec), training_config(spec)
-    if model.reads_whole:
-        _check_reads_whole(prompts, distill)
-        task = replace(task, template=template)  # no word follows the text that would have to be asked for
-        prompts = replace(prompts, in_service=())
+    _check_distills(model, distill, writes_rows=writes_rows)
+    if model.reads_whole and not reads_words(model, task):
+        prompts = replace(prompts, in_service=())  # its head may tell other classes apart
     if task.template is None and not has_chat_template(model) and all(example.messages for example in train):
         task = replace(task, template=PLAIN_TEMPLATE)
     if prompts.behind:
@@ -116,11 +108,11 @@ def most_steps(spec: JobSpec, num_rows: int) -> int:
     return config.num_steps if sets(spec, "num_steps") else default_num_steps(config, num_rows)
 
 
-def _rows(spec: JobSpec, data: JobData) -> tuple[list[Example], list[Example]]:
+def _rows(model: FrozenModel, spec: JobSpec, data: JobData) -> tuple[list[Example], list[Example]]:
     train = read_rows(data.training, spec)
     if data.validation is None:
         return split_examples(train, VALIDATION_SHARE, least=MIN_VALIDATION_ROWS)
-    return train, read_rows(data.validation, with_label_words(spec, train))
+    return train, read_rows(data.validation, with_label_words(spec, train, asks_for_word=not model.has_sources))
 
 
 def _written_rows(distill: DistillConfig, validation: list[Example] | None) -> tuple[list[Example], list[Example]]:
@@ -153,14 +145,24 @@ def _special_tokens(model: FrozenModel, behind: Chain) -> bool | None:
     return False if stated is None and not takes else stated
 
 
-def _check_reads_whole(prompts: JobPrompts, distill: DistillConfig | None) -> None:
-    """Refuse what needs keys and values that do not depend on the text, or a model that writes."""
-    for is_asked, what, param in (
-        (bool(prompts.behind), "learned behind others", "behind"),
-        (distill is not None, "distilled", "distill"),
-    ):
-        if is_asked:
-            raise InvalidRequestError(f"this base model reads texts whole: a prompt cannot be {what}", param=param)
+def _check_distills(model: FrozenModel, distill: DistillConfig | None, *, writes_rows: bool) -> None:
+    """Refuse what a model of sources cannot be asked as a teacher."""
+    if distill is None or not model.has_sources:
+        return
+    if model.reads_whole:
+        raise InvalidRequestError(
+            "this base model writes nothing: it has no distribution of next tokens to distill", param="distill"
+        )
+    if writes_rows:
+        raise InvalidRequestError(
+            "this base model answers to texts and does not go on with them: a job that distills needs rows to answer",
+            param="training_file",
+        )
+    if not distill.answer_tokens:
+        raise InvalidRequestError(
+            "distill.answer_tokens must be at least 1, got 0: this base model does not predict the text it reads",
+            param="distill.answer_tokens",
+        )
 
 
 def _reads_alike(model: FrozenModel, chain: Chain, task: TaskFormat) -> bool:

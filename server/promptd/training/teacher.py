@@ -83,10 +83,10 @@ class Teacher:
         for row in rows:
             written = len(row.target_ids) or self.max_written
             num_targets += written
-            if before + len(row.text_ids) + written > limit:
+            if before + row.length(written) > limit:
                 raise TrainingDataError(
                     row.example.line,
-                    f"{before} tokens before it + {len(row.text_ids)} input tokens + {written} target tokens "
+                    f"{before} tokens before it + {row.num_input} input tokens + {written} target tokens "
                     f"exceed the model's length of {limit}",
                 )
         needed = TopLogits.num_bytes(num_targets, self._top_k)
@@ -102,7 +102,7 @@ class Teacher:
         """Return all rows with targets and the teacher's distributions there. Raises `NumericalError`."""
         rows = list(rows)
         num_before = self.num_tokens + self.max_written
-        batches = evaluation_batches([len(row.text_ids) for row in rows], MAX_SHARE_TOKENS, num_before)
+        batches = evaluation_batches([row.num_input for row in rows], MAX_SHARE_TOKENS, num_before)
         for batch in batches:
             written = yield from self._write([(index, rows[index]) for index in batch if not rows[index].target_ids])
             for index, target_ids in written.items():
@@ -136,7 +136,11 @@ class Teacher:
             for index, row in read.items():
                 token = _drawn(reader.of(row), draws[index][place])
                 written[index] += (token,)
-                if token not in ends:
+                if token in ends:
+                    continue
+                if row.source_ids:  # read again with all that is written: what it goes on from depends on its source
+                    new[index] = replace(row, text_ids=(*row.text_ids, token))
+                else:
                     new[index] = replace(row, text_ids=(token,))
                     begun[id(new[index])] = reader.keys_of(row)
         return written
@@ -149,7 +153,12 @@ class Teacher:
 
     def _as_read(self, row: Encoded) -> Encoded:
         """Return the row without BOS where that stands in front of the teacher's text already."""
-        if not self._takes_bos and row.text_ids[0] == self._model.bos_token_id and len(row.text_ids) > 1:
+        if (
+            not self._takes_bos
+            and not row.source_ids
+            and row.text_ids[0] == self._model.bos_token_id
+            and len(row.text_ids) > 1
+        ):
             return replace(row, text_ids=row.text_ids[1:])
         return replace(row)
 

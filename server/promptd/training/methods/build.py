@@ -14,7 +14,7 @@ from promptd.training.methods.base import PromptMethod
 from promptd.training.methods.config import MethodConfig
 from promptd.training.methods.headed import HeadedPrompt
 from promptd.training.methods.inits import class_labels, fitted, from_text, random_uniform, sampled_vocabulary
-from promptd.training.methods.prefix import PREFIX_DIMS, as_prefix
+from promptd.training.methods.prefix import PREFIX_DIMS, Banks, PrefixConfig, as_prefix
 from promptd.training.methods.registry import METHODS
 
 
@@ -44,8 +44,8 @@ def build_method(
         start = _initial(config, model, generator, label_words)
     else:
         start = _warm(config, model, generator, warm_start)
-    if METHODS[config.name].kind == PromptKind.PREFIX:
-        start = as_prefix(model, start, behind)
+    if isinstance(config, PrefixConfig):
+        start = as_prefix(model, start, behind, _banks(config, model))
     method: PromptMethod = METHODS[config.name].build(config, model, start.cpu(), generator)
     if num_classes:
         method = HeadedPrompt(method, num_classes, model.spec.hidden_size)
@@ -70,14 +70,25 @@ def _initial(
 
 def _warm(config: MethodConfig, model: FrozenModel, generator: torch.Generator, prompt: torch.Tensor) -> torch.Tensor:
     spec, shape = model.spec, tuple(prompt.shape)
+    banks = _banks(config, model) if isinstance(config, PrefixConfig) else "all"
     soft_shape = (*shape[:1], spec.hidden_size)
-    prefix_shape = (spec.num_layers, 2, spec.num_kv_heads, *shape[3:4], spec.head_dim)
+    num_layers = spec.prefix_layers[0 if banks == "decoder" else -1]
+    prefix_shape = (num_layers, 2, spec.num_kv_heads, *shape[3:4], spec.head_dim)
     if 0 in shape or shape not in (soft_shape, prefix_shape):
-        message = f"warm_start must be a soft prompt or prefix of this model, got the shape {shape}"
+        message = (
+            f"warm_start must be a soft prompt or prefix of this model, of the banks that are learned, got the shape "
+            f"{shape}"
+        )
         raise InvalidRequestError(message, param="warm_start")
     is_prefix = prompt.dim() == PREFIX_DIMS
     if is_prefix and METHODS[config.name].kind != PromptKind.PREFIX:
         message = f"warm_start must be a soft prompt for method {config.name!r}, got a prefix"
         raise InvalidRequestError(message, param="warm_start")
     fresh = sampled_vocabulary(model, config.num_virtual_tokens, generator, config.init_vocabulary).cpu()
-    return fitted(prompt.detach().cpu().float(), as_prefix(model, fresh) if is_prefix else fresh)
+    return fitted(prompt.detach().cpu().float(), as_prefix(model, fresh, banks=banks) if is_prefix else fresh)
+
+
+def _banks(config: PrefixConfig, model: FrozenModel) -> Banks:
+    if config.banks == "decoder" and model.reads_whole:
+        raise InvalidRequestError("banks must be 'all': this base model has no decoder, got 'decoder'", param="banks")
+    return config.banks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from promptd_store import PromptKind
@@ -17,11 +17,15 @@ from promptd.modeling import FrozenModel
 from promptd.training.checks import Share
 from promptd.training.context import FrozenContext
 from promptd.training.forward import prompt_key_values
+from promptd.training.forward_pairs import pair_key_values
 from promptd.training.forward_sources import source_key_values
 from promptd.training.methods.base import PromptMethod
 from promptd.training.methods.config import MethodConfig
 
 PREFIX_DIMS = 5
+
+
+Banks = Literal["all", "decoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,9 @@ class PrefixConfig(MethodConfig):
 
     dropout: Share = 0.0
     """On keys and values."""
+    banks: Banks = "all"
+    """Of a sequence-to-sequence model: which attentions read the prefix, the decoder's own alone (as in PEFT) or also
+    the encoder's and the decoder's to the encoder."""
 
 
 class Prefix(PromptMethod):
@@ -58,10 +65,14 @@ class Prefix(PromptMethod):
 
 
 @torch.no_grad()
-def as_prefix(model: FrozenModel, start: torch.Tensor, behind: FrozenContext | None = None) -> torch.Tensor:
+def as_prefix(
+    model: FrozenModel, start: torch.Tensor, behind: FrozenContext | None = None, banks: Banks = "all"
+) -> torch.Tensor:
     """Return the keys and values that a soft prompt becomes, on the CPU; a prefix is returned as it is."""
     if start.dim() == PREFIX_DIMS:
         return start
+    if not model.has_sources:
+        return prompt_key_values(model, start, behind).cpu()
     if model.reads_whole:
-        return source_key_values(model, start).cpu()
-    return prompt_key_values(model, start, behind).cpu()
+        return source_key_values(model, start)[0].cpu()
+    return pair_key_values(model, start, banks).cpu()
