@@ -54,7 +54,13 @@ def test_a_name_serves_its_chain(http: httpx.Client, prompts: tuple[PromptArtifa
 
 
 def test_its_record_and_evaluation(http: httpx.Client, prompts: tuple[PromptArtifact, ...]) -> None:
-    """The record names what is in front; an evaluation is of the last one, behind the others."""
+    """The record names what is in front, the models' list says what room is left behind it; an evaluation is of the
+    last one, behind the others."""
+    room = http.get("/v1/models/tiny-llama").json()["max_model_len"]
+    listed = {model["id"]: model["max_model_len"] for model in http.get("/v1/models").json()["data"]}
+    for name, chain in (("user", (4, 1, 2)), ("team", (4, 1)), ("p4", (4,))):
+        left = room - sum(prompts[number].num_virtual_tokens for number in chain)
+        assert listed[name] == http.get(f"/v1/models/{name}").json()["max_model_len"] == left
     record = http.get("/v1/prompts/user").json()
     versions = [prompts[number].version for number in (4, 1)]
     assert [name.partition("@")[2] for name in record["behind"]] == versions
@@ -72,6 +78,7 @@ def test_without_its_base_it_is_not_served(http: httpx.Client, prompts: tuple[Pr
     reply = http.post("/v1/completions", json=ASK | {"model": "team"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (409, "prompt_chain_broken")
     assert "gone@sha256:" in reply.json()["error"]["message"]
+    assert http.get("/v1/models/team").json()["max_model_len"] is None
     assert tokens(http, model="user")[1][0] == prompts[4].version  # pinned to what `team` was then
     bad = http.put("/v1/prompts/other", content=prompts[1].content, params={"behind": ["nobody"]})
     assert (bad.status_code, bad.json()["error"]["param"]) == (404, "behind")

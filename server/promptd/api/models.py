@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from promptd_store import PromptRecord
+from promptd_store import PromptChainBrokenError, PromptRecord
 
 from promptd.api.schemas import DetokenizeBody, TokenizeBody
 from promptd.api.services import Services, principal_of, prompt_names, resolve_name, services_of, tokenize
@@ -20,7 +20,7 @@ async def list_models(request: Request) -> Response:
     """List the base model and every prompt that the caller may name as `model`; never paged."""
     services, principal = services_of(request), principal_of(request)
     records = await services.catalog.list(principal.tenant, include_public=True)
-    data = [_base(services), *(_prompt(services, record, principal.tenant) for record in records)]
+    data = [_base(services), *[await _prompt(services, record, principal.tenant) for record in records]]
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -31,7 +31,7 @@ async def get_model(model: str, request: Request) -> Response:
         return JSONResponse(_base(services))
     (name,) = prompt_names(services, model, None, None)
     record = await resolve_name(services, principal, name, Scope.PROMPTS_READ, "model")
-    return JSONResponse(_prompt(services, record, principal.tenant))
+    return JSONResponse(await _prompt(services, record, principal.tenant))
 
 
 def _base(services: Services) -> dict[str, Any]:
@@ -47,7 +47,12 @@ def _base(services: Services) -> dict[str, Any]:
     }
 
 
-def _prompt(services: Services, record: PromptRecord, viewer: str) -> dict[str, Any]:
+async def _prompt(services: Services, record: PromptRecord, viewer: str) -> dict[str, Any]:
+    try:
+        chain = [*await services.catalog.in_front(viewer, record), record]
+        left = services.engine.engine.max_model_len - sum(_num_tokens(services, one) for one in chain)
+    except PromptChainBrokenError:
+        left = None
     return {
         "id": record.name if record.tenant == viewer else f"{record.tenant}/{record.name}",
         "object": "model",
@@ -55,7 +60,7 @@ def _prompt(services: Services, record: PromptRecord, viewer: str) -> dict[str, 
         "owned_by": record.tenant,
         "root": record.version,
         "parent": services.model.served_name,
-        "max_model_len": services.engine.engine.max_model_len - _num_tokens(services, record),
+        "max_model_len": left,  # behind all that it is served behind; null where that is not there any more
     }
 
 
