@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import encoders, latency, memory, server, stored, throughput, training
+from tests.bench import encoders, latency, memory, seq2seq, server, stored, throughput, training
 from tests.bench.book import Book, Row, markdown
 from tests.bench.machine import machine
 from tests.bench.models import folder_of
@@ -33,6 +33,7 @@ CHECKS: dict[str, Check] = {
     "mixing": throughput.check_mixing,
     "overhead": throughput.check_overhead,
     "encoders": encoders.check_encoders,
+    "seq2seq": seq2seq.check_seq2seq,
     "resident": latency.check_resident,
     "http": server.check_http,
     "first-use": latency.check_first_use,

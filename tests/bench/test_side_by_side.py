@@ -12,7 +12,7 @@ from tests.bench.__main__ import CHECKS, main
 from tests.bench.memory import measure_growth, measure_resident
 from tests.bench.scale import SMOKE
 
-QUICK = ["w1", "mixing", "overhead", "encoders", "resident", "first-use"]
+QUICK = ["w1", "mixing", "overhead", "encoders", "seq2seq", "resident", "first-use"]
 IN_PROCESSES = sorted(set(CHECKS) - set(QUICK))
 
 
