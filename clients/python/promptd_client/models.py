@@ -251,7 +251,8 @@ class Evaluation(Reply):
     id: str
     created: int
     prompt: EvaluationResult
-    bare_model: EvaluationResult
+    bare_model: EvaluationResult | None = None
+    """None where the prompt has a classification head of its own."""
     majority_class: EvaluationResult | None = None
     """None where the answers are texts."""
 

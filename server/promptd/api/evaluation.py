@@ -31,6 +31,7 @@ from promptd.evaluation import (
     EvaluationResult,
     Question,
     Subject,
+    check_greedy,
     evaluate,
     task_of,
 )
@@ -54,7 +55,7 @@ async def evaluate_prompt(name: str, body: EvaluateBody, request: Request) -> Re
             "object": "prompt.evaluation",
             "created": int(time.time()),
             "prompt": found[name],
-            "bare_model": found[BARE_MODEL],
+            "bare_model": found.get(BARE_MODEL),
             "majority_class": found.get(MAJORITY_CLASS),
         }
     )
@@ -105,9 +106,11 @@ class EngineBackend:
         self._prompts[record.version] = named
         return Subject.of(prompt, record.version, record.manifest)
 
-    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float] | None]:
-        """Score the label words, one request a question."""
-        candidates = await label_candidates(self._services, words)
+    async def classify(
+        self, questions: Sequence[Question], words: Mapping[str, str] | None
+    ) -> list[list[float] | None]:
+        """Score the label words, or ask the heads; one request a question."""
+        candidates = None if words is None else await label_candidates(self._services, words)
 
         async def ask(question: Question) -> list[float]:
             prompts = await self._prompts_of(question)
@@ -116,8 +119,11 @@ class EngineBackend:
 
         return await together(self._patiently(ask, question) for question in questions)
 
-    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str | None]:
+    async def generate(
+        self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str], num_beams: int
+    ) -> list[str | None]:
         """Continue greedily, one request a question."""
+        check_greedy(num_beams)
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=tuple(stop))
 
         async def ask(question: Question) -> str:

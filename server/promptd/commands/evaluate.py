@@ -68,6 +68,10 @@ def evaluate(
     generate: Annotated[
         bool, typer.Option("--generate", help="Generate labels in place of scoring them.", rich_help_panel=_HOW)
     ] = False,
+    beams: Annotated[
+        int,
+        typer.Option(help="Beams of what is generated; 1 is greedy.", min=1, metavar="N", rich_help_panel=_HOW),
+    ] = 1,
     model: BaseModel = None,
     url: Annotated[
         str | None,
@@ -103,7 +107,7 @@ def evaluate(
         with _progress() as on_progress:
             results = asyncio.run(
                 _run(chosen, examples, names, model, url, api_key, ensemble, "generate" if generate else "score",
-                     keep_predictions=predictions is not None, on_progress=on_progress)
+                     num_beams=beams, keep_predictions=predictions is not None, on_progress=on_progress)
             )  # fmt: skip
     except ConnectionFailedError as error:
         fail(str(error), hint=f"Is a server running at {url}? Start one with: promptd serve")
@@ -130,6 +134,7 @@ async def _run(
     ensemble: bool,
     answer_by: AnswerBy,
     *,
+    num_beams: int,
     keep_predictions: bool,
     on_progress: Callable[[int, int], None],
 ) -> list[EvaluationResult]:
@@ -141,7 +146,7 @@ async def _run(
 
     measure = functools.partial(
         run, task=task, examples=examples, prompts=[None, *names], ensemble=ensemble, answer_by=answer_by,
-        keep_predictions=keep_predictions, on_progress=on_progress,
+        num_beams=num_beams, keep_predictions=keep_predictions, on_progress=on_progress,
     )  # fmt: skip
     if url is not None:
         from promptd_client import AsyncClient
@@ -213,7 +218,8 @@ def _print_table(results: Sequence[EvaluationResult]) -> None:
 
     first = results[0]
     rows = f"{first.num_rows} rows" + (f", {first.num_inputs} inputs" if first.num_inputs != first.num_rows else "")
-    answered = "labels scored" if first.answer_by == "score" else "generated greedily"
+    way = "greedily" if first.num_beams == 1 else f"with {first.num_beams} beams"
+    answered = "labels scored" if first.answer_by == "score" else f"generated {way}"
     out().print(
         f"\n[bold]{escape(first.task)}[/]  [dim]{rows}, {answered}, {first.seconds:.1f} s, scores in percent[/]",
         soft_wrap=True,
@@ -223,20 +229,20 @@ def _print_table(results: Sequence[EvaluationResult]) -> None:
     for metric in first.metrics:
         table.add_column(metric, justify="right")
     best = {metric: max(result.metrics[metric] for result in results) for metric in first.metrics}
-    bare = next(result for result in results if result.subject == BARE_MODEL)
-    table.add_column("against bare", justify="right")
+    bare = next((result for result in results if result.subject == BARE_MODEL), None)
+    if bare is not None:
+        table.add_column("against bare", justify="right")
     lead = next(iter(first.metrics))
     for result in results:
         cells = []
         for metric, value in result.metrics.items():
             text = f"{value if metric in PERCENT_METRICS else 100 * value:.1f}"
             cells.append(f"[bold]{text}[/]" if value == best[metric] else text)
-        gain = (result.metrics[lead] - bare.metrics[lead]) * (1 if lead in PERCENT_METRICS else 100)
-        colour = "green" if gain > 0 else "red"
-        difference = f"[{colour}]{gain:+.1f}[/]" if result.prompt_versions else ""
-        table.add_row(
-            escape(Path(result.subject).name if result.prompt_versions else result.subject), *cells, difference
-        )
+        if bare is not None:
+            gain = (result.metrics[lead] - bare.metrics[lead]) * (1 if lead in PERCENT_METRICS else 100)
+            colour = "green" if gain > 0 else "red"
+            cells.append(f"[{colour}]{gain:+.1f}[/]" if result.prompt_versions else "")
+        table.add_row(escape(Path(result.subject).name if result.prompt_versions else result.subject), *cells)
     out().print(table)
     for result in results:
         if result.num_too_long:

@@ -1,6 +1,7 @@
 """Evaluation of prompts through the engine's own requests: tasks, metrics, and one runner over several backends."""
 
-from promptd.evaluation.backend import Backend, Question, Subject
+from promptd.evaluation.backend import Backend, Question, Subject, check_greedy
+from promptd.evaluation.beams import beam_search
 from promptd.evaluation.client_backend import ClientBackend
 from promptd.evaluation.entry import BARE_MODEL, ENSEMBLE, MAJORITY_CLASS
 from promptd.evaluation.llm_backend import LLMBackend
@@ -26,6 +27,8 @@ __all__ = [
     "RowPrediction",
     "Subject",
     "Task",
+    "beam_search",
+    "check_greedy",
     "evaluate",
     "read_rows",
     "task_of",

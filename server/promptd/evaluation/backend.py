@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from promptd.errors import InvalidRequestError
+
 T = TypeVar("T")
 
 
@@ -19,6 +21,8 @@ class Subject:
     label_words: Mapping[str, str] | None
     max_tokens: int | None
     stop: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    """The classes of the head that came with it."""
 
     @classmethod
     def of(cls, name: str, version: str, manifest: Mapping[str, Any]) -> Subject:
@@ -30,6 +34,7 @@ class Subject:
             manifest.get("label_words"),
             manifest.get("default_sampling", {}).get("max_tokens"),
             tuple(manifest.get("stop", ())),
+            tuple(manifest["labels"]) if manifest.get("labels") else None,
         )
 
 
@@ -50,11 +55,28 @@ class Backend(Protocol):
     async def look_up(self, prompt: str) -> Subject:
         """Find a prompt; raises a typed error where there is none."""
 
-    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float] | None]:
-        """Return the probabilities of the labels' words; None for an input that exceeds the model's length."""
+    async def classify(
+        self, questions: Sequence[Question], words: Mapping[str, str] | None
+    ) -> list[list[float] | None]:
+        """Return the probabilities of the labels' words, or of the classes of the prompts' own heads where there are
+        none; None for an input that exceeds the model's length."""
 
-    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str | None]:
-        """Return one greedy continuation each; None for an input that exceeds the model's length."""
+    async def generate(
+        self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str], num_beams: int
+    ) -> list[str | None]:
+        """Return one continuation each, greedy or by beam search; None for an input that exceeds the model's length.
+
+        Raises `InvalidRequestError` where there is no beam search.
+        """
+
+
+def check_greedy(num_beams: int) -> None:
+    """Raise `InvalidRequestError` for a beam search over a server, which would ask it for every token of every beam."""
+    if num_beams != 1:
+        raise InvalidRequestError(
+            f"num_beams must be 1 over a server, got {num_beams}: beam search takes the model in this process",
+            param="num_beams",
+        )
 
 
 async def answers_of_fitting(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from promptd.evaluation.backend import Question, Subject, answers_of_fitting
+from promptd.evaluation.backend import Question, Subject, answers_of_fitting, check_greedy
 
 if TYPE_CHECKING:
     from promptd_client import AsyncClient
@@ -29,18 +29,27 @@ class ClientBackend:
         record = await self._client.prompts.get(prompt)
         return Subject.of(prompt, record.version, record.manifest)
 
-    async def classify(self, questions: Sequence[Question], words: Mapping[str, str]) -> list[list[float] | None]:
-        """Have the label words scored."""
+    async def classify(
+        self, questions: Sequence[Question], words: Mapping[str, str] | None
+    ) -> list[list[float] | None]:
+        """Have the label words scored, or the heads asked."""
 
         async def ask(asked: Sequence[Question]) -> list[list[float]]:
             inputs = [question.input for question in asked]
-            reply = await self._client.classify(inputs, labels=words, **_model(asked[0].subject))
+            subject = _model(asked[0].subject)
+            if words is None:
+                reply = await self._client.classify(inputs, **subject)
+            else:
+                reply = await self._client.classify(inputs, labels=words, **subject)
             return [each.probs for each in reply.data]
 
         return await _in_calls(ask, questions)
 
-    async def generate(self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str]) -> list[str | None]:
+    async def generate(
+        self, questions: Sequence[Question], max_tokens: int, stop: Sequence[str], num_beams: int
+    ) -> list[str | None]:
         """Have the inputs continued greedily."""
+        check_greedy(num_beams)
 
         async def ask(asked: Sequence[Question]) -> list[str]:
             inputs, model = [question.input for question in asked], _model(asked[0].subject)

@@ -30,14 +30,19 @@ class Form:
     labels: tuple[str, ...]
     """Empty where the answer is a text."""
     words: tuple[str, ...]
-    """Of each label, the text that stands for it."""
+    """Of each label, the text that stands for it; empty where the prompt's own head tells the labels."""
     max_tokens: int
     stop: tuple[str, ...]
 
     @property
+    def has_head(self) -> bool:
+        """Whether labels are told by a head and not by their words."""
+        return bool(self.labels) and not self.words
+
+    @property
     def label_words(self) -> dict[str, str]:
-        """Label -> word."""
-        return dict(zip(self.labels, self.words, strict=True))
+        """Label -> word; empty where there are none."""
+        return dict(zip(self.labels, self.words, strict=True)) if self.words else {}
 
     @property
     def asks(self) -> tuple[object, ...]:
@@ -49,10 +54,11 @@ def form_of(task: Task, subject: Subject | None) -> Form:
     """Return how a prompt is asked on a task; the bare model where it is None."""
     own = subject or Subject(BARE_MODEL, "", None, None, None, ())
     words = (own.label_words or task.label_words or {}) if task.has_labels else {}
+    has_head = task.has_labels and own.labels is not None
     return Form(
         task.template if own.template is None else own.template,
-        tuple(words),
-        tuple(words.values()),
+        own.labels or () if has_head else tuple(words),
+        () if has_head else tuple(words.values()),
         task.max_tokens if own.max_tokens is None else own.max_tokens,
         own.stop or task.stop,
     )
@@ -93,16 +99,22 @@ class Entry:
         example = item.example
         render(self.form.template, example)
         if self.form.labels and example.label not in self.form.labels:
+            lacks = "is no class of the head of" if self.form.has_head else "has no label word for"
             raise TrainingDataError(
-                example.line, f"label {example.label!r} has no label word for {self.name!r}; "
+                example.line, f"label {example.label!r} {lacks} {self.name!r}; "
                 f"it knows {list(self.form.labels)!r}",
             )  # fmt: skip
 
 
-async def enter(backend: Backend, task: Task, prompts: Sequence[str | None], items: Sequence[Item]) -> list[Entry]:
-    """Look up all subjects and check that every item fits each. The bare model, None, is asked as the first prompt."""
+async def enter(
+    backend: Backend, task: Task, prompts: Sequence[str | None], items: Sequence[Item], *, by_score: bool = True
+) -> list[Entry]:
+    """Look up all subjects and check that every item fits each. The bare model, None, is asked as the first prompt;
+    it is left out where that one has a head of its own, without which there is nothing to ask."""
     subjects = [None if prompt is None else await backend.look_up(prompt) for prompt in prompts]
     lead = next((subject for subject in subjects if subject is not None), None)
+    if form_of(task, lead).has_head:
+        subjects = [subject for subject in subjects if subject is not None]
     entries = [
         Entry(BARE_MODEL, (), None, form_of(task, lead))
         if subject is None
@@ -117,6 +129,11 @@ async def enter(backend: Backend, task: Task, prompts: Sequence[str | None], ite
             )
         for item in items:
             entry.check(item)
+        if entry.form.has_head and not by_score:
+            raise InvalidRequestError(
+                f"answer_by must be 'score' for {entry.name!r}, whose labels are told by a head, got 'generate'",
+                param="answer_by",
+            )
     return entries
 
 

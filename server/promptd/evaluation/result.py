@@ -42,6 +42,8 @@ class EvaluationResult:
     seconds: float
     """Wall clock of the run, in which all subjects shared the batches."""
     predictions: tuple[RowPrediction, ...] | None = None
+    num_beams: int = 1
+    """Of what was generated; 1 is greedy."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; predictions only where they were kept."""

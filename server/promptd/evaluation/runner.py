@@ -24,21 +24,24 @@ async def evaluate(
     *,
     ensemble: bool = False,
     answer_by: AnswerBy = "score",
+    num_beams: int = 1,
     keep_predictions: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[EvaluationResult]:
     """Measure prompts (None: the bare model) on rows.
 
     Returns the majority class where there are labels, one result a prompt, and the ensemble of all named prompts where
-    it was asked for. The bare model is asked in the form of the first named prompt. An ensemble takes the mean
-    probability of scored labels, the majority of everything else, ties to the first. `on_progress` gets the inputs
+    it was asked for. The bare model is asked in the form of the first named prompt, and left out where that is a head
+    of the prompt's own. An ensemble takes the mean
+    probability of scored labels, the majority of everything else, ties to the first. What is generated is so by beam
+    search where `num_beams` is more than 1. `on_progress` gets the inputs
     done and the inputs in all. An input that exceeds the model's length counts as wrong. Raises typed errors before
     anything runs where rows, prompts and task do not fit.
     """
     started = time.monotonic()
     way: AnswerBy = "score" if task.has_labels and task.scores_labels and answer_by == "score" else "generate"
     items = items_of(examples)
-    entries = await enter(backend, task, prompts, items)
+    entries = await enter(backend, task, prompts, items, by_score=way == "score")
     members = [entry for entry in entries if entry.subject is not None]
     if ensemble:
         ensemble_of(members)  # refused before anything runs
@@ -46,7 +49,10 @@ async def evaluate(
     for start in range(0, len(items), size):
         chunk = items[start : start + size]
         for alike in _alike(entries):
-            await (_score(backend, alike, chunk) if way == "score" else _generate(backend, task, alike, chunk))
+            if way == "score":
+                await _score(backend, alike, chunk)
+            else:
+                await _generate(backend, task, alike, chunk, num_beams)
         if on_progress is not None:
             on_progress(start + len(chunk), len(items))
     if ensemble:
@@ -64,6 +70,7 @@ async def evaluate(
             template=entry.form.template,
             label_words=entry.form.label_words or None,
             answer_by=way,
+            num_beams=num_beams if way == "generate" else 1,
             metrics=own,
             num_rows=len(examples),
             num_inputs=len(items),
@@ -86,16 +93,18 @@ def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 async def _score(backend: Backend, alike: Sequence[Entry], chunk: Sequence[Item]) -> None:
     questions = [entry.question(item) for entry in alike for item in chunk]
-    given = iter(await backend.classify(questions, alike[0].form.label_words))
+    given = iter(await backend.classify(questions, alike[0].form.label_words or None))
     for entry in alike:
         for probabilities in itertools.islice(given, len(chunk)):
             entry.answers.append(TOO_LONG if probabilities is None else best_label(entry.form, probabilities))
 
 
-async def _generate(backend: Backend, task: Task, alike: Sequence[Entry], chunk: Sequence[Item]) -> None:
+async def _generate(
+    backend: Backend, task: Task, alike: Sequence[Entry], chunk: Sequence[Item], num_beams: int
+) -> None:
     questions = [entry.question(item) for entry in alike for item in chunk]
     form = alike[0].form
-    given = iter(await backend.generate(questions, form.max_tokens, form.stop))
+    given = iter(await backend.generate(questions, form.max_tokens, form.stop, num_beams))
     for entry in alike:
         for item, text in zip(chunk, given, strict=False):
             if text is None:
