@@ -51,7 +51,7 @@ class Engine:
         self.prompts = PromptCache(self.pool, ExtentAllocator(num_blocks * size, num_prompt_slots))
         self.scheduler = Scheduler(self.config, self.blocks, self.prompts)
         self.counters = EngineCounters()
-        self._runner = Runner(model, self.pool, size)
+        self._runner = Runner(model, self.pool, size, strict=self.config.strict)
         self._emitter = Emitter(model, self.counters)
         self._sequences: dict[str, Sequence] = {}
         self._displaced: list[Output] = []

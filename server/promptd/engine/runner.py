@@ -25,8 +25,10 @@ class Answers:
 class Runner:
     """Builds the packed batches of a step and runs the model over them: sources first, then what may read them."""
 
-    def __init__(self, model: FrozenModel, pool: KVPool, block_size: int) -> None:
+    def __init__(self, model: FrozenModel, pool: KVPool, block_size: int, *, strict: bool = False) -> None:
+        """`strict` rows share no product over a prompt's keys: their bits do not depend on their neighbours."""
         self._model = model
+        self._strict = strict
         self._pool = pool
         self._block_size = block_size
 
@@ -39,7 +41,8 @@ class Runner:
             rows += self._candidates(row)
         if not rows:
             return Answers(read, torch.empty(0, self._model.spec.vocab_size, device=self._model.device))
-        return Answers(read, self._model.forward_packed(PackedBatch(rows, self._pool)).float())
+        batch = PackedBatch(rows, self._pool, shares_spans=not self._strict)
+        return Answers(read, self._model.forward_packed(batch).float())
 
     def _read(self, sources: list[Sequence]) -> list[torch.Tensor]:
         if not sources:

@@ -102,6 +102,7 @@ class Scheduler:
             self._preempt(max(self.running, key=lambda seq: seq.arrived))
         alive = {id(entry) for entry in self.prompts.loading}
         step.loads = [load for load in step.loads if id(load.entry) in alive]
+        step.rows.sort(key=lambda row: row.seq.bank("target"))  # rows of one prompt are neighbours: it is read once
         return step
 
     def _make_way(self) -> None:

@@ -96,51 +96,29 @@ class PooledAttention:
 
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
-        self._windowed: dict[int, list[DecodeGroup]] = {}  # decode groups by sliding window, cut once a batch
+        self._decodes: dict[int | None, list[Decode]] = {}  # by sliding window; the same in all layers
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
         batch, scale, window = self.batch, site.scale, site.window
         batch.pool.write(site.layer, batch.slot_mapping, key, value)
         keys, values = batch.pool.heads(site.layer)
-        groups = list(batch.decode_groups.values())
-        if window is not None:
-            if window not in self._windowed:
-                self._windowed[window] = _clipped(groups, window)
-            groups = self._windowed[window]
-        if not batch.prefill_rows and len(groups) == 1:  # the usual decode step: rows are already in order
-            return self._decode(groups[0], query, keys, values, scale).transpose(1, 2)
+        if window not in self._decodes:
+            groups = list(batch.decode_groups.values())
+            groups = groups if window is None else _clipped(groups, window)
+            self._decodes[window] = [Decode(group, shares_spans=batch.shares_spans) for group in groups]
+        decodes = self._decodes[window]
+        if not batch.prefill_rows and len(decodes) == 1:  # the usual decode step: rows are already in order
+            return decodes[0].attend(query, keys, values, scale).transpose(1, 2)
         out = query.new_empty(query.shape)  # [1, num_heads, num_tokens, head_dim]
-        for group in groups:
-            out[:, :, group.tokens] = self._decode(group, query, keys, values, scale)
+        for decode in decodes:
+            out[:, :, decode.tokens] = decode.attend(query[:, :, decode.tokens], keys, values, scale)
         for row in batch.prefill_rows:
             own = slice(row.start, row.start + row.length)
             out[:, :, own] = self._prefill(
                 row, query[:, :, own], key[:, :, own], value[:, :, own], keys, values, scale, window
             )
         return out.transpose(1, 2)
-
-    @staticmethod
-    def _decode(
-        group: DecodeGroup, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        outs: list[torch.Tensor] = []
-        sums: list[torch.Tensor] = []
-        for part in range(group.num_parts):
-            for token, spans in zip(group.tokens, group.spans, strict=True):
-                start, length = spans[part]
-                out, log_sum = _flash(
-                    query.narrow(2, token, 1),
-                    keys.narrow(2, start, length),
-                    values.narrow(2, start, length),
-                    scale=scale,
-                )
-                outs.append(out)
-                sums.append(log_sum)
-        merged = torch.cat(outs, 2)
-        if group.num_parts == 1:
-            return merged
-        return merge_parts(merged, torch.cat(sums, 2), group.num_parts)
 
     @staticmethod
     def _prefill(
@@ -164,6 +142,26 @@ class PooledAttention:
             outs.append(out)
             sums.append(log_sum)
         return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
+
+
+class Decode:
+    """Attention of a group's single tokens, in place: span by span, a span that adjacent rows share once for them."""
+
+    def __init__(self, group: DecodeGroup, *, shares_spans: bool) -> None:
+        self.tokens = group.tokens
+        self._parts = [group.runs(part, shares_spans=shares_spans) for part in range(group.num_parts)]
+
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+        """Map the group's `[1, num_heads, num_rows, head_dim]` to the same."""
+        outs: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
+        for counts, spans in self._parts:
+            for own, (start, length) in zip(query.split(counts, 2), spans, strict=True):
+                out, log_sum = _flash(own, keys.narrow(2, start, length), values.narrow(2, start, length), scale=scale)
+                outs.append(out)
+                sums.append(log_sum)
+        merged = torch.cat(outs, 2)
+        return merged if len(self._parts) == 1 else merge_parts(merged, torch.cat(sums, 2), len(self._parts))
 
 
 def flash_attention(

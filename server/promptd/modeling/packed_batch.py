@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 
@@ -51,6 +52,16 @@ class DecodeGroup:
     tokens: list[int] = field(default_factory=list)  # index of each row's token in the packed batch
     spans: list[list[Span]] = field(default_factory=list)  # [row][part]
 
+    def runs(self, part: int, *, shares_spans: bool) -> tuple[list[int], list[Span]]:
+        """Return how many adjacent rows read each span of a part, and the spans: rows of one prompt read it at once.
+
+        Apart, each row has a run of its own: a product over one row rounds differently than one over several.
+        """
+        if not shares_spans:
+            return [1] * len(self.spans), [spans[part] for spans in self.spans]
+        runs = [(span, len(list(rows))) for span, rows in groupby(spans[part] for spans in self.spans)]
+        return [count for _, count in runs], [span for span, _ in runs]
+
 
 @dataclass(slots=True)
 class PrefillRow:
@@ -64,11 +75,15 @@ class PrefillRow:
 class PackedBatch:
     """Rows packed into one `[1, num_tokens]` forward pass over a `KVPool`.
 
-    `is_causal` rows are read left to right and store their keys and values; others are sources, read whole.
+    `is_causal` rows are read left to right and store their keys and values; others are sources, read whole. Where
+    adjacent rows begin with the same span, a prompt say, it is read once for all of them, unless `shares_spans` is off.
     """
 
-    def __init__(self, rows: Sequence[PackedRow], pool: KVPool, *, is_causal: bool = True) -> None:
+    def __init__(
+        self, rows: Sequence[PackedRow], pool: KVPool, *, is_causal: bool = True, shares_spans: bool = True
+    ) -> None:
         self.pool = pool
+        self.shares_spans = shares_spans
         self.rows = rows
         self.is_causal = is_causal
         self.is_plain = is_causal and not any(row.cross for row in rows)

@@ -1,0 +1,70 @@
+"""A span that adjacent rows read is read once for all of them, with the same numbers; never where bits must hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from promptd.modeling import attention
+from promptd.modeling.attention import PooledAttention, Site
+from promptd.modeling.kv_pool import KVPool
+from promptd.modeling.packed_batch import PackedBatch, PackedRow
+
+HEADS, KV_HEADS, DIM = 4, 2, 8
+
+
+def batch_of(num_rows: int, *, shares_spans: bool, num_others: int = 0) -> PackedBatch:
+    """Decode rows of which each two follow the same prompt; then rows without one, and a row of several tokens."""
+    pool = KVPool(
+        num_layers=1,
+        num_slots=300,
+        num_kv_heads=KV_HEADS,
+        head_dim=DIM,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for stored in (pool.keys, pool.values):
+        stored.copy_(torch.randn(stored.shape, generator=generator))
+    rows = [
+        PackedRow([1], 30, [100 + 10 * row + 5], [(30 * (row // 2), 20), (100 + 10 * row, 5)])
+        for row in range(num_rows)
+    ]
+    rows += [PackedRow([1], 3, [250 + 4 * row + 3], [(250 + 4 * row, 3)]) for row in range(num_others)]
+    if num_others:
+        rows.append(PackedRow([1, 2, 3], 20, [290, 291, 292], [(0, 20)]))
+    return PackedBatch(rows, pool, shares_spans=shares_spans)
+
+
+def attend(batch: PackedBatch) -> torch.Tensor:
+    """Attend with the same numbers, whatever the batch is."""
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn(1, heads, 32, DIM, generator=generator)[:, :, : batch.num_tokens]
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    return PooledAttention(batch).attend(Site(0, DIM**-0.5), query, key, value)
+
+
+@pytest.mark.parametrize("num_others", [0, 3])
+def test_shared_equals_apart(num_others: int) -> None:
+    """Rows of one prompt, alone and beside others, give what each gives by itself."""
+    shared, apart = (attend(batch_of(6, shares_spans=one, num_others=num_others)) for one in (True, False))
+    torch.testing.assert_close(shared, apart, atol=1e-6, rtol=1e-5)
+
+
+def test_a_span_is_read_once_for_the_rows_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six rows of three prompts: three products with prompts instead of six, and one with each row's own text."""
+    reads: list[int] = []
+    flash = attention._flash
+
+    def counted(query: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        reads.append(query.shape[2])
+        return flash(query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "_flash", counted)
+    attend(batch_of(6, shares_spans=True))
+    assert reads == [2] * 3 + [1] * 6
+    reads.clear()
+    attend(batch_of(6, shares_spans=False))
+    assert reads == [1] * 12
