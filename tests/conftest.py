@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,7 @@ import structlog
 import torch
 
 from tests.family_models import ENCODERS, SEQ2SEQ, make_encoder_tokenizer, write_model
+from tests.replicas import ReplicaForge
 from tests.tiny_models import FAMILIES, make_tiny_model
 
 torch.set_num_threads(1)
@@ -38,3 +40,11 @@ def tiny_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Name -> folder of a tiny random sequence-to-sequence model."""
     root, tokenizer = tmp_path_factory.mktemp("seq2seq"), make_encoder_tokenizer()
     return {name: write_model(make, tokenizer, root / f"tiny-{name}") for name, make in SEQ2SEQ.items()}
+
+
+@pytest.fixture(scope="session")
+def forge(tiny_models: dict[str, Path]) -> Iterator[ReplicaForge]:
+    """Servers on order, all of the tiny Llama."""
+    made = ReplicaForge(tiny_models["llama"])
+    yield made
+    made.close()

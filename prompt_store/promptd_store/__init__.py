@@ -9,7 +9,7 @@ from promptd_store.artifact import (
     PromptArtifact,
 )
 from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Store, Subscription
-from promptd_store.bounds import Bounds
+from promptd_store.bounds import Bounds, largest_file
 from promptd_store.cache import ArtifactCache, CacheStats
 from promptd_store.catalog import PromptCatalog
 from promptd_store.chains import MAX_CHAIN_PROMPTS, exact_name, extend
@@ -126,6 +126,7 @@ __all__ = [
     "held_key",
     "hold",
     "is_shared",
+    "largest_file",
     "number_held",
     "open_store",
     "parse_name",

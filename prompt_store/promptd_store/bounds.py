@@ -9,7 +9,9 @@ import torch
 
 from promptd_store.artifact import BaseModelSpec
 from promptd_store.errors import ArtifactError
+from promptd_store.head import MAX_CLASSES
 from promptd_store.header import MAX_HEADER_BYTES
+from promptd_store.manifest import PromptKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,19 @@ class Bounds:
     max_bytes: int = 512 << 20
     max_header_bytes: int = MAX_HEADER_BYTES
     allow_all_zero: bool = False
+
+
+def largest_file(spec: BaseModelSpec, kind: PromptKind | None, max_virtual_tokens: int) -> int:
+    """Return the most bytes that a file of a prompt of so many virtual tokens has for this base model: 4 a number.
+
+    A text takes any; without a kind it is the larger of a soft prompt's and a prefix's.
+    """
+    stacks = 2 if spec.num_encoder_layers else 1  # PEFT keeps a soft prompt for each
+    soft = stacks * spec.hidden_size
+    prefix = max(spec.prefix_layers) * 2 * spec.num_kv_heads * spec.head_dim
+    numbers = soft if kind is PromptKind.SOFT else prefix if kind is PromptKind.PREFIX else max(soft, prefix)
+    head = (MAX_CLASSES + spec.hidden_size) * (spec.hidden_size + 1) if spec.takes_head else 0
+    return 8 + MAX_HEADER_BYTES + 4 * (numbers * max_virtual_tokens + head)
 
 
 def check_soft(name: str, tensor: torch.Tensor, spec: BaseModelSpec, bounds: Bounds) -> None:

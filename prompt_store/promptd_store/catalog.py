@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +45,8 @@ from promptd_store.sharing import PromptShares
 from promptd_store.strict_json import canonical_json
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
+Examine = Callable[[PromptArtifact], Awaitable[None]]
+"""Raises what speaks against publishing an artifact."""
 MAX_READS = 20
 """How often a read is repeated whose name moved between its two look-ups."""
 
@@ -95,12 +97,14 @@ class PromptCatalog:
         sidecar: bytes | None = None,
         behind: Collection[str] = (),
         checks: Collection[Check | Lease] = (),
+        examine: Examine | None = None,
     ) -> PromptRecord:
         """Check, store and point the name to it; durable on return.
 
         Publishing again what the name points to changes nothing. `checks` join the atomic step: a training job's
         lease fences its publication. The sidecar keeps the parameters before folding. `behind` names prompts that
-        this one is always served behind, from the chain's beginning. Raises `LimitReachedError` over a quota.
+        this one is always served behind, from the chain's beginning. `examine` has the last word on the artifact.
+        Raises `LimitReachedError` over a quota.
         """
         plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
         front = await self._front(tenant, behind, visibility)
@@ -114,6 +118,8 @@ class PromptCatalog:
             num_virtual_tokens=num_virtual_tokens,
             adapter_config=adapter_config,
         )
+        if examine is not None:
+            await examine(artifact)
         draft = await self._draft(tenant, name, artifact, plain, visibility, sidecar)
         draft = replace(draft, behind=tuple(map(exact_name, front)))
         base = draft.base_fingerprint or ANY_BASE

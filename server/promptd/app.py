@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from promptd_store import PromptCatalog, Store, StoreError, open_store
+from promptd_store import Bounds, PromptCatalog, Store, StoreError, largest_file, open_store
 
 import promptd
 from promptd.api.error_handlers import OversizeEnvelope, install
@@ -31,6 +31,7 @@ from promptd.housekeeping import Housekeeper
 from promptd.jobs import JobClaims, JobLimits, JobQueue, JobRecord, TrainingFiles
 from promptd.logs import RequestLog
 from promptd.metrics import (
+    BudgetCollector,
     CatalogCollector,
     EngineCollector,
     HousekeepingMetrics,
@@ -40,11 +41,13 @@ from promptd.metrics import (
 )
 from promptd.modeling import FrozenModel, load_model
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
+from promptd.suspicion import Quarantine
 from promptd.tenancy import (
     Gate,
     KeyOffice,
     KeyRing,
     RateMeter,
+    ServerBudgets,
     SlotPool,
     TenantBook,
     TenantDirectory,
@@ -53,6 +56,7 @@ from promptd.tenancy import (
 )
 from promptd.training import TrainingLoop, TrainingWorker
 from promptd.training.job_spec import check_spec
+from promptd.vetting import Vetting, read_probes
 
 _log = structlog.get_logger("promptd")
 
@@ -71,7 +75,11 @@ def create_app(
         settings.request_timeout_seconds,
         settings.drain_seconds,
         settings.leave_seconds,
+        settings.max_prefix_tokens,
+        settings.uploads,
+        settings.stall_seconds,
     )
+    probes = read_probes(settings.probe_suite) if settings.probe_suite is not None else ()
 
     registry = CollectorRegistry()
 
@@ -84,11 +92,13 @@ def create_app(
         tenants = TenantDirectory(TenantBook(prompts.store))
         await tenants.poll()
         await keys.connect(tenants)
-        gate = make_gate(tenants)
+        gate = make_gate(tenants, make_budgets(settings, served.engine))
+        vetting = Vetting(served, probes, settings.request_timeout_seconds, tenants.weight_of)
         await note_beginning(prompts.store, time.time())
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         registry.register(EngineCollector(served))
+        registry.register(BudgetCollector(gate.budgets))
         registry.register(CatalogCollector(prompts))
         app.state.services = Services(
             served,
@@ -99,6 +109,8 @@ def create_app(
             KeyOffice(tenants, keys.key_secret),
             tenants,
             gate,
+            vetting,
+            Quarantine(tenants, vetting),
             limits,
             RequestMetrics(registry).observe,
             lambda: generate_latest(registry),
@@ -120,7 +132,7 @@ def create_app(
             asyncio.create_task(prompts.follow_changes()),
         ]
         if isinstance(served.spare_time, TrainingLoop):
-            background.append(asyncio.create_task(make_worker(settings, prompts, served.spare_time).run()))
+            background.append(asyncio.create_task(make_worker(settings, prompts, served.spare_time, vetting).run()))
         served.start()
         _log.info("ready", model=served.engine.model.served_name, keys_needed=not keys.is_open)
         try:
@@ -165,10 +177,21 @@ def make_key_ring(settings: Settings) -> KeyRing:
     return keys
 
 
-def make_gate(tenants: TenantDirectory) -> Gate:
+def make_gate(tenants: TenantDirectory, budgets: ServerBudgets) -> Gate:
     """Make what lets requests in and counts them, under a name of this process."""
     store, server_id = tenants.book.store, secrets.token_hex(8)
-    return Gate(tenants, RateMeter(store), SlotPool(store, server_id), UsageLedger(store, server_id))
+    return Gate(tenants, budgets, RateMeter(store), SlotPool(store, server_id), UsageLedger(store, server_id))
+
+
+def make_budgets(settings: Settings, engine: Engine) -> ServerBudgets:
+    """Make what this server has to give out."""
+    return ServerBudgets.of(
+        max_waiting_or_running=engine.config.max_queue + engine.config.max_num_seqs,
+        max_model_len=engine.max_model_len,
+        max_open_requests=settings.max_open_requests,
+        max_open_tokens=settings.max_open_tokens,
+        max_open_upload_bytes=settings.max_open_upload_bytes,
+    )
 
 
 def load_base_model(settings: Settings) -> FrozenModel:
@@ -204,8 +227,16 @@ def make_engine(settings: Settings) -> AsyncEngine:
     return AsyncEngine(Engine(model, config), spare_time, spare_seconds_per_step=settings.training_seconds_per_step)
 
 
-def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) -> TrainingWorker:
-    """Make what runs the jobs of this base model's queue."""
+def make_worker(
+    settings: Settings, catalog: PromptCatalog, loop: TrainingLoop, vetting: Vetting | None = None
+) -> TrainingWorker:
+    """Make what runs the jobs of this base model's queue; with an engine beside it, prompts are tried on that."""
+    if vetting is None and settings.probe_suite is not None:
+        raise InvalidRequestError(
+            "a worker process has no engine to run a probe suite on: train in the server (--training inline), or "
+            "without probe_suite",
+            param="probe_suite",
+        )
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     claims = JobClaims(catalog.store, catalog.spec.fingerprint, owner, limits=job_limits(settings))
 
@@ -215,7 +246,7 @@ def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) 
         _log.info("job", job=job.id, tenant=job.tenant, state=job.state.value, step=step, **reason)
 
     def on_error(error: BaseException) -> None:
-        _log.error("training", error=str(error), exc_info=error)
+        _log.error("training", exc_info=error)
 
     return TrainingWorker(
         claims,
@@ -223,6 +254,7 @@ def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop) 
         loop,
         max_jobs=settings.max_training_jobs,
         checkpoint_seconds=settings.checkpoint_seconds,
+        examine=None if vetting is None else vetting.examine,
         on_job=on_job,
         on_error=on_error,
     )
@@ -237,6 +269,7 @@ async def open_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
         settings.artifact_cache_bytes,
         reserved_names={model.served_name},
         outage_seconds=settings.outage_seconds,
+        bounds=Bounds(max_bytes=max(Bounds().max_bytes, largest_file(model.spec, None, settings.max_prefix_tokens))),
     )
 
 

@@ -12,8 +12,11 @@ PromptdError                     500 internal_error
 ├── MethodNotAllowedError        405 method_not_allowed
 ├── ConflictError                409 conflict
 │   ├── PromptModelMismatchError 409 prompt_not_available_for_model
+│   ├── QuarantinedError         409 prompt_quarantined      the prompt made non-finite numbers; an admin may lift it
 │   └── TrainingOffError         409 training_off            this server takes no training jobs
 ├── PreconditionFailedError      412 precondition_failed
+├── SlowClientError              408 client_too_slow         nothing of its body came for too long
+│   └── SlowReaderError          408 reader_too_slow         its answer waited for too long
 ├── PayloadTooLargeError         413 payload_too_large
 ├── InvalidArtifactError         422 invalid_artifact        an upload failed a check; `code` says which
 ├── RateLimitError               429 rate_limit_exceeded     the caller's own limit is reached; `code` says which
@@ -136,6 +139,12 @@ class PromptModelMismatchError(ConflictError):
     default_code = "prompt_not_available_for_model"
 
 
+class QuarantinedError(ConflictError):
+    """The model's numbers were not finite with this version of the prompt; it is not served until an admin says so."""
+
+    default_code = "prompt_quarantined"
+
+
 class TrainingOffError(ConflictError):
     """This server was started without training."""
 
@@ -148,6 +157,20 @@ class PreconditionFailedError(PromptdError):
     status = 412
     type = "invalid_request_error"
     default_code = "precondition_failed"
+
+
+class SlowClientError(PromptdError):
+    """The client sends nothing of what it announced."""
+
+    status = 408
+    type = "invalid_request_error"
+    default_code = "client_too_slow"
+
+
+class SlowReaderError(SlowClientError):
+    """The client does not read its answer; the row that made it was ended."""
+
+    default_code = "reader_too_slow"
 
 
 class PayloadTooLargeError(PromptdError):

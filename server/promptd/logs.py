@@ -1,11 +1,17 @@
-"""Structured logs on standard error: JSON, or for people where it is a terminal. Never content, never keys."""
+"""Structured logs on standard error: JSON, or for people where it is a terminal. Never content, never keys.
+
+What libraries put into messages of errors may be anything: of an error that is none of ours only its type and where it
+was raised is written. Keys are masked wherever they stand.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import structlog
@@ -18,12 +24,46 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
 
 
-def configure(*, level: int = logging.INFO) -> None:
-    """Route structlog and the standard library's loggers through one renderer."""
+_KEYS = r"pd_[A-Za-z0-9]{4,}_[A-Za-z0-9]+|(?i:bearer)\s+\S+|(?<=://)[^/@\s]*:[^/@\s]+(?=@)"
+_MASK = "[masked]"
+
+
+class KeyMask:
+    """Processor: issued keys, `Bearer …`, passwords in addresses and given secrets are never written."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._pattern = re.compile("|".join([_KEYS, *map(re.escape, filter(None, secrets))]))
+
+    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Mask them in every value."""
+        return {name: self._masked(value) for name, value in event.items()}
+
+    def _masked(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._pattern.sub(_MASK, value)
+        return [self._masked(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def tell_where(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Processor: in the place of an exception, what kind it is and the lines that it came through, innermost last."""
+    found = event.pop("exc_info", None)
+    if not found:
+        return event
+    error = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        frames = traceback.extract_tb(error.__traceback__)
+        event["exception"] = type(error).__name__
+        event["raised_at"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    return event
+
+
+def configure(*, level: int = logging.INFO, secrets: Iterable[str] = ()) -> None:
+    """Route structlog and the standard library's loggers through one renderer; `secrets` are never written."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        tell_where,
     ]
     renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
@@ -38,7 +78,7 @@ def configure(*, level: int = logging.INFO) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
+                KeyMask(secrets),
                 renderer,
             ],
         )

@@ -13,6 +13,7 @@ from promptd_store import PromptCatalog
 
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
+from promptd.tenancy import ServerBudgets
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -57,6 +58,27 @@ class EngineCollector(Collector):
         for outcome in ("finished", "failed", "aborted"):
             ended.add_metric([outcome], getattr(stats, f"requests_{outcome}"))
         yield ended
+
+
+class BudgetCollector(Collector):
+    """What the server has given out to open requests."""
+
+    def __init__(self, budgets: ServerBudgets) -> None:
+        self._budgets = {
+            "requests": budgets.requests,
+            "tokens": budgets.tokens,
+            "upload_bytes": budgets.upload_bytes,
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is in use of each budget, and its limit."""
+        used = GaugeMetricFamily("promptd_budget_used", "What open requests hold", labels=["budget"])
+        limit = GaugeMetricFamily("promptd_budget_limit", "What open requests may hold", labels=["budget"])
+        for name, budget in self._budgets.items():
+            used.add_metric([name], budget.reading().used)
+            limit.add_metric([name], budget.limit)
+        yield used
+        yield limit
 
 
 class CatalogCollector(Collector):

@@ -41,6 +41,16 @@ class Settings(BaseSettings):
     kv_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of texts")
     prompt_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of learned prompts")
     max_queue: int = Field(256, ge=1, description="Requests that may wait")
+    max_open_requests: int | None = Field(
+        None, ge=1, description="Inference requests open at a time; else as many as run and wait, and a quarter more"
+    )
+    max_open_tokens: int | None = Field(
+        None, ge=1, description="Tokens, in and out, that open requests may take; else each request's longest row"
+    )
+    max_open_upload_bytes: int = Field(1 << 30, ge=1, description="Bytes of uploads on their way in at a time")
+    stall_seconds: float = Field(
+        30.0, gt=0, description="A client that neither sends its body nor reads its answer for so long is let go"
+    )
     max_queue_seconds: float | None = Field(None, gt=0, description="A request that waits longer ends with 503")
     max_first_token_seconds: float | None = Field(
         None, gt=0, description="A generation without a token by then ends with 504"
@@ -80,7 +90,16 @@ class Settings(BaseSettings):
     max_running_jobs: int = Field(64, ge=1, description="Training jobs of one tenant that run at once, on all servers")
     job_history_days: float = Field(30.0, gt=0, description="Training jobs are listed for so long after their end")
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest JSON body")
-    max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded prompt")
+    max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded file of training data")
+    max_prefix_tokens: int = Field(
+        2048, ge=1, description="Virtual tokens of an uploaded prompt; with the model's shapes, what its file may have"
+    )
+    uploads: Literal["none", "trained-here", "any"] = Field(
+        "any", description="Learned prompts that tenants may upload: none, those trained here, or any"
+    )
+    probe_suite: str | None = Field(
+        None, description="JSON lines that every prompt must pass before it is published, trained ones too"
+    )
     admin_key: SecretStr | None = Field(None, description="The first admin key")
     key_secret: SecretStr | None = Field(
         None, min_length=16, description="What issued keys are hashed under; else the store keeps a random one"
@@ -93,6 +112,12 @@ class Settings(BaseSettings):
         if value is not None:
             parse_keys(value)
         return value
+
+    @property
+    def secrets(self) -> list[str]:
+        """Every secret that is set."""
+        found = [one.get_secret_value() for one in (self.admin_key, self.key_secret) if one is not None]
+        return found + list(parse_keys(self.api_keys) if self.api_keys is not None else ())
 
     @property
     def is_loopback(self) -> bool:

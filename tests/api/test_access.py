@@ -66,6 +66,8 @@ ACCESS: dict[tuple[str, str], str] = {
     ("GET", "/admin/tenants"): "admin",
     ("GET", "/admin/tenants/{tenant}"): "admin",
     ("PATCH", "/admin/tenants/{tenant}"): "admin",
+    ("GET", "/admin/quarantine"): "admin",
+    ("DELETE", "/admin/quarantine/{tenant}/{version}"): "admin",
     ("GET", "/admin/audit"): "admin",
     ("GET", "/admin/usage"): "admin",
     ("GET", "/v1/usage"): "infer",

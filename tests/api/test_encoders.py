@@ -153,7 +153,9 @@ def test_requests_wait_a_bounded_time_for_others(tiny_encoders: dict[str, Path],
     """With a wait of 2 s, four requests at distances of 0.15 s run in one step, a full batch at once; without, not."""
     folder = tiny_encoders["bert"]
     for wait, most_steps in ((2.0, 1), (0.0, 4)):
-        for live in server_of(folder, tmp_path / str(wait), batch_wait_seconds=wait, max_num_seqs=5):
+        options: dict[str, Any] = {"training": "off", "drain_seconds": 1, "max_num_seqs": 5}
+        options |= {"model": str(folder), "store": str(tmp_path / str(wait)), "batch_wait_seconds": wait}
+        for live in serve(Settings(**options), folder):
             engine = live.app.state.services.engine.engine
             before = engine.counters.steps
             began = time.monotonic()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import hypothesis
 import pytest
 import schemathesis
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from schemathesis import Case
 from schemathesis.checks import CHECKS
 
 from promptd.api.routes import ROUTES, Route
-from tests.api.conftest import MODEL, LiveServer
-from tests.api.training_server import KEYS, TrainingServer
+from promptd.settings import Settings
+from tests.api.conftest import MODEL, LiveServer, serve
+from tests.api.training_server import KEYS
+from tests.engine.harness import library
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 MAX_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
@@ -28,10 +36,31 @@ CONFORMANCE = (
 )
 
 
+@dataclass(frozen=True)
+class Fuzzed:
+    """A server that asks everybody for a key, and the page that it shows."""
+
+    live: LiveServer
+    schema: schemathesis.openapi.OpenApiSchema
+
+
 @pytest.fixture(scope="module")
-def schema(server: LiveServer) -> schemathesis.openapi.OpenApiSchema:
-    """The page that the running server shows."""
-    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+def fuzzed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
+    """One with six prompts, that takes jobs for workers which never come."""
+    folder = tiny_models["llama"]
+    settings = Settings(
+        model=str(folder),
+        store=str(tmp_path_factory.mktemp("fuzz")),
+        max_queue=24,
+        drain_seconds=1,
+        training="worker",
+        admin_key=SecretStr(KEYS["admin"]),
+    )
+    for live in serve(settings, folder):
+        with live.http(Authorization=f"Bearer {KEYS['admin']}") as http:
+            for number, artifact in enumerate(library(folder)[:6]):
+                assert http.put(f"/v1/prompts/p{number}", content=artifact.content).status_code == 201
+        yield Fuzzed(live, schemathesis.openapi.from_url(f"{live.url}/openapi.json"))
 
 
 def use_name(case: Case, name: str) -> None:
@@ -44,23 +73,18 @@ def use_name(case: Case, name: str) -> None:
         case.path_parameters["name"] = name
 
 
-@pytest.mark.parametrize(
-    "route", [route for route in ROUTES if not route.is_page], ids=lambda route: f"{route.method} {route.path}"
-)
-def test_fuzz(
-    server: LiveServer, trainer: TrainingServer, schema: schemathesis.openapi.OpenApiSchema, route: Route
-) -> None:
-    """Valid and invalid requests of one operation, from a fixed seed; training is asked of a server that trains."""
+def draw(fuzzed: Fuzzed, route: Route, num_cases: int) -> Counter[int]:
+    """Send so many requests of one operation, valid and not, from a fixed seed; check each answer."""
     path = route.path.replace(":path", "")
-    operation = schema[path][route.method]
-    url = trainer.live.url if route.tag == "training" else server.url
+    operation = fuzzed.schema[path][route.method]
     strategy = operation.as_strategy(schemathesis.GenerationMode.POSITIVE) | operation.as_strategy(
         schemathesis.GenerationMode.NEGATIVE
     )
+    statuses = Counter[int]()
 
     @hypothesis.seed(SEED)
     @hypothesis.settings(
-        max_examples=MAX_EXAMPLES,
+        max_examples=num_cases,
         deadline=None,
         database=None,
         derandomize=False,
@@ -71,7 +95,8 @@ def test_fuzz(
     def run(case: Case, name: str | None) -> None:
         if name is not None:
             use_name(case, name)
-        response = case.call(base_url=url, headers={"Authorization": f"Bearer {KEYS['admin']}"})
+        response = case.call(base_url=fuzzed.live.url, headers={"Authorization": f"Bearer {KEYS['admin']}"})
+        statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS.get_by_names(CONFORMANCE))
         if response.status_code >= 400 and "/readyz" not in path:
             body = response.json()
@@ -80,3 +105,26 @@ def test_fuzz(
             assert body["error"]["code"]
 
     run()
+    return statuses
+
+
+all_routes = pytest.mark.parametrize(
+    "route",
+    [route for route in ROUTES if not route.is_page],
+    ids=lambda route: f"{route.method} {route.path}",
+)
+
+
+@all_routes
+def test_fuzz(fuzzed: Fuzzed, route: Route) -> None:
+    """A dozen of each operation."""
+    draw(fuzzed, route, MAX_EXAMPLES)
+
+
+@pytest.mark.long
+@all_routes
+def test_fuzz_long(fuzzed: Fuzzed, route: Route) -> None:
+    """2,000 of each operation; none is answered with a server error, or with a status that its page does not name."""
+    statuses = draw(fuzzed, route, 2000)
+    print(json.dumps({"route": f"{route.method} {route.path}", "statuses": dict(sorted(statuses.items()))}))
+    assert max(statuses) < 500

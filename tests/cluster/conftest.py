@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis_server import RedisServer, program, running_redis
+from tests.redis_server import RedisServer, running_redis
 from tests.replicas import Replica, ReplicaForge, running_replicas
-
-
-@pytest.fixture(scope="session")
-def forge(tiny_models: dict[str, Path]) -> Iterator[ReplicaForge]:
-    """Servers on order, all of the tiny Llama."""
-    program("redis-server")
-    made = ReplicaForge(tiny_models["llama"])
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -15,8 +15,11 @@ PromptdError
     │   ├── ModelNotFoundError         model_not_found, prompt_not_found
     │   └── RouteNotFoundError         route_not_found
     ├── MethodNotAllowedError      405
+    ├── SlowClientError            408, the body did not come
+    │   └── SlowReaderError            reader_too_slow: the answer was not read
     ├── ConflictError              409
     │   ├── PromptModelMismatchError   prompt_not_available_for_model
+    │   ├── QuarantinedError           prompt_quarantined
     │   └── TrainingOffError           training_off
     ├── PreconditionFailedError    412
     ├── PayloadTooLargeError       413
@@ -139,6 +142,18 @@ class MethodNotAllowedError(APIError):
     status_code = 405
 
 
+class SlowClientError(APIError):
+    """Nothing of the announced body came for too long."""
+
+    status_code = 408
+
+
+class SlowReaderError(SlowClientError):
+    """The answer was not read while it was made; the server ended it."""
+
+    codes = frozenset({"reader_too_slow"})
+
+
 class ConflictError(APIError):
     """The request contradicts the present state."""
 
@@ -149,6 +164,12 @@ class PromptModelMismatchError(ConflictError):
     """The prompt exists, but for another base model."""
 
     codes = frozenset({"prompt_not_available_for_model"})
+
+
+class QuarantinedError(ConflictError):
+    """The model's numbers were not finite with this version of the prompt; it is not served until an admin says so."""
+
+    codes = frozenset({"prompt_quarantined"})
 
 
 class TrainingOffError(ConflictError):

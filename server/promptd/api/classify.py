@@ -151,11 +151,12 @@ async def label_probabilities(
     seconds = services.limits.request_timeout_seconds
     rest = (prompts.artifacts, prompts.salt, prompts.num_public, seconds, prompts.share, priority)
     try:
-        if candidates is None:
-            classes = await services.engine.pool(PoolRequest(new_id("pool"), token_ids, "classes", *rest))
-            count_output(prompts, classes)
-            return softmax(classes.values), classes
-        output = await services.engine.score(ScoreRequest(new_id("score"), token_ids, candidates, *rest))
+        with prompts.watching(services, token_ids):
+            if candidates is None:
+                classes = await services.engine.pool(PoolRequest(new_id("pool"), token_ids, "classes", *rest))
+                count_output(prompts, classes)
+                return softmax(classes.values), classes
+            output = await services.engine.score(ScoreRequest(new_id("score"), token_ids, candidates, *rest))
     except InvalidRequestError as error:
         error.param = _FIELDS.get(error.param) or error.param
         raise

@@ -34,20 +34,11 @@ async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
     async def embed(text: Any) -> PoolOutput:
         token_ids = await to_tokens(services, prompts, text, apply_template=True, param="input")
         await prompts.visit.reserve_tokens(len(token_ids))
+        seconds = services.limits.request_timeout_seconds
+        rest = (prompts.artifacts, prompts.salt, prompts.num_public, seconds, prompts.share, body.priority)
         async with turns:
-            output = await services.engine.pool(
-                PoolRequest(
-                    new_request_id("embed"),
-                    token_ids,
-                    "embedding",
-                    prompts.artifacts,
-                    prompts.salt,
-                    prompts.num_public,
-                    services.limits.request_timeout_seconds,
-                    prompts.share,
-                    body.priority,
-                )
-            )
+            with prompts.watching(services, token_ids):
+                output = await services.engine.pool(PoolRequest(new_request_id("embed"), token_ids, "embedding", *rest))
         count_output(prompts, output)
         return output
 

@@ -130,7 +130,10 @@ class EngineBackend:
             prompts = await self._prompts_of(question)
             token_ids = await to_tokens(self._services, prompts, question.input, apply_template=True, param="rows")
             (choice,) = await submit(self._services, prompts, [token_ids], [params])
-            await finish(choice)
+            try:
+                await finish(choice)
+            finally:
+                self._visit.free_tokens(choice.num_held_tokens)
             return choice.text
 
         return await together(self._patiently(ask, question) for question in questions)

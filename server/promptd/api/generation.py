@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,7 +18,6 @@ from promptd.engine.request import (
     FinishReason,
     GenerateRequest,
     RequestOutput,
-    RequestTimings,
     SamplingParams,
     TokenLogprob,
 )
@@ -25,7 +25,6 @@ from promptd.errors import InvalidRequestError, PromptdError
 from promptd.tenancy import Counts
 
 _T = TypeVar("_T")
-_DISCONNECT_POLL_SECONDS = 0.1
 
 
 def sampling_params(
@@ -82,8 +81,9 @@ class Choice:
     index: int
     prompts: NamedPrompts
     token_ids: tuple[int, ...]
+    max_tokens: int
     stream: Stream
-    observe: Callable[[RequestTimings, int], None]
+    services: Services
     text: str = ""
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -98,7 +98,19 @@ class Choice:
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         self.last = output
         if output.is_last and output.timings is not None:
-            self.observe(output.timings, len(self.output_ids))
+            self.services.observe(output.timings, len(self.output_ids))
+
+    async def next_output(self) -> RequestOutput:
+        """Wait for what the next step adds, and take it in."""
+        with self.prompts.watching(self.services, self.token_ids):
+            output = await anext(self.stream)
+        self.add(output)
+        return output
+
+    @property
+    def num_held_tokens(self) -> int:
+        """What it holds of the server's tokens."""
+        return min(len(self.token_ids) + self.max_tokens, self.services.engine.engine.max_model_len)
 
     @property
     def finish_reason(self) -> str:
@@ -122,10 +134,13 @@ async def submit(
             f"{len(inputs)} prompts x n={len(params)} are more generations than the {max_queue} that may wait here",
             param="n",
         )
-    num_read, num_written = sum(map(len, inputs)), len(inputs) * sum(own.max_tokens for own in params)
-    await prompts.visit.reserve_tokens(num_read + num_written)
+    num_written = len(inputs) * sum(own.max_tokens for own in params)
+    longest = services.engine.engine.max_model_len  # what is longer is refused below, by its own name
+    num_held = sum(min(len(one) + own.max_tokens, longest) for one in inputs for own in params)
+    prompts.visit.hold_tokens(num_held)
     choices: list[Choice] = []
     try:
+        await prompts.visit.reserve_tokens(sum(map(len, inputs)) + num_written)
         for token_ids in inputs:
             for own in params:
                 request = GenerateRequest(
@@ -133,8 +148,9 @@ async def submit(
                     services.limits.request_timeout_seconds, prompts.share, priority,
                 )  # fmt: skip
                 stream = services.engine.submit(request)
-                choices.append(Choice(len(choices), prompts, token_ids, stream, services.observe))
+                choices.append(Choice(len(choices), prompts, token_ids, own.max_tokens, stream, services))
     except PromptdError:
+        prompts.visit.free_tokens(num_held)
         abort(choices)
         raise
     prompts.visit.watch(lambda: (prompts.counted_as, counts_of(choices, len(params))))
@@ -159,8 +175,9 @@ def abort(choices: Sequence[Choice]) -> None:
 
 async def finish(choice: Choice) -> None:
     """Take in all outputs."""
-    async for output in choice.stream:
-        choice.add(output)
+    with contextlib.suppress(StopAsyncIteration):  # it was aborted by somebody else
+        while choice.last is None or not choice.last.is_last:
+            await choice.next_output()
 
 
 async def collect(request: Request, choices: Sequence[Choice]) -> None:
@@ -183,30 +200,34 @@ async def together(works: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
 
 async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
     """Await `work`, but give up when the client disconnects: the server never cancels a unary handler by itself."""
-    task = asyncio.ensure_future(work)
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(request))
     try:
-        while True:
-            done, _ = await asyncio.wait([task], timeout=_DISCONNECT_POLL_SECONDS)
-            if done:
-                return task.result()
-            if await request.is_disconnected():
-                raise ClientDisconnectedError("the client went away")
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnectedError("the client went away")
     finally:
         task.cancel()
+        gone.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    """Wait for the client to disconnect; its body has been read already."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, RequestOutput]]:
     """Yield the outputs of all choices as they come; aborts the rest when the reader stops."""
-    pending = {asyncio.ensure_future(anext(choice.stream)): choice for choice in choices}
+    pending = {asyncio.ensure_future(choice.next_output()): choice for choice in choices}
     try:
         while pending:
             done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 choice = pending.pop(task)
                 output = task.result()
-                choice.add(output)
                 if not output.is_last:
-                    pending[asyncio.ensure_future(anext(choice.stream))] = choice
+                    pending[asyncio.ensure_future(choice.next_output())] = choice
                 yield choice, output
     finally:
         for task in pending:

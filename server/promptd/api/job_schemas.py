@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from promptd_store import MAX_CHAIN_PROMPTS
 from pydantic import Field
 
-from promptd.api.schemas import PromptName, Strict, Text
+from promptd.api.schemas import FieldName, Label, Metadata, PromptName, Row, Strict, Text
 from promptd.jobs.record import MAX_PRIORITY
 
 MAX_BULK_JOBS = 1000
@@ -15,10 +15,7 @@ MAX_ROWS = 50_000
 MAX_LABELS = 1024
 
 FileId = Annotated[str, Field(min_length=1, max_length=64)]
-Rows = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_ROWS, fail_fast=True)]
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+Rows = Annotated[list[Row], Field(min_length=1, max_length=MAX_ROWS, fail_fast=True)]
 
 
 class JobFields(Strict):
@@ -28,17 +25,17 @@ class JobFields(Strict):
     rows: Rows | None = None
     """The training file's rows, in its place."""
     validation_file: FileId | None = None
-    method: dict[str, Any] | None = None
+    method: Annotated[dict[FieldName, Any], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     base_prompt: PromptName | None = None
     """The prompt to start from."""
     behind: Annotated[list[PromptName], Field(max_length=MAX_CHAIN_PROMPTS - 1)] | None = None
     """Prompts that the new one is trained and then always served behind, from the chain's beginning; omitted: those
     that `base_prompt` stands behind."""
-    distill: dict[str, Any] | None = None
+    distill: Annotated[dict[FieldName, Any], Field(max_length=64)] | None = None
     """Learn what the model says behind a text or a stored prompt, in the place of rows with answers."""
     template: Text | None = None
-    label_words: Annotated[dict[str, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    label_words: Annotated[dict[Label, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] | None = None
     publish_worse: bool | None = None
     """Publish the prompt even where it scores below the one that it replaces, or below the bare model."""

@@ -16,6 +16,7 @@ from promptd.tenancy import DEFAULT_GRACE_SECONDS, TENANT_SCOPES, Issued, KeyOff
 
 MAX_KEY_SECONDS = 10 * 365 * 86400.0
 TenantName = Annotated[str, Field(min_length=1, max_length=64)]
+ScopeName = Annotated[str, Field(max_length=32)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_KEY_SECONDS)]
 
 
@@ -23,7 +24,7 @@ class KeyBody(Strict):
     """`POST /admin/keys`; without scopes the key may do everything but administrate."""
 
     tenant: TenantName
-    scopes: Annotated[list[str], Field(min_length=1, max_length=len(Scope))] = sorted(TENANT_SCOPES)
+    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=len(Scope))] = sorted(TENANT_SCOPES)
     expires_in_seconds: Seconds | None = None
     label: Annotated[str, Field(max_length=128)] = ""
 

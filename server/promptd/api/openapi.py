@@ -35,10 +35,23 @@ class ErrorReply(BaseModel):
 
 Responses = Mapping[int | str, dict[str, Any]]
 
-ERRORS: Responses = {
-    "4XX": {"model": ErrorReply, "description": "The request is wrong; the error names field and value."},
-    "5XX": {"model": ErrorReply, "description": "The server could not do it; 503 carries Retry-After."},
+_STATUSES = {
+    400: "A field is wrong; the error names it and its value.",
+    401: "No API key, or not a good one.",
+    403: "The key may not do this.",
+    404: "It is not there, or not the caller's.",
+    405: "The route exists, the method does not.",
+    408: "The body did not come.",
+    409: "It contradicts the present state.",
+    412: "If-Match or If-None-Match did not hold.",
+    413: "The body is too large.",
+    422: "The uploaded prompt failed a check; the code says which.",
+    429: "A limit of the caller's is reached; Retry-After says when to come again.",
+    500: "The server failed at this.",
+    503: "A limit of the server's is reached, or the store is away; with Retry-After.",
+    504: "A deadline passed.",
 }
+ERRORS: Responses = {status: {"model": ErrorReply, "description": text} for status, text in _STATUSES.items()}
 JSON: Responses = {200: {"description": "Done.", "content": {"application/json": _OBJECT}}}
 STREAM: Responses = {
     200: {

@@ -26,6 +26,7 @@ from promptd.api.auth import authorize
 from promptd.api.schemas import PromptName, RollbackBody
 from promptd.api.services import principal_of, services_of
 from promptd.api.text_prompts import text_prompt
+from promptd.api.uploads import check_policy, is_text, read_upload, seal_headers
 from promptd.engine.neighbors import neighbors
 from promptd.errors import InvalidRequestError, PayloadTooLargeError
 from promptd.tenancy import Scope
@@ -104,8 +105,8 @@ async def put_prompt(
     if visibility == "public":
         authorize(principal, Scope.ADMIN)
     name = own_name(name, request)
-    content = await _read(request, services.limits.max_upload_bytes)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+    content = await read_upload(services, request)
+    if is_text(request):
         content = await asyncio.to_thread(text_prompt, content, services.model, services.engine.engine.max_model_len)
     given: dict[str, Any] = {
         "if_match": request.headers.get("if-match"),
@@ -114,10 +115,17 @@ async def put_prompt(
         "num_virtual_tokens": num_virtual_tokens,
         "adapter_config": _adapter_config(request.headers.get("x-promptd-adapter-config")),
     }
+
+    async def examine(artifact: PromptArtifact) -> None:
+        check_policy(services, request, artifact)
+        await services.vetting.examine(artifact, principal.tenant)
+
     if dry_run:
-        return JSONResponse(_checked(name, await services.catalog.check(principal.tenant, name, content, **given)))
+        artifact = await services.catalog.check(principal.tenant, name, content, **given)
+        await examine(artifact)
+        return JSONResponse(_checked(name, artifact))
     record = await services.catalog.publish(
-        principal.tenant, name, content, visibility=visibility, behind=behind or (), **given
+        principal.tenant, name, content, visibility=visibility, behind=behind or (), examine=examine, **given
     )
     return _respond(record, request, 201 if record.number == 1 else 200)
 
@@ -163,7 +171,7 @@ async def get_content(
     services = services_of(request)
     record = await _resolve(name, request)
     artifact = await services.catalog.load(record)
-    headers = {"ETag": f'"{record.version}"', "X-Promptd-Version": record.version}
+    headers = {"ETag": f'"{record.version}"', "X-Promptd-Version": record.version, **seal_headers(services, record)}
     if format == "native":
         return Response(artifact.content, media_type="application/octet-stream", headers=headers)
     config, weights = await asyncio.to_thread(
@@ -237,18 +245,6 @@ def _cursor(after: str, tenant: str) -> tuple[bool, str, str]:
     except PromptNameError as error:
         raise InvalidRequestError(f"after: {error}", param="after") from error
     return _order(parsed.owner or tenant, parsed.name, tenant)
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    """Read the body, stopping at the limit, whatever Content-Length claims."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidRequestError("uploads take no Content-Encoding", param="content-encoding")
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > limit:
-            raise PayloadTooLargeError(f"the file is larger than {limit} bytes", param="body")
-    return bytes(content)
 
 
 def _adapter_config(header: str | None) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -28,17 +29,22 @@ from promptd.api import (
     models,
     openapi,
     prompts,
+    quarantine,
     shares,
     tenants,
     training_jobs,
 )
 from promptd.api.auth import authorize, check_local
 from promptd.api.json_body import StrictJsonRequest
-from promptd.api.services import VISIT, Limits, services_of
+from promptd.api.services import VISIT, Limits, Services, services_of
+from promptd.api.stalls import without_stalls
+from promptd.api.uploads import largest_upload
 from promptd.errors import DeadlineExceededError, ShuttingDownError
-from promptd.tenancy import Principal, Scope
+from promptd.tenancy import Claim, Principal, Scope
 
 Handler = Callable[..., Awaitable[Response]]
+BYTES_PER_TOKEN = 4
+"""About right for English; a request's own tokens count once they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/admin/tenants", Scope.ADMIN, tenants.list_tenants, "admin"),
     Route("GET", "/admin/tenants/{tenant}", Scope.ADMIN, tenants.get_tenant, "admin"),
     Route("PATCH", "/admin/tenants/{tenant}", Scope.ADMIN, tenants.change_tenant, "admin"),
+    Route("GET", "/admin/quarantine", Scope.ADMIN, quarantine.list_quarantined, "admin"),
+    Route("DELETE", "/admin/quarantine/{tenant}/{version}", Scope.ADMIN, quarantine.release_prompt, "admin"),
     Route("GET", "/admin/audit", Scope.ADMIN, audit.list_audit, "admin"),
     Route("GET", "/admin/usage", Scope.ADMIN, tenants.all_usage, "admin"),
     Route("GET", "/v1/usage", Scope.INFER, tenants.own_usage, "usage"),
@@ -141,7 +149,7 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
-def guarded(route: Route) -> type[APIRoute]:
+def guarded(route: Route, limits: Limits) -> type[APIRoute]:
     """A route class that decides on the headers alone, before a byte of the body is read or parsed."""
 
     class GuardedRoute(APIRoute):
@@ -150,7 +158,7 @@ def guarded(route: Route) -> type[APIRoute]:
 
             async def checked(request: Request) -> Response:
                 await admit(route, request)
-                limit_seconds = services_of(request).limits.request_timeout_seconds
+                limit_seconds = limits.request_timeout_seconds
                 try:
                     async with asyncio.timeout(limit_seconds):  # also for a body that trickles in
                         response = await handle(StrictJsonRequest(request.scope, request.receive))
@@ -164,7 +172,7 @@ def guarded(route: Route) -> type[APIRoute]:
 
         async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
             try:
-                await super().handle(scope, receive, send)
+                await without_stalls(scope, receive, send, partial(super().handle, scope), limits.stall_seconds)
             finally:  # after the last byte, and also where nobody read it
                 if VISIT in scope:
                     scope[VISIT].leave()
@@ -185,8 +193,24 @@ async def admit(route: Route, request: Request) -> None:
     if services.is_draining and route.scope is Scope.INFER:
         raise ShuttingDownError("the server is shutting down", retry_after_seconds=5)
     if route.scope not in (Scope.OPEN, Scope.ADMIN):  # a tenant's limits must not keep an admin from changing them
-        is_inference = route.scope is Scope.INFER and route.method == "POST"
-        request.scope[VISIT] = await services.gate.enter(request.state.principal, is_inference=is_inference)
+        claim = claim_of(route, request, services)
+        request.scope[VISIT] = await services.gate.enter(request.state.principal, claim)
+
+
+def claim_of(route: Route, request: Request, services: Services) -> Claim:
+    """Tell by the headers alone what a request will take. A body whose length they do not tell may have any."""
+    if route.takes_file:
+        largest = largest_upload(services, request)
+    else:
+        largest = services.limits.max_upload_bytes if route.is_large else services.limits.max_body_bytes
+    told = request.headers.get("content-length", "")
+    num_bytes = min(int(told), largest) if told.isascii() and told.isdigit() and len(told) < 20 else largest
+    if route.is_large:
+        return Claim(upload_bytes=num_bytes)
+    if route.scope is not Scope.INFER or route.method != "POST":
+        return Claim()
+    longest = services.engine.engine.max_model_len
+    return Claim(is_inference=True, num_tokens=min(-(-num_bytes // BYTES_PER_TOKEN), longest))
 
 
 def build_router(limits: Limits) -> APIRouter:
@@ -203,8 +227,13 @@ def build_router(limits: Limits) -> APIRouter:
             openapi_extra=openapi.UPLOAD if route.takes_file else None,
             tags=[route.tag],
             include_in_schema=not route.is_page,
-            max_body_size=limits.max_upload_bytes if route.is_large else limits.max_body_bytes,
-            route_class_override=guarded(route),
+            # The handler of a file knows its limit, which depends on the model.
+            max_body_size=None
+            if route.takes_file
+            else limits.max_upload_bytes
+            if route.is_large
+            else limits.max_body_bytes,
+            route_class_override=guarded(route, limits),
         )
         if route.tag == "health" or route.is_page:  # balancers probe by HEAD too
             router.add_api_route(
@@ -212,6 +241,6 @@ def build_router(limits: Limits) -> APIRouter:
                 route.handler,
                 methods=["HEAD"],
                 include_in_schema=False,
-                route_class_override=guarded(route),
+                route_class_override=guarded(route, limits),
             )
     return router

@@ -22,7 +22,14 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 # One bad entry is enough: a list of a million would be a million complaints.
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
-Fields = dict[str, Text]
+FieldName = Annotated[str, Field(min_length=1, max_length=64)]
+Fields = Annotated[dict[FieldName, Text], Field(max_length=64)]
+Number = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | Annotated[float, Field(ge=-1e9, le=1e9)]
+Label = Annotated[str, Field(max_length=4096)]
+Row = Annotated[dict[FieldName, Any], Field(max_length=64)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
 PromptName = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
@@ -55,8 +62,8 @@ class PromptChoice(Strict):
     """Whether a text is put into the prompt's template; token ids never are."""
     priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 0
     """Larger first, among the requests of one tenant."""
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    metadata: Metadata | None = None
     """Taken as it is, like `user`; neither changes an answer."""
 
     @property
@@ -129,8 +136,8 @@ class Message(Strict):
     """One chat message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[ContentPart]
-    name: str | None = None
+    content: Text | Annotated[list[ContentPart], Field(max_length=1024)]
+    name: Annotated[str, Field(max_length=256)] | None = None
 
 
 class ResponseFormat(Strict):
@@ -154,7 +161,11 @@ class ClassifyBody(PromptChoice):
     """`POST /v1/classify`: vLLM's `input`; labels come from a head, from the prompt's label words, or from `labels`."""
 
     input: Text | Fields | Annotated[list[Text | Fields], Field(min_length=1, max_length=256)]
-    labels: Annotated[dict[str, Text] | list[Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    labels: (
+        Annotated[dict[Label, Text], Field(min_length=2, max_length=MAX_LABELS)]
+        | Annotated[list[Text], Field(min_length=2, max_length=MAX_LABELS)]
+        | None
+    ) = None
     """Label -> the text that stands for it, or the texts; omitted: those of the prompt, or the head's."""
 
 
@@ -174,9 +185,7 @@ class EmbeddingsBody(PromptChoice):
 class EvaluateBody(Strict):
     """`POST /v1/prompts/{name}/evaluate`: rows as training takes them, all with `label` or all with `completion`."""
 
-    rows: (
-        Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_EVALUATION_ROWS, fail_fast=True)] | None
-    ) = None
+    rows: Annotated[list[Row], Field(min_length=1, max_length=MAX_EVALUATION_ROWS, fail_fast=True)] | None = None
     file_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """A file of `/v1/files`, in place of rows."""
     answer_by: Literal["score", "generate"] = "score"
@@ -187,7 +196,7 @@ class EvaluateBody(Strict):
 class TokenizeBody(Strict):
     """`POST /tokenize`: vLLM's shape."""
 
-    model: str | None = None
+    model: Annotated[str, Field(max_length=512)] | None = None
     prompt: Text
     add_special_tokens: bool = True
     return_token_strs: bool = False
@@ -196,7 +205,7 @@ class TokenizeBody(Strict):
 class DetokenizeBody(Strict):
     """`POST /detokenize`."""
 
-    model: str | None = None
+    model: Annotated[str, Field(max_length=512)] | None = None
     tokens: TokenIds
 
 
@@ -208,9 +217,9 @@ class TextPromptBody(Strict):
     template: Text | None = None
     """How a request's text or fields become input; `{text}` is the text."""
     add_special_tokens: bool | None = None
-    default_sampling: dict[str, int | float] = {}
+    default_sampling: Annotated[dict[FieldName, Number], Field(max_length=16)] = {}
     stop: Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] = []
-    label_words: Annotated[dict[str, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
+    label_words: Annotated[dict[Label, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
     """Label -> the text that stands for it."""
 
 

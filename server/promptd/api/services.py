@@ -7,8 +7,10 @@ import itertools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from fastapi import Request
 from promptd_store import (
@@ -30,9 +32,12 @@ from promptd.engine.share import Share
 from promptd.errors import InvalidRequestError, ModelNotFoundError
 from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
+from promptd.suspicion import Quarantine
 from promptd.tenancy import Gate, KeyOffice, KeyRing, Principal, Scope, TenantDirectory, Visit
+from promptd.vetting import Vetting
 
 _TOKENIZE_INLINE_CHARS = 8192
+Uploads = Literal["none", "trained-here", "any"]
 VISIT = "promptd.visit"
 """Where a request's scope keeps its visit."""
 
@@ -46,6 +51,12 @@ class Limits:
     request_timeout_seconds: float
     drain_seconds: float
     leave_seconds: float
+    max_prefix_tokens: int
+    """Virtual tokens of an uploaded prompt."""
+    uploads: Uploads
+    """Whose learned prompts are taken: nobody's, those that were trained here, or any."""
+    stall_seconds: float
+    """Longest time in which a client sends nothing of its body, or reads nothing of its answer."""
 
 
 @dataclass
@@ -61,6 +72,8 @@ class Services:
     key_office: KeyOffice
     tenants: TenantDirectory
     gate: Gate
+    vetting: Vetting
+    quarantine: Quarantine
     limits: Limits
     observe: Callable[[RequestTimings, int], None]
     """Takes the timings and the number of tokens of every finished generation."""
@@ -137,6 +150,12 @@ class NamedPrompts:
         """The artifact whose template, stops and label words apply."""
         return self.artifacts[-1] if self.artifacts else None
 
+    def watching(self, services: Services, token_ids: Sequence[int]) -> AbstractContextManager[None]:
+        """Around what runs under these prompts: one that makes non-finite numbers by itself is found."""
+        tenant = self.visit.principal.tenant
+        pairs = zip(self.records, self.artifacts, strict=True)
+        return services.quarantine.watching(tenant, pairs, token_ids)
+
     @property
     def versions(self) -> list[str]:
         """The exact versions, in the order of the chain."""
@@ -171,6 +190,7 @@ async def resolve_prompts(
         raise InvalidRequestError(
             f"{param} names a chain of {len(records)} prompts, {MAX_CHAIN_PROMPTS} are allowed", param=param
         )
+    await services.quarantine.check(records, param)
     artifacts = [await services.catalog.load(record) for record in records]
     visit.mention(_counted_as(visit, record) for record in records)
     public = itertools.takewhile(lambda record: record.visibility == "public", records)

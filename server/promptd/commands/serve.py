@@ -96,6 +96,32 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(help="Requests that may wait (256).", metavar="N", rich_help_panel=_LIMITS)
     ] = None,
+    max_open_requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Inference requests open at a time (rows and queue, and a quarter more).",
+            metavar="N",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    max_open_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens, in and out, of open requests (the longest row of each).", metavar="N", rich_help_panel=_LIMITS
+        ),
+    ] = None,
+    max_open_upload_bytes: Annotated[
+        int | None,
+        typer.Option(help="Uploads on their way at a time (1 GiB).", metavar="N", rich_help_panel=_LIMITS),
+    ] = None,
+    stall_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="A client that neither sends nor reads for so long is let go (30).",
+            metavar="S",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     max_queue_seconds: Annotated[
         float | None,
         typer.Option(help="Longest wait for a first step (no limit).", metavar="S", rich_help_panel=_LIMITS),
@@ -112,7 +138,23 @@ def serve(
         int | None, typer.Option(help="Largest JSON body (1 MiB).", metavar="N", rich_help_panel=_LIMITS)
     ] = None,
     max_upload_bytes: Annotated[
-        int | None, typer.Option(help="Largest uploaded prompt (64 MiB).", metavar="N", rich_help_panel=_LIMITS)
+        int | None, typer.Option(help="Largest training file (64 MiB).", metavar="N", rich_help_panel=_LIMITS)
+    ] = None,
+    max_prefix_tokens: Annotated[
+        int | None,
+        typer.Option(help="Virtual tokens of an uploaded prompt (2048).", metavar="N", rich_help_panel=_LIMITS),
+    ] = None,
+    uploads: Annotated[
+        str | None,
+        typer.Option(help="Learned prompts that are taken: none, trained-here or any (any).", rich_help_panel=_LIMITS),
+    ] = None,
+    probe_suite: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON lines that every prompt must pass before it is published (none).",
+            metavar="FILE",
+            rich_help_panel=_LIMITS,
+        ),
     ] = None,
     request_timeout_seconds: Annotated[
         float | None, typer.Option(help="Longest request (600).", metavar="S", rich_help_panel=_LIMITS)
@@ -205,7 +247,7 @@ def _start(settings: Settings, listener: socket.socket) -> None:
 
     try:
         app = create_app(settings)
-        logs.configure()
+        logs.configure(secrets=settings.secrets)
         quiet_loading()
         asyncio.run(_run(app, settings, listener))
     except (PromptdError, StoreError) as error:
@@ -236,6 +278,8 @@ def _listen(settings: Settings) -> socket.socket:
 async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Start the application, serve until a signal comes, and end both in order."""
     import uvicorn
+
+    from promptd.connections import AbortableHttp
 
     class Server(uvicorn.Server):
         """Leaves at a signal: not ready, for a while still serving, then no longer listening, then gone.
@@ -274,6 +318,7 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> Non
 
     config = uvicorn.Config(
         app,
+        http=AbortableHttp,
         lifespan="off",
         log_config=None,
         access_log=False,

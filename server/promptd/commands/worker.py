@@ -59,7 +59,7 @@ def worker(
     from promptd import logs
     from promptd.errors import PromptdError
 
-    logs.configure()
+    logs.configure(secrets=settings.secrets)
     quiet_loading()
     try:
         asyncio.run(run_worker(settings))

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from promptd.engine.deadlines import next_deadline, overdue
 from promptd.engine.engine import Engine
 from promptd.engine.request import (
     GenerateRequest,
@@ -22,13 +23,22 @@ from promptd.engine.request import (
 from promptd.engine.sequence import Sequence
 from promptd.engine.spare_time import SpareTime, Turns
 from promptd.engine.stats import EngineStats
-from promptd.errors import EngineDeadError, InvalidRequestError, PromptdError, ShuttingDownError
+from promptd.errors import EngineDeadError, InvalidRequestError, PromptdError, ShuttingDownError, SlowReaderError
 
 _IDLE_WAIT_SECONDS = 1.0
+_LATE_SECONDS = 0.02
+"""The engine looks at deadlines between two steps; after a deadline and so long, the event loop looks itself."""
+MAX_UNREAD = 256
+"""Outputs of one request that may wait for their reader."""
+MAX_UNREAD_SECONDS = 1.0
+"""More may wait for so long: the event loop may have been late, and not the reader."""
 
 
 class Stream:
-    """Outputs of one request, as they come. A typed error is raised by the iteration that meets it."""
+    """Outputs of one request, as they come. A typed error is raised by the iteration that meets it.
+
+    A reader that does not keep up ends its request: what waits for it is bounded.
+    """
 
     def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
         self.request_id = request_id
@@ -36,6 +46,9 @@ class Stream:
         self._arrived = asyncio.Event()
         self._abort = abort
         self._is_done = False
+        self._waiting_since = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+        """Rings when a deadline has passed."""
 
     def __aiter__(self) -> Stream:
         return self
@@ -60,6 +73,7 @@ class Stream:
             self.abort()
             raise
         output = self._outputs.popleft()
+        self._waiting_since = time.monotonic()
         self._is_done = output.is_last
         if output.error is not None:
             raise output.error
@@ -78,8 +92,15 @@ class Stream:
 
     def deliver(self, output: Output) -> None:
         """Add an output; on the event loop's thread."""
+        if not self._outputs:
+            self._waiting_since = time.monotonic()
         self._outputs.append(output)
         self._arrived.set()
+
+    @property
+    def is_overrun(self) -> bool:
+        """Whether too many outputs wait, and have waited too long, for their reader."""
+        return len(self._outputs) >= MAX_UNREAD and time.monotonic() - self._waiting_since > MAX_UNREAD_SECONDS
 
 
 class AsyncEngine:
@@ -133,7 +154,7 @@ class AsyncEngine:
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step boundary."""
-        stream = self._streams.pop(request_id, None)
+        stream = self._forget(request_id)
         if stream is not None:
             stream.close()
         self._inbox.append(request_id)
@@ -168,8 +189,37 @@ class AsyncEngine:
         if not self._streams:
             self._progress = time.monotonic()
         self._streams[request.request_id] = stream
+        self._watch(stream, seq)
         self._inbox.append(seq)
         self._wake.set()
+        return stream
+
+    def _watch(self, stream: Stream, seq: Sequence) -> None:
+        """Have the sequence looked at when its next deadline has passed: one step may take longer than that."""
+        now = time.monotonic()
+        due = next_deadline(seq, self.engine.config, now)
+        if due is not None:
+            delay = due - now + _LATE_SECONDS
+            stream.timer = asyncio.get_running_loop().call_later(delay, self._look, stream, seq)
+
+    def _look(self, stream: Stream, seq: Sequence) -> None:
+        error = overdue(seq, self.engine.config, time.monotonic())
+        if error is None:
+            self._watch(stream, seq)
+        else:
+            self._end(stream, error)
+
+    def _end(self, stream: Stream, error: PromptdError) -> None:
+        """End a request from this side; its row goes at the next step boundary."""
+        self._forget(stream.request_id)
+        stream.deliver(RequestOutput(stream.request_id, error=error))
+        self._inbox.append(stream.request_id)
+        self._wake.set()
+
+    def _forget(self, request_id: str) -> Stream | None:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None and stream.timer is not None:
+            stream.timer.cancel()
         return stream
 
     # -- the engine's thread ----------------------------------------------------------------------
@@ -232,12 +282,16 @@ class AsyncEngine:
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
             stream = self._streams.get(output.request_id)
-            if stream is not None:  # else it was aborted meanwhile
-                if output.is_last:
-                    del self._streams[output.request_id]
-                stream.deliver(output)
+            if stream is None:  # it was aborted meanwhile
+                continue
+            if output.is_last:
+                self._forget(output.request_id)
+            elif stream.is_overrun:
+                self._end(stream, SlowReaderError("the answer was not read while it was made"))
+                continue
+            stream.deliver(output)
 
     def _fail_all(self, error: PromptdError) -> None:
         for request_id, stream in list(self._streams.items()):
-            del self._streams[request_id]
+            self._forget(request_id)
             stream.deliver(RequestOutput(request_id, error=error))

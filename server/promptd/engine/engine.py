@@ -10,6 +10,7 @@ import torch
 from promptd.engine.admission import admit
 from promptd.engine.block_manager import BlockManager
 from promptd.engine.config import EngineConfig
+from promptd.engine.deadlines import overdue
 from promptd.engine.extents import ExtentAllocator
 from promptd.engine.output import Emitter
 from promptd.engine.prompt_cache import PromptCache
@@ -19,7 +20,6 @@ from promptd.engine.scheduler import Schedule, Scheduler
 from promptd.engine.sequence import Sequence
 from promptd.engine.stats import EngineCounters, EngineStats
 from promptd.errors import (
-    DeadlineExceededError,
     InvalidRequestError,
     NumericalError,
     OverloadedError,
@@ -119,21 +119,8 @@ class Engine:
         return outputs
 
     def _expire(self, now: float) -> list[Output]:
-        late = [(seq, self._overdue(seq, now)) for seq in self._sequences.values()]
+        late = [(seq, overdue(seq, self.config, now)) for seq in self._sequences.values()]
         return [self._fail(seq, error) for seq, error in late if error is not None]
-
-    def _overdue(self, seq: Sequence, now: float) -> PromptdError | None:
-        """Return the error of a sequence that one of its deadlines has passed."""
-        queue, first = self.config.max_queue_seconds, self.config.max_first_token_seconds
-        if seq.deadline is not None and now > seq.deadline:
-            return DeadlineExceededError("the request's deadline passed before it was done")
-        if queue is not None and seq.scheduled is None and now - seq.arrived > queue:
-            message = f"the request waited for {queue:g} seconds and was not started"
-            return OverloadedError(message, code="queue_timeout", retry_after_seconds=1)
-        if first is not None and seq.is_generation and seq.first_token is None and now - seq.arrived > first:
-            message = f"no token was made within {first:g} seconds"
-            return DeadlineExceededError(message, code="first_token_deadline_exceeded")
-        return None
 
     def _run(self, step: Schedule, outputs: list[Output]) -> Answers:
         """Run the batch; where it raises, run everything alone, so that only the guilty ones fail."""

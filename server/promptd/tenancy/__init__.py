@@ -2,16 +2,18 @@
 
 from promptd.tenancy.audit import AuditEntry, is_unbroken, read_audit
 from promptd.tenancy.book import TenantBook
+from promptd.tenancy.budget import Budget, ServerBudgets
 from promptd.tenancy.directory import TenantDirectory
-from promptd.tenancy.gate import Gate, Visit
+from promptd.tenancy.gate import Claim, Gate, Visit
 from promptd.tenancy.key_office import DEFAULT_GRACE_SECONDS, Issued, KeyOffice
 from promptd.tenancy.key_ring import KeyRing
 from promptd.tenancy.limits import LIMIT_NAMES, TenantLimits
 from promptd.tenancy.policy import holdings_of, set_limits
+from promptd.tenancy.quarantine import lift, quarantine
 from promptd.tenancy.rates import RateMeter
 from promptd.tenancy.scopes import GRANTABLE_SCOPES, TENANT_SCOPES, Principal, Scope
 from promptd.tenancy.slots import SlotPool
-from promptd.tenancy.tenant import KeyRecord, Tenant
+from promptd.tenancy.tenant import KeyRecord, QuarantinedPrompt, Tenant
 from promptd.tenancy.usage import Counts, UsageKey, UsageLedger, note_stored_bytes
 from promptd.tenancy.uses import note_beginning, used_prompts
 
@@ -21,6 +23,8 @@ __all__ = [
     "LIMIT_NAMES",
     "TENANT_SCOPES",
     "AuditEntry",
+    "Budget",
+    "Claim",
     "Counts",
     "Gate",
     "Issued",
@@ -28,8 +32,10 @@ __all__ = [
     "KeyRecord",
     "KeyRing",
     "Principal",
+    "QuarantinedPrompt",
     "RateMeter",
     "Scope",
+    "ServerBudgets",
     "SlotPool",
     "Tenant",
     "TenantBook",
@@ -40,8 +46,10 @@ __all__ = [
     "Visit",
     "holdings_of",
     "is_unbroken",
+    "lift",
     "note_beginning",
     "note_stored_bytes",
+    "quarantine",
     "read_audit",
     "set_limits",
     "used_prompts",

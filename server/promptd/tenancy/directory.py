@@ -16,6 +16,7 @@ from collections.abc import Callable
 from promptd_store import StoreUnavailableError
 
 from promptd.tenancy.book import TenantBook
+from promptd.tenancy.limits import NO_LIMITS
 from promptd.tenancy.store_keys import CHANGES_LOG
 from promptd.tenancy.tenant import Tenant
 
@@ -65,6 +66,11 @@ class TenantDirectory:
         if found is None or self._clock() - max(found[1], self._polled_at) > MAX_STALE_SECONDS:
             return None
         return found[0]
+
+    def weight_of(self, name: str) -> float:
+        """Return a tenant's part of the batch, as it is known here now."""
+        known = self.known(name)
+        return known.limits.weight if known is not None else NO_LIMITS.weight
 
     async def owner_of(self, key_id: str) -> str | None:
         """Return the tenant that a key was issued to."""

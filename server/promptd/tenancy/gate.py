@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from promptd.tenancy.budget import ServerBudgets
 from promptd.tenancy.directory import TenantDirectory
-from promptd.tenancy.limits import TenantLimits
+from promptd.tenancy.limits import NO_LIMITS, TenantLimits
 from promptd.tenancy.rates import RateMeter, RateReading, rate_headers
 from promptd.tenancy.scopes import Principal
 from promptd.tenancy.slots import SlotPool
@@ -16,22 +18,61 @@ Meter = Callable[[], tuple[str, Counts]]
 """Asked once, when the request has ended: the prompt, and what was served under it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a request's headers say that it will take of the server."""
+
+    is_inference: bool = False
+    num_tokens: int = 0
+    """At a guess; what it is found to take once it is read counts then."""
+    upload_bytes: int = 0
+
+
 class Visit:
     """A request that was let in. What it takes is given back or written down when it leaves, whatever happens."""
 
-    def __init__(self, gate: Gate, principal: Principal, limits: TenantLimits) -> None:
+    limits: TenantLimits = NO_LIMITS
+    """The tenant's own."""
+
+    def __init__(self, gate: Gate, principal: Principal) -> None:
         self.principal = principal
-        self.limits = limits
         self._gate = gate
         self._meters: list[Meter] = []
         self._mentioned: set[str] = set()
         self._num_reserved = 0
+        self._claim = Claim()
+        self._num_open_tokens = 0
         self._tokens: RateReading | None = None
         self._requests: RateReading | None = None
         self._has_slot = False
 
+    def claim(self, claim: Claim) -> None:
+        """Take what the headers tell of the server's budgets; raises `OverloadedError`."""
+        tenant, budgets = self.principal.tenant, self._gate.budgets
+        if claim.is_inference:
+            budgets.requests.take(tenant, 1)
+            self._claim = replace(self._claim, is_inference=True)
+        if claim.upload_bytes:
+            budgets.upload_bytes.take(tenant, claim.upload_bytes)
+            self._claim = replace(self._claim, upload_bytes=claim.upload_bytes)
+        if claim.num_tokens:
+            budgets.tokens.take(tenant, claim.num_tokens)
+            self._claim = replace(self._claim, num_tokens=claim.num_tokens)
+
+    def hold_tokens(self, count: int) -> None:
+        """Take what a part of the request will really use of the server's tokens; raises `OverloadedError`."""
+        more = self._num_open_tokens + count - self._claim.num_tokens
+        if more > 0:  # else it was claimed already
+            self._gate.budgets.tokens.take(self.principal.tenant, more)
+            self._claim = replace(self._claim, num_tokens=self._claim.num_tokens + more)
+        self._num_open_tokens += count
+
+    def free_tokens(self, count: int) -> None:
+        """Let a part of the request that has ended make room for the next one."""
+        self._num_open_tokens -= count
+
     async def enter(self, *, is_inference: bool) -> None:
-        """Take a request and, for inference, a slot; raises `RateLimitError`."""
+        """Take a request of the tenant's own limits and, for inference, a slot; raises `RateLimitError`."""
         tenant, limits = self.principal.tenant, self.limits
         if limits.requests_per_minute is not None:
             self._requests = await self._gate.rates.take(tenant, "requests", limits.requests_per_minute, 1)
@@ -40,7 +81,7 @@ class Visit:
             self._has_slot = True
 
     async def reserve_tokens(self, count: int) -> None:
-        """Take the most tokens that a part of the request can use; raises `RateLimitError`."""
+        """Take the most tokens that a part of the request can use of the tenant's own; raises `RateLimitError`."""
         limit = self.limits.tokens_per_minute
         if limit is not None:
             self._tokens = await self._gate.rates.take(self.principal.tenant, "tokens", limit, count)
@@ -64,7 +105,10 @@ class Visit:
 
     def leave(self) -> None:
         """Give back, write down. Called once, at the very end."""
-        tenant = self.principal.tenant
+        tenant, held, budgets = self.principal.tenant, self._claim, self._gate.budgets
+        budgets.requests.give_back(tenant, int(held.is_inference))
+        budgets.tokens.give_back(tenant, held.num_tokens)
+        budgets.upload_bytes.give_back(tenant, held.upload_bytes)
         if self._has_slot:
             self._gate.slots.leave(tenant)
         for prompt in self._mentioned:
@@ -82,18 +126,28 @@ class Visit:
 class Gate:
     """Lets requests in."""
 
-    def __init__(self, directory: TenantDirectory, rates: RateMeter, slots: SlotPool, usage: UsageLedger) -> None:
+    def __init__(
+        self,
+        directory: TenantDirectory,
+        budgets: ServerBudgets,
+        rates: RateMeter,
+        slots: SlotPool,
+        usage: UsageLedger,
+    ) -> None:
+        self.budgets = budgets
         self.rates = rates
         self.slots = slots
         self.usage = usage
         self._directory = directory
 
-    async def enter(self, principal: Principal, *, is_inference: bool) -> Visit:
-        """Open a visit; raises `RateLimitError` where the tenant has no more to take."""
-        tenant = self._directory.known(principal.tenant) or await self._directory.tenant(principal.tenant)
-        visit = Visit(self, principal, tenant.limits)
+    async def enter(self, principal: Principal, claim: Claim) -> Visit:
+        """Open a visit; raises `OverloadedError` where the server, `RateLimitError` where the tenant has no more."""
+        visit = Visit(self, principal)
         try:
-            await visit.enter(is_inference=is_inference)
+            visit.claim(claim)  # first, and without a look into the store: a flood must not cost a thing
+            tenant = self._directory.known(principal.tenant) or await self._directory.tenant(principal.tenant)
+            visit.limits = tenant.limits
+            await visit.enter(is_inference=claim.is_inference)
         except BaseException:
             visit.leave()
             raise

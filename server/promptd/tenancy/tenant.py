@@ -35,6 +35,16 @@ class KeyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class QuarantinedPrompt:
+    """A version that is not served, because the model's numbers were not finite with it."""
+
+    version: str
+    prompt: str
+    """The name that it was asked for by."""
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """One tenant; one that was never mentioned is `Tenant(name)`."""
 
@@ -43,6 +53,7 @@ class Tenant:
     keys: tuple[KeyRecord, ...] = ()
     audit_head: str = ""
     """Digest of the newest entry of its audit log; the next entry carries it."""
+    quarantined: tuple[QuarantinedPrompt, ...] = ()
 
     def key(self, key_id: str) -> KeyRecord | None:
         """Return one of its keys, ended or not."""
@@ -51,6 +62,10 @@ class Tenant:
     def active_keys(self, now: float) -> list[KeyRecord]:
         """Return the keys that work."""
         return [key for key in self.keys if key.is_active(now)]
+
+    def is_quarantined(self, version: str) -> bool:
+        """Return whether a version of its prompts is not served."""
+        return any(one.version == version for one in self.quarantined)
 
     def with_key(self, changed: KeyRecord, now: float) -> Tenant:
         """Return the tenant with a key added or replaced; the oldest ended ones are forgotten."""
@@ -70,4 +85,6 @@ class Tenant:
         known = [known_fields(KeyRecord, one) for one in plain.pop("keys")]
         keys = tuple(KeyRecord(**{**one, "scopes": tuple(map(Scope, one["scopes"]))}) for one in known)
         limits = TenantLimits(**known_fields(TenantLimits, plain.pop("limits", {})))
-        return cls(keys=keys, limits=limits, **plain)
+        found = plain.pop("quarantined", [])
+        quarantined = tuple(QuarantinedPrompt(**known_fields(QuarantinedPrompt, one)) for one in found)
+        return cls(keys=keys, limits=limits, quarantined=quarantined, **plain)

@@ -26,7 +26,7 @@ from promptd_store import (
 )
 from promptd_store.passing_thread import compute
 
-from promptd.errors import ConflictError, InvalidRequestError
+from promptd.errors import ConflictError, InvalidRequestError, OverloadedError
 from promptd.jobs import (
     HEARTBEAT_SECONDS,
     Claim,
@@ -56,6 +56,8 @@ GIVEN_UP = (LeaseLostError, ConflictError)
 
 _T = TypeVar("_T")
 
+Examine = Callable[[PromptArtifact, str], Awaitable[None]]
+"""Raises what speaks against publishing an artifact for a tenant."""
 Message = Progress | bytes | TrainingResult | Exception
 
 
@@ -70,8 +72,10 @@ class JobRun:
         claim: Claim,
         *,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        examine: Examine | None = None,
     ) -> None:
         self.claim = claim
+        self._examine = examine
         self.look = asyncio.Event()
         self._claims = claims
         self._catalog = catalog
@@ -244,6 +248,7 @@ class JobRun:
                     sidecar=result.sidecar,
                     behind=job.spec.behind,
                     checks=checks,
+                    examine=self._examined if self._examine is not None else None,
                 )
                 record = await _patiently(publish)
                 break
@@ -260,6 +265,16 @@ class JobRun:
             scores_after=_numbers(result.report),
         )
         self._ended_as(await _patiently(partial(self._claims.finish, self.claim, published)))
+
+    async def _examined(self, artifact: PromptArtifact) -> None:
+        """Have the artifact examined, however long that has to wait: no job fails because the server is busy."""
+        examine, is_done = self._examine, False
+        while examine is not None and not is_done:
+            try:
+                await examine(artifact, self.claim.job.tenant)
+                is_done = True
+            except OverloadedError:
+                await asyncio.sleep(random.uniform(0.5, 1.5))
 
 
 async def _patiently(step: Callable[[], Awaitable[_T]]) -> _T:

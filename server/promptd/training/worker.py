@@ -10,7 +10,7 @@ from promptd_store import PromptCatalog, StoreError
 
 from promptd.jobs import Claim, JobClaims, JobRecord
 from promptd.training.job import CHECKPOINT_SECONDS
-from promptd.training.job_run import JobRun
+from promptd.training.job_run import Examine, JobRun
 from promptd.training.loop import TrainingLoop
 
 MAX_JOBS = 16
@@ -21,6 +21,7 @@ POLL_SECONDS = 2.0
 class TrainingWorker:
     """Runs up to `max_jobs` jobs of one base model. `run` is the whole of it; cancelled, it lets go of all jobs.
 
+    `examine` has the last word on a prompt before it is published.
     `on_job` is told of every job when it begins and when this worker is done with it.
     """
 
@@ -32,6 +33,7 @@ class TrainingWorker:
         *,
         max_jobs: int = MAX_JOBS,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        examine: Examine | None = None,
         on_job: Callable[[JobRecord], None] = lambda job: None,
         on_error: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
@@ -40,6 +42,7 @@ class TrainingWorker:
         self._loop = loop
         self._max_jobs = max_jobs
         self._checkpoint_seconds = checkpoint_seconds
+        self._examine = examine
         self._on_job = on_job
         self._on_error = on_error
         self._runs: dict[asyncio.Task[None], JobRun] = {}
@@ -79,7 +82,14 @@ class TrainingWorker:
 
     def _start(self, claim: Claim) -> None:
         self._on_job(claim.job)
-        run = JobRun(self._claims, self._catalog, self._loop, claim, checkpoint_seconds=self._checkpoint_seconds)
+        run = JobRun(
+            self._claims,
+            self._catalog,
+            self._loop,
+            claim,
+            checkpoint_seconds=self._checkpoint_seconds,
+            examine=self._examine,
+        )
         task = asyncio.create_task(run.run(), name=claim.job.id)
         self._runs[task] = run
         task.add_done_callback(self._ended)

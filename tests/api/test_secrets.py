@@ -1,0 +1,123 @@
+"""Canaries: keys, prompts, texts and data of tenants, sent everywhere; then looked for in logs, metrics and bodies."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import structlog
+
+from promptd import logs
+from promptd.tenancy.api_keys import new_key
+from tests.api.conftest import MODEL
+from tests.engine.harness import library
+from tests.replicas import Replica, ReplicaForge
+
+STATIC, ADMIN, SECRET = "canary-static-key-7f3a", "canary-admin-key-91bd", "canary-hash-secret-55c0"
+TEXT, DATA = "canarytext6d2e", "canarydata4b8f"
+
+
+@pytest.fixture
+def replica(forge: ReplicaForge, tmp_path: Path) -> Iterator[Replica]:
+    """`promptd serve` in a process of its own, with its real log."""
+    keys = {"api_keys": f"acme:{STATIC},eve:eve-key-00001", "admin_key": ADMIN, "key_secret": SECRET}
+    made = Replica(forge, tmp_path, str(tmp_path / "store"), **keys)
+    made.start().until_ready()
+    yield made
+    made.close()
+
+
+def test_no_secret_gets_out(replica: Replica, forge: ReplicaForge) -> None:
+    """Whatever is asked, well or badly, nothing of it is in the log or the metrics, and no key in any body."""
+    bodies: list[str] = []
+
+    def note(answer: httpx.Response) -> None:
+        answer.read()
+        bodies.append(answer.text)
+
+    content = library(forge.model)[0].content
+    with httpx.Client(base_url=replica.url, timeout=60, event_hooks={"response": [note]}) as http:
+        admin, own, eve = ({"Authorization": f"Bearer {key}"} for key in (ADMIN, STATIC, "eve-key-00001"))
+        issued = http.post("/admin/keys", json={"tenant": "late"}, headers=admin).json()["key"]
+        bodies.clear()  # the one place where a key is shown
+        late = {"Authorization": f"Bearer {issued}"}
+        assert http.put("/v1/prompts/p", content=content, headers=own).status_code == 201
+        assert http.put("/v1/prompts/t", json={"text": f"be {TEXT}"}, headers=own).status_code == 201
+        for headers in (own, late, eve, {"Authorization": f"Bearer {issued[:-1]}x"}, {"Authorization": issued}, {}):
+            labels = {**headers, "X-Request-Id": issued}  # a client may write anything here, and in a path
+            http.post("/v1/completions", json={"model": MODEL, "prompt": TEXT, "max_tokens": 2}, headers=labels)
+            http.post("/v1/completions", json={"model": "t", "prompt": TEXT, "stream": True}, headers=labels)
+            http.post("/v1/completions", content=f'{{"prompt": "{TEXT}'.encode(), headers=labels)
+            http.post("/v1/files", files={"file": ("f", DATA.encode())}, data={"purpose": "fine-tune"}, headers=labels)
+            http.get(f"/v1/prompts/{issued}", headers=headers)
+            http.get("/v1/prompts/p/content", headers=headers)
+            http.get("/nowhere", params={"key": issued}, headers=headers)
+        for path in ("/admin/keys", "/admin/tenants", "/admin/audit", "/admin/engine"):
+            assert http.get(path, headers=admin).status_code == 200
+        told = [body for body in bodies if issued in body]
+        assert all("/v1/prompts/" in body or "no prompt" in body for body in told)  # its own path, said back
+        metrics = http.get("/metrics").text
+    log = replica.log.read_text()
+    assert log.count('"event": "request"') > 40  # the control: it was written, and its requests are there
+    for where, text in (("log", log), ("metrics", metrics), ("bodies", "".join(set(bodies) - set(told)))):
+        for canary in (STATIC, ADMIN, SECRET, issued, issued.split("_")[2], DATA):
+            assert canary not in text, (where, canary)
+    assert TEXT not in log and TEXT not in metrics
+    eve_bodies = [body for body in bodies if DATA in body]
+    assert eve_bodies == []
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """Where the loggers write that a test configures; everything is put back afterwards."""
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield io.StringIO()
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.configure(**before)
+
+
+def fail(text: str) -> None:
+    """Raise an error whose message holds content, as libraries do."""
+    raise KeyError(text)
+
+
+def say_everything(secret: str) -> None:
+    """Log a key in every way that one gets into a log."""
+    key = new_key().text
+    logger, plain = structlog.get_logger("test"), logging.getLogger("somebody.else")
+    logger.info("request", path=f"/v1/prompts/{key}", header=f"Bearer {secret}", parts=["x", key])
+    plain.warning("connecting to redis://user:%s@host/0 with %s", secret, key)
+    try:
+        fail(TEXT)
+    except KeyError:
+        logger.exception("unexpected")
+        plain.exception("unexpected")
+
+
+def test_the_scrubber(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are masked whoever logs them, and messages of errors stay out; the lines that they came through do not."""
+    monkeypatch.setattr(sys, "stderr", log)
+    logs.configure(secrets=[STATIC])
+    say_everything(STATIC)
+    written = log.getvalue()
+    assert "pd_" not in written and STATIC not in written and TEXT not in written
+    events = [json.loads(line) for line in written.splitlines()]
+    assert len(events) == 4
+    for event in events[2:]:
+        assert event["exception"] == "KeyError" and event["raised_at"][-1].endswith("fail")
+    log.truncate(0)  # the control: without the two processors, all of it is there
+    monkeypatch.setattr(logs, "tell_where", structlog.processors.format_exc_info)
+    monkeypatch.setattr(logs.KeyMask, "_masked", lambda self, value: value)
+    logs.configure(secrets=[STATIC])
+    say_everything(STATIC)
+    assert all(canary in log.getvalue() for canary in ("pd_", STATIC, TEXT))

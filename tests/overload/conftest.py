@@ -1,0 +1,80 @@
+"""Servers in a thread of the test's process, whose engine and budgets the test can look into."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from promptd.api.services import Services
+from promptd.app import create_app
+from promptd.connections import AbortableHttp
+from promptd.settings import Settings
+
+SEND_BUFFER = 16 << 10
+WAIT_SECONDS = 60
+"""For what comes about sooner or later; on a busy machine, later."""
+
+
+class Site:
+    """One running server."""
+
+    def __init__(self, app: FastAPI, port: int) -> None:
+        self.app = app
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def services(self) -> Services:
+        """What its routes work with."""
+        services: Services = self.app.state.services
+        return services
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of any request is left: no row, no block in use, no stream, nothing of any budget."""
+        engine, budgets = self.services.engine, self.services.gate.budgets
+        held = [one.reading() for one in (budgets.requests, budgets.tokens, budgets.upload_bytes)]
+        is_free = all(one.used == 0 and one.num_tenants == 0 for one in held)
+        return is_free and not engine.engine.has_work and not engine._streams and not engine.engine.blocks.num_used
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for what a thread or a process brings about."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def running(model: Path, folder: Path, **settings: Any) -> Iterator[Site]:
+    """Serve a model for a block, with small socket buffers: a reader that stops is noticed soon."""
+    options: dict[str, Any] = {"training": "off", "drain_seconds": 1, "store": str(folder), **settings}
+    app = create_app(Settings(model=str(model), **options))
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        config = uvicorn.Config(app, log_config=None, lifespan="on", http=AbortableHttp)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            until(lambda: server.started, "the server starts")
+            yield Site(app, listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join(timeout=WAIT_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models: dict[str, Path]) -> Path:
+    """The tiny Llama."""
+    return tiny_models["llama"]

@@ -1,0 +1,119 @@
+"""The server's own limits over HTTP: exact under a burst, told apart from a tenant's, and before the body is read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from promptd.tenancy import Budget
+from tests.overload.conftest import Site, running, until
+from tests.overload.wire import Reply, ask
+
+MODEL = "tiny-llama"
+LIMIT = 10
+FLOOD, OTHER = "key-of-the-flood", "key-of-the-other"
+ASK = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 24, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def site(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server for two tenants that has ten requests open at most."""
+    keys = SecretStr(f"flood:{FLOOD},other:{OTHER}")
+    folder = tmp_path_factory.mktemp("caps")
+    with running(model, folder, max_open_requests=LIMIT, max_num_seqs=4, api_keys=keys) as site:
+        yield site
+
+
+async def burst(site: Site, count: int, at_once: int) -> list[Reply]:
+    """Send so many requests of one tenant, so many at once."""
+    turns = asyncio.Semaphore(at_once)
+
+    async def one() -> Reply:
+        async with turns:
+            return await ask(site.port, ASK, key=FLOOD)
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+def storm(site: Site, monkeypatch: pytest.MonkeyPatch, count: int, at_once: int) -> list[int]:
+    """A burst; returns the most that was open at a time, as counted beside the budget, and what was answered 200."""
+    peak, take = [0], Budget.take
+
+    def counting(budget: Budget, tenant: str, number: int) -> None:
+        take(budget, tenant, number)
+        if budget is site.services.gate.budgets.requests:
+            peak[0] = max(peak[0], sum(budget._held.values()))
+
+    monkeypatch.setattr(Budget, "take", counting)
+    replies = asyncio.run(burst(site, count, at_once))
+    found = Counter(reply.status for reply in replies)
+    assert set(found) == {200, 503}, found
+    for reply in replies:
+        if reply.status == 503:
+            assert reply.code == "overloaded"
+            assert 1 <= int(reply.headers["retry-after"]) <= 3
+        else:
+            assert json.loads(reply.body)["usage"]["completion_tokens"] == 24
+    until(lambda: site.is_idle, "everything was given back")
+    print(json.dumps({"requests": count, "answered": found[200], "most_open": peak[0], "limit": LIMIT}))
+    return [peak[0], found[200]]
+
+
+def test_a_burst_never_overshoots(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood gets 4/5 of the limit open at a time, exactly, and 503 with Retry-After beyond it."""
+    most_open, _ = storm(site, monkeypatch, 150, 60)
+    assert most_open == LIMIT * 4 // 5
+
+
+@pytest.mark.long
+def test_ten_thousand_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 requests, 400 at once: an overshoot of 0."""
+    most_open, _ = storm(site, monkeypatch, 10_000, 400)
+    assert most_open == LIMIT * 4 // 5
+
+
+def test_refused_before_its_body_is_read(site: Site) -> None:
+    """A full server answers to the headers alone; one whose share has room finds it, and its own limit is 429."""
+    budgets = site.services.gate.budgets
+    for _ in range(LIMIT * 4 // 5):
+        budgets.requests.take("flood", 1)
+    try:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {FLOOD}\r\n"
+        with socket.create_connection(("127.0.0.1", site.port), timeout=30) as connection:
+            connection.sendall((head + "Content-Type: application/json\r\nContent-Length: 900000\r\n\r\n").encode())
+            answer = b""  # not a byte of the body was sent
+            while b"}}" not in answer and (piece := connection.recv(1 << 16)):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 503") and b"retry-after" in answer.lower()
+        with httpx.Client(base_url=site.url, headers={"Authorization": f"Bearer {OTHER}"}, timeout=30) as other:
+            assert other.post("/v1/completions", json=ASK).status_code == 200
+            assert other.get("/v1/models").status_code == 200
+    finally:
+        budgets.requests.give_back("flood", LIMIT * 4 // 5)
+
+
+def test_tokens_have_a_budget_too(site: Site) -> None:
+    """What a request may write counts before it runs; more than there can ever be is an error that names the field."""
+    budgets = site.services.gate.budgets
+    with httpx.Client(base_url=site.url, headers={"Authorization": f"Bearer {FLOOD}"}, timeout=30) as http:
+        held = budgets.tokens.most_for_one - 100
+        budgets.tokens.take("flood", held)
+        try:
+            wide = http.post("/v1/completions", json={**ASK, "max_tokens": 200})
+            assert (wide.status_code, wide.json()["error"]["code"]) == (503, "overloaded")
+            assert http.post("/v1/completions", json=ASK).status_code == 200
+        finally:
+            budgets.tokens.give_back("flood", held)
+        assert http.post("/v1/completions", json={**ASK, "max_tokens": 200}).status_code == 200
+        never = http.post("/v1/completions", json={**ASK, "n": 16, "prompt": [[5, 6]] * 8, "max_tokens": 200})
+        assert (never.status_code, never.json()["error"]["code"]) == (400, "too_much_at_once")
+        assert never.json()["error"]["param"] == "max_tokens"
+    until(lambda: site.is_idle, "everything was given back")
