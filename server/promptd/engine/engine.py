@@ -16,7 +16,8 @@ from promptd.engine.output import Emitter
 from promptd.engine.prompt_cache import PromptCache
 from promptd.engine.request import Output, Request
 from promptd.engine.runner import Answers, Runner
-from promptd.engine.scheduler import Schedule, Scheduler
+from promptd.engine.schedule import Schedule
+from promptd.engine.scheduler import Scheduler
 from promptd.engine.sequence import Sequence
 from promptd.engine.stats import EngineCounters, EngineStats
 from promptd.errors import (

@@ -22,7 +22,7 @@ from promptd.engine.request import (
     TokenLogprob,
 )
 from promptd.engine.sampler import SamplingRow, sample, top_logprobs
-from promptd.engine.scheduler import ScheduledRow
+from promptd.engine.schedule import ScheduledRow
 from promptd.engine.sequence import Sequence
 from promptd.engine.stats import EngineCounters
 from promptd.errors import NumericalError, PromptdError

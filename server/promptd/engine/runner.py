@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from promptd.engine.request import ScoreRequest
-from promptd.engine.scheduler import Schedule, ScheduledLoad, ScheduledRow
+from promptd.engine.schedule import Schedule, ScheduledLoad, ScheduledRow
 from promptd.engine.sequence import Sequence
 from promptd.modeling import FrozenModel, KVPool, PackedBatch, PackedRow, Span, Virtual
 

@@ -10,65 +10,13 @@ the rows or blocks while another has more gets them at the next step: the younge
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
-from typing import Any
 
 from promptd.engine.block_manager import BlockManager
 from promptd.engine.config import EngineConfig
 from promptd.engine.fair_queue import FairQueue
 from promptd.engine.prompt_types import Prompts
+from promptd.engine.schedule import Schedule, ScheduledLoad, ScheduledRow
 from promptd.engine.sequence import Sequence, SequenceStatus
-
-
-@dataclass(slots=True)
-class ScheduledLoad:
-    """Part of a prompt that becomes K/V in this step."""
-
-    entry: Any
-    start: int
-    num_tokens: int
-
-
-@dataclass(slots=True)
-class ScheduledRow:
-    """Tokens of one sequence that run in this step."""
-
-    seq: Sequence
-    start: int
-    num_tokens: int
-    candidate_blocks: list[int] = field(default_factory=list)
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the sequence's last token is among them, so that its logits are wanted."""
-        return self.start + self.num_tokens == len(self.seq.token_ids)
-
-
-@dataclass(slots=True)
-class Schedule:
-    """One step. Its sources are read first: the rows may read what they leave."""
-
-    loads: list[ScheduledLoad] = field(default_factory=list)
-    sources: list[Sequence] = field(default_factory=list)
-    rows: list[ScheduledRow] = field(default_factory=list)
-
-    def completes(self, entry: Any) -> bool:
-        """Whether an element of a chain and all before it have their K/V once the loads of this step ran."""
-        ends = {id(load.entry): load.start + load.num_tokens for load in self.loads}
-        while entry is not None:
-            if not entry.is_ready and ends.get(id(entry)) != entry.num_tokens:
-                return False
-            entry = entry.parent
-        return True
-
-    def __bool__(self) -> bool:
-        return bool(self.loads or self.sources or self.rows)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that run, but for candidates'."""
-        parts = [load.num_tokens for load in self.loads] + [row.num_tokens for row in self.rows]
-        return sum(parts) + sum(len(seq.source.token_ids) for seq in self.sources)
 
 
 class Scheduler:
