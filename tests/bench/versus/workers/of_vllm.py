@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from loop import Request, Worker
@@ -16,6 +18,9 @@ class Vllm:
     def __init__(self, model: str, threads: int) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
+        openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
+        if openmp.exists():  # as its documentation advises; for the process that it starts
+            os.environ.setdefault("LD_PRELOAD", str(openmp))
         from safetensors.torch import load_file
         from vllm import LLM
 
@@ -59,8 +64,6 @@ class Vllm:
 
 
 def _embedding_table(model: str) -> Any:
-    from pathlib import Path
-
     from safetensors import safe_open
 
     with safe_open(Path(model) / "model.safetensors", "pt") as file:
