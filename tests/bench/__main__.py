@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--workloads", nargs="+", help="of versus: these alone")
     parser.add_argument("--peers", nargs="+", help=f"of versus and load: {', '.join(CONTENDERS)}")
     parser.add_argument("--rounds", type=int, help="of versus: so many")
-    parser.add_argument("--prepare", action="store_true", help="install peers and convert models; measure nothing")
+    parser.add_argument("--prepare", action="store_true", help="install, convert and fill; measure nothing")
     parser.add_argument("--page", type=Path, help="fill this page's tables, and put plots beside it")
     options = parser.parse_args(arguments)
     unknown = set(options.checks) - {*CHECKS, "report"}
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     if options.prepare:
         models = [folder_of(name, root) for name in dict.fromkeys([*scale.versus_models, *scale.load_models])]
         prepare_all(models, scale.peers or list(CONTENDERS), root)
+        if not options.checks or "stored" in options.checks:
+            stored.prepare(scale, root)
         return []
     if options.fresh:
         book.forget()

@@ -16,6 +16,7 @@ import torch
 from promptd_store import BaseModelSpec, EmbeddedStore, PromptCatalog, encode
 
 from promptd.bench.report import percentile
+from promptd.modeling import load_model
 from promptd.settings import DEFAULT_TENANT
 from tests.bench.book import Book, Row
 from tests.bench.models import folder_of, frozen
@@ -38,10 +39,7 @@ def check_stored(scale: Scale, book: Book, root: Path) -> list[Row]:
     if book.fact(key) is None:
         folder = folder_of(name, root)
         spec = frozen(folder).spec
-        few, many = (
-            stored(spec, root / "stores" / f"{name}-{count}", count)
-            for count in (scale.num_few_stored, scale.num_stored)
-        )
+        few, many = prepare(scale, root)
         arguments = ("--prompt-cache-bytes", str(_CACHE_BYTES))
         with serving(folder, few, *arguments) as (http_few, _), serving(folder, many, *arguments) as (http_many, _):
             counts = _count_pairs(scale, spec, http_few, http_many)
@@ -72,10 +70,14 @@ def check_stored(scale: Scale, book: Book, root: Path) -> list[Row]:
     ]
 
 
-def stored(spec: BaseModelSpec, folder: Path, count: int) -> Path:
-    """Return a store of so many prompts; an interrupted filling goes on."""
-    asyncio.run(_fill(spec, folder, count))
-    return folder
+def prepare(scale: Scale, root: Path) -> tuple[Path, Path]:
+    """Return the stores of few and of many prompts; an interrupted filling goes on."""
+    name = scale.latency_models[0]
+    spec = load_model(folder_of(name, root)).spec
+    few, many = (root / "stores" / f"{name}-{count}" for count in (scale.num_few_stored, scale.num_stored))
+    asyncio.run(_fill(spec, few, scale.num_few_stored))
+    asyncio.run(_fill(spec, many, scale.num_stored))
+    return few, many
 
 
 async def _fill(spec: BaseModelSpec, folder: Path, count: int) -> None:
