@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from promptd_store import Bounds, PromptCatalog, Store, StoreError, largest_file, open_store
+from promptd_store import Bounds, PromptCatalog, Store, StoreError, is_shared, largest_file, open_store
 
 import promptd
 from promptd.api.error_handlers import OversizeEnvelope, install
@@ -38,8 +38,11 @@ from promptd.metrics import (
     HttpMetrics,
     LoopMetrics,
     RequestMetrics,
+    StoreMetrics,
+    TrainingCollector,
 )
 from promptd.modeling import FrozenModel, load_model
+from promptd.roster import Roster, describe_server
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
 from promptd.suspicion import Quarantine
 from promptd.tenancy import (
@@ -54,6 +57,8 @@ from promptd.tenancy import (
     UsageLedger,
     note_beginning,
 )
+from promptd.timed_store import Observer, timed
+from promptd.tracing import NO_TELEMETRY, Tracing, open_tracing
 from promptd.training import TrainingLoop, TrainingWorker
 from promptd.training.job_spec import check_spec
 from promptd.vetting import Vetting, read_probes
@@ -62,9 +67,13 @@ _log = structlog.get_logger("promptd")
 
 
 def create_app(
-    settings: Settings, *, engine: AsyncEngine | None = None, catalog: PromptCatalog | None = None
+    settings: Settings,
+    *,
+    engine: AsyncEngine | None = None,
+    catalog: PromptCatalog | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """Make the application; model and store are opened by its lifespan unless they are given.
+    """Make the application; model, store and tracing are opened as the settings say unless they are given.
 
     Raises `InvalidRequestError` where the settings would leave the server open to others without keys.
     """
@@ -82,17 +91,21 @@ def create_app(
     probes = read_probes(settings.probe_suite) if settings.probe_suite is not None else ()
 
     registry = CollectorRegistry()
+    if tracing is None and settings.traces is not None:
+        tracing = open_tracing(settings.traces, promptd.__version__)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         served = engine if engine is not None else await asyncio.to_thread(make_engine, settings)
-        prompts = catalog or await open_catalog(settings, served.engine.model)
+        prompts = catalog or await open_catalog(settings, served.engine.model, StoreMetrics(registry).observe)
         if settings.model is None and catalog is None:
             await publish_demo(prompts)
         tenants = TenantDirectory(TenantBook(prompts.store))
         await tenants.poll()
         await keys.connect(tenants)
-        gate = make_gate(tenants, make_budgets(settings, served.engine))
+        server_id = secrets.token_hex(8)
+        gate = make_gate(tenants, make_budgets(settings, served.engine), server_id)
+        roster = Roster(prompts.store, server_id, describe_server(served), is_shared=is_shared(settings.store))
         vetting = Vetting(served, probes, settings.request_timeout_seconds, tenants.weight_of)
         await note_beginning(prompts.store, time.time())
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -111,9 +124,11 @@ def create_app(
             gate,
             vetting,
             Quarantine(tenants, vetting),
+            roster,
             limits,
             RequestMetrics(registry).observe,
             lambda: generate_latest(registry),
+            tracing.record if tracing is not None else lambda trail: None,
         )
         housekeeper = Housekeeper(
             prompts.store,
@@ -129,10 +144,13 @@ def create_app(
             asyncio.create_task(LoopMetrics(registry).run()),
             asyncio.create_task(tenants.follow()),
             asyncio.create_task(gate.keep()),
+            asyncio.create_task(roster.keep()),
             asyncio.create_task(prompts.follow_changes()),
         ]
         if isinstance(served.spare_time, TrainingLoop):
-            background.append(asyncio.create_task(make_worker(settings, prompts, served.spare_time, vetting).run()))
+            worker = make_worker(settings, prompts, served.spare_time, vetting)
+            registry.register(TrainingCollector(worker))
+            background.append(asyncio.create_task(worker.run()))
         served.start()
         _log.info("ready", model=served.engine.model.served_name, keys_needed=not keys.is_open)
         try:
@@ -144,20 +162,25 @@ def create_app(
             await app.state.services.drain()
             with contextlib.suppress(StoreError):  # what is left lies in the store for no longer than it can hurt
                 await gate.close()
+                await roster.close()
             if catalog is None:
                 await prompts.store.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="promptd",
         version=promptd.__version__,
         description="One frozen model, many learned prompts, one batch.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; `/docs` leads to our own
         redoc_url=None,
+        telemetry=tracing.telemetry if tracing is not None else NO_TELEMETRY,
     )
     app.include_router(build_router(limits))
     app.add_middleware(OversizeEnvelope)
     app.add_middleware(CloseWhenLeaving, app.state)
-    app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe)
+    app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe, tracing=tracing)
     install(app)
     return app
 
@@ -177,9 +200,9 @@ def make_key_ring(settings: Settings) -> KeyRing:
     return keys
 
 
-def make_gate(tenants: TenantDirectory, budgets: ServerBudgets) -> Gate:
+def make_gate(tenants: TenantDirectory, budgets: ServerBudgets, server_id: str) -> Gate:
     """Make what lets requests in and counts them, under a name of this process."""
-    store, server_id = tenants.book.store, secrets.token_hex(8)
+    store = tenants.book.store
     return Gate(tenants, budgets, RateMeter(store), SlotPool(store, server_id), UsageLedger(store, server_id))
 
 
@@ -260,9 +283,11 @@ def make_worker(
     )
 
 
-async def open_catalog(settings: Settings, model: FrozenModel) -> PromptCatalog:
-    """Open the store that the settings name, for the running event loop."""
+async def open_catalog(settings: Settings, model: FrozenModel, observe: Observer | None = None) -> PromptCatalog:
+    """Open the store that the settings name, for the running event loop; `observe` is told of every call of it."""
     store = await open_settings_store(settings)
+    if observe is not None:
+        store = timed(store, observe)
     return PromptCatalog(
         store,
         model.spec,

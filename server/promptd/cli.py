@@ -15,6 +15,7 @@ from promptd.commands.drain import drain
 from promptd.commands.evaluate import evaluate
 from promptd.commands.plan import plan
 from promptd.commands.serve import serve
+from promptd.commands.top import top
 from promptd.commands.train import train
 from promptd.commands.worker import worker
 
@@ -40,6 +41,7 @@ app.command(rich_help_panel="Serve")(serve)
 app.command(rich_help_panel="Serve")(worker)
 app.command(rich_help_panel="Serve")(doctor)
 app.command(rich_help_panel="Serve")(plan)
+app.command(rich_help_panel="Serve")(top)
 app.add_typer(store.app, name="store", rich_help_panel="Serve")
 app.add_typer(prompts.app, name="prompts", rich_help_panel="Prompts")
 app.command(rich_help_panel="Prompts")(convert)

@@ -18,6 +18,8 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptd.api.services import new_id
+from promptd.api.trail import Trail, trail_in
+from promptd.tracing import Tracing
 
 _MAX_REQUEST_ID_CHARS = 128
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -95,10 +97,13 @@ def configure(*, level: int = logging.INFO, secrets: Iterable[str] = ()) -> None
 class RequestLog:
     """ASGI middleware: gives every request an id, echoes it in `X-Request-Id`, logs and counts it at its end."""
 
-    def __init__(self, app: ASGIApp, observe: Callable[[str, str, int, float], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, observe: Callable[[str, str, int, float], None], tracing: Tracing | None = None
+    ) -> None:
         """`observe` takes method, route, status and seconds; the two first are of a bounded number."""
         self._app = app
         self._observe = observe
+        self._tracing = tracing
         self._log = structlog.get_logger("promptd.request")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,15 +113,19 @@ class RequestLog:
             return
         request_id = _client_id(scope) or new_id("req")
         began, status = time.monotonic(), 0
+        headers = [(b"x-request-id", request_id.encode())]
+        if self._tracing is not None and (traceresponse := self._tracing.traceresponse()):
+            headers.append((b"traceresponse", traceresponse.encode()))
+        trace_ids = {} if self._tracing is None else self._tracing.ids()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=request_id, **trace_ids):
             try:
                 await self._app(scope, receive, send_with_id)
             finally:
@@ -130,7 +139,14 @@ class RequestLog:
                         path=scope["path"][:256],
                         status=status,
                         seconds=round(time.monotonic() - began, 4),
+                        **_facts(trail_in(scope)),
                     )
+
+
+def _facts(trail: Trail) -> dict[str, Any]:
+    """What a log says of a request beyond HTTP: whose it was, the exact prompts, where the time went."""
+    facts = {"tenant": trail.tenant, "prompts": trail.versions, "milliseconds": trail.milliseconds()}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _client_id(scope: Scope) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -13,11 +13,17 @@ from promptd_store import PromptCatalog
 
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
+from promptd.jobs import JobState
 from promptd.tenancy import ServerBudgets
+from promptd.timed_store import OPERATIONS
+from promptd.training import TrainingWorker
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 _LAG_EVERY_SECONDS = 0.25
+
+# A counter's fall tells that it began anew; a time beside each of them would double the series.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _GAUGES = {
     "num_requests_running": ("promptd_requests_running", "Requests in the batch"),
@@ -106,6 +112,52 @@ class CatalogCollector(Collector):
         )
 
 
+class TrainingCollector(Collector):
+    """The jobs that train in this process."""
+
+    def __init__(self, worker: TrainingWorker) -> None:
+        self._worker = worker
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the jobs that run, what they did, and how they left."""
+        counters = self._worker.counters
+        yield GaugeMetricFamily(
+            "promptd_training_jobs_running", "Training jobs that run here", value=self._worker.num_running
+        )
+        yield CounterMetricFamily("promptd_training_steps", "Optimizer steps of all jobs", value=counters.steps)
+        yield CounterMetricFamily("promptd_training_tokens", "Text tokens of those steps", value=counters.tokens)
+        yield CounterMetricFamily(
+            "promptd_training_leases_lost", "Jobs that another worker took over", value=counters.leases_lost
+        )
+        left = CounterMetricFamily("promptd_training_jobs", "Training jobs that left here", labels=["state"])
+        for state in JobState:
+            left.add_metric([state.value], counters.left[state.value])
+        yield left
+
+
+class StoreMetrics:
+    """Every call of the store, by operation."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "promptd_store_seconds", "Time of a call of the store", ["operation"], registry=registry, buckets=_SECONDS
+        )
+        self._failures = Counter(
+            "promptd_store_failures",
+            "Calls that the store did not answer, or answered with damage",
+            ["operation"],
+            registry=registry,
+        )
+        for operation in OPERATIONS:  # there from the start, so that the first failure is an increase
+            self._failures.labels(operation)
+
+    def observe(self, operation: str, seconds: float, is_failure: bool) -> None:
+        """Take in one call."""
+        self._seconds.labels(operation).observe(seconds)
+        if is_failure:
+            self._failures.labels(operation).inc()
+
+
 class HttpMetrics:
     """Every HTTP exchange, by route as the table writes it: what clients send never becomes a label."""
 
@@ -171,7 +223,10 @@ class RequestMetrics:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(name, text, registry=registry, buckets=_SECONDS)
 
-        self._queue = histogram("promptd_request_queue_seconds", "Time from arrival to the first step")
+        self._queue = histogram("promptd_request_queue_seconds", "Time from arrival to a place in the batch")
+        self._load = histogram("promptd_request_prompt_load_seconds", "Time until a request's prompts are resident")
+        self._prefill = histogram("promptd_request_prefill_seconds", "Time from there to the first token")
+        self._decode = histogram("promptd_request_decode_seconds", "Time from the first token to the last")
         self._first = histogram("promptd_time_to_first_token_seconds", "Time from arrival to the first token")
         self._whole = histogram("promptd_request_seconds", "Time from arrival to the end")
         self._between = histogram("promptd_inter_token_latency_seconds", "Mean time between tokens of a request")
@@ -180,9 +235,14 @@ class RequestMetrics:
         """Take in one finished request."""
         if timings.scheduled is not None:
             self._queue.observe(timings.scheduled - timings.arrived)
+            if timings.reading is not None:
+                self._load.observe(timings.reading - timings.scheduled)
         if timings.first_token is None or timings.finished is None:
             return
         self._first.observe(timings.first_token - timings.arrived)
         self._whole.observe(timings.finished - timings.arrived)
+        if timings.reading is not None:
+            self._prefill.observe(timings.first_token - timings.reading)
+        self._decode.observe(timings.finished - timings.first_token)
         if num_tokens > 1:
             self._between.observe((timings.finished - timings.first_token) / (num_tokens - 1))

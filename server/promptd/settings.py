@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(10_000, ge=1, description="Training jobs of one tenant that may wait")
     max_running_jobs: int = Field(64, ge=1, description="Training jobs of one tenant that run at once, on all servers")
     job_history_days: float = Field(30.0, gt=0, description="Training jobs are listed for so long after their end")
+    traces: str | None = Field(
+        None, description="OpenTelemetry collector (OTLP over HTTP) that gets traces, such as http://127.0.0.1:4318"
+    )
     max_body_bytes: int = Field(1 << 20, ge=1, description="Largest JSON body")
     max_upload_bytes: int = Field(64 << 20, ge=1, description="Largest uploaded file of training data")
     max_prefix_tokens: int = Field(

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from promptd.app import create_app
 from promptd.modeling import FrozenModel
 from promptd.settings import Settings
+from promptd.tracing import Tracing
 from tests.engine.harness import frozen, library
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ class LiveServer:
         return httpx.Client(base_url=self.url, headers=headers, timeout=20)
 
 
-def serve(settings: Settings, folder: Path) -> Iterator[LiveServer]:
+def serve(settings: Settings, folder: Path, *, tracing: Tracing | None = None) -> Iterator[LiveServer]:
     """Run an app under uvicorn until the generator is closed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    app = create_app(settings)
+    app = create_app(settings, tracing=tracing)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

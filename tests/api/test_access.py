@@ -75,6 +75,7 @@ ACCESS: dict[tuple[str, str], str] = {
     ("POST", "/admin/drain"): "admin",
     ("GET", "/admin/drain"): "admin",
     ("DELETE", "/admin/drain"): "admin",
+    ("GET", "/admin/servers"): "admin",
     ("GET", "/livez"): OPEN,
     ("GET", "/readyz"): OPEN,
     ("GET", "/startupz"): OPEN,
@@ -82,6 +83,7 @@ ACCESS: dict[tuple[str, str], str] = {
     ("GET", "/metrics"): OPEN,
     ("GET", "/version"): OPEN,
     ("GET", "/"): OPEN,
+    ("GET", "/docs"): OPEN,
     ("GET", "/ui"): OPEN,
     ("GET", "/ui/{path:path}"): OPEN,
 }
@@ -159,7 +161,7 @@ def test_every_route_against_every_caller(
         headers = {} if caller.authorization is None else {"Authorization": caller.authorization}
         with keyed.http(**headers) as http:
             content = b"{broken" if method in ("POST", "PUT", "PATCH") else None
-            answer = http.request(method, url, content=content, follow_redirects=url in ("/", "/ui"))
+            answer = http.request(method, url, content=content, follow_redirects=url in ("/", "/docs", "/ui"))
         if ACCESS[route] == OPEN:
             assert answer.status_code == 200, name
         elif caller.scopes is None:

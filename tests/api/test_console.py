@@ -60,12 +60,14 @@ def test_what_a_browser_has_is_not_sent_again(server: LiveServer) -> None:
 
 
 def test_addresses_lead_to_the_console(server: LiveServer) -> None:
-    """`/` and `/ui` lead to `ui/` beside them, so that a path in front of both stays."""
+    """`/`, `/ui` and `/docs` lead to `ui/` beside them, so that a path in front of both stays."""
     with server.http() as http:
         for path in ("/", "/ui"):
             reply = http.get(path)
             assert (reply.status_code, reply.headers["location"]) == (307, "ui/")
             assert http.get(path, follow_redirects=True).url.path == "/ui/"
+        reply = http.get("/docs")
+        assert (reply.status_code, reply.headers["location"]) == (307, "ui/#/reference")
 
 
 @pytest.mark.parametrize(

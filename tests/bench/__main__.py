@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import encoders, latency, memory, seq2seq, server, stored, throughput, training
+from tests.bench import console, encoders, latency, memory, seq2seq, server, stored, throughput, training
 from tests.bench.book import Book, Row, markdown
 from tests.bench.machine import machine
 from tests.bench.models import folder_of
@@ -44,6 +44,8 @@ CHECKS: dict[str, Check] = {
     "many-jobs": training.check_many,
     "inline": training.check_inline,
     "after-job": server.check_after_job,
+    "console": console.check_console,
+    "listing": console.check_listing,
 }
 DEFAULT_FOLDER = Path("build/bench")  # ignored by git
 

@@ -57,6 +57,10 @@ class Scale:
     num_few_stored: int = 100
     num_stored_requests: int = 1000
     num_cold_pairs: int = 60
+    num_paints: int = 7
+    num_listed_prompts: int = 10_000
+    num_listed_tenants: int = 1000
+    num_scrapes: int = 50
 
 
 FULL = Scale()
@@ -103,4 +107,8 @@ SMOKE = Scale(
     num_few_stored=8,
     num_stored_requests=16,
     num_cold_pairs=2,
+    num_paints=1,
+    num_listed_prompts=150,
+    num_listed_tenants=3,
+    num_scrapes=2,
 )

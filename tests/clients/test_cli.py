@@ -26,6 +26,7 @@ COMMANDS = [
     [],
     ["serve"],
     ["doctor"],
+    ["top"],
     ["convert"],
     ["eval"],
     ["prompts"],

@@ -5,20 +5,24 @@ Screenshots go to `build/console/`, or to the folder that PROMPTD_SCREENSHOTS na
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from promptd.settings import Settings
+from tests.api.conftest import LiveServer, serve
+from tests.console.browser import NoBrowserError, launched
 from tests.console.visitor import Visitor
 from tests.integration.server import demo_server
 
-BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 ROOT = Path(__file__).parents[2]
+ADMIN_KEY, TENANT_KEY = "the-first-admin-key", "initech-static-key"
 
 
 @pytest.fixture(scope="session")
@@ -29,30 +33,24 @@ def screenshots() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")  # not longer: playwright keeps an event loop running, which no other test may find
+@pytest.fixture(scope="package")  # not longer: playwright keeps an event loop running, which no other test may find
 def browser() -> Iterator[Any]:
-    """The machine's own Chromium, driven by playwright."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    names = [os.environ["PROMPTD_BROWSER"]] if "PROMPTD_BROWSER" in os.environ else BROWSERS
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is installed (apt-get install chromium-headless-shell)")
-    with playwright.sync_playwright() as running:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = running.chromium.launch(executable_path=path, args=arguments)
+    """One browser for all tests of this folder."""
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(launched())
+        except NoBrowserError as error:
+            pytest.skip(str(error))
         yield browser
-        browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The demo as a user starts it; `browser` first, so that nothing is started only to be skipped."""
     yield from demo_server(tmp_path_factory.mktemp("console"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def api(url: str) -> Iterator[httpx.Client]:
     """The same server without a browser."""
     with httpx.Client(base_url=url, timeout=60) as http:
@@ -63,6 +61,29 @@ def api(url: str) -> Iterator[httpx.Client]:
 def visit(browser: Any, url: str) -> Iterator[Visitor]:
     """A fresh browser window; the test fails where a page has reported an error that it did not expect."""
     visitor = Visitor(browser, url)
+    yield visitor
+    visitor.close()
+    assert visitor.errors == []
+
+
+@pytest.fixture(scope="package")
+def tiny(browser: Any, tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that wants keys, around a tiny model."""
+    settings = Settings(
+        model=str(tiny_models["llama"]),
+        store=str(tmp_path_factory.mktemp("keyed")),
+        admin_key=SecretStr(ADMIN_KEY),
+        api_keys=SecretStr(f"initech:{TENANT_KEY}"),
+        drain_seconds=1,
+    )
+    yield from serve(settings, tiny_models["llama"])
+
+
+@pytest.fixture
+def keyed(browser: Any, tiny: LiveServer) -> Iterator[Visitor]:
+    """A fresh window before the server that wants keys."""
+    visitor = Visitor(browser, tiny.url)
+    visitor.expected = ("status of 401",)  # the browser itself reports that it was asked for a key
     yield visitor
     visitor.close()
     assert visitor.errors == []

@@ -16,6 +16,14 @@ DROP = """([target, files]) => {
     target.dispatchEvent(new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: transfer }));
   }
 }"""
+# https://web.dev/articles/cls: up to 0.1 is good.
+SHIFT = """() => new Promise((resolve) => {
+  let sum = 0;
+  new PerformanceObserver((list) => {
+    for (const one of list.getEntries()) if (!one.hadRecentInput) sum += one.value;
+  }).observe({ type: "layout-shift", buffered: true });
+  requestAnimationFrame(() => setTimeout(() => resolve(sum)));
+})"""
 
 
 class Visitor:
@@ -43,15 +51,30 @@ class Visitor:
         self.page.wait_for_selector("h1")
         return self.page
 
+    def enter(self, page: str, key: str) -> Any:
+        """Go to a page of a server that wants a key, and give it one."""
+        self.page.goto(f"{self.url}/ui/#/{page}")
+        self.page.locator("#api-key").fill(key)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_selector("dialog", state="detached")
+        return self.page
+
+    def layout_shift(self) -> float:
+        """How far what was shown has moved without the reader's doing, as browsers measure it."""
+        shift: float = self.page.evaluate(SHIFT)
+        return shift
+
     def drop(self, selector: str, files: Mapping[str, bytes]) -> None:
         """Drop files on a place."""
         target = self.page.wait_for_selector(selector)
         self.page.evaluate(DROP, [target, [[name, list(content)] for name, content in files.items()]])
 
-    def violations(self) -> list[str]:
-        """What axe-core finds on the page as it is now, serious and critical."""
-        self.page.evaluate(AXE.read_text())
-        found = self.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    def violations(self, *rules: str) -> list[str]:
+        """What axe-core finds on the page as it is now, serious and critical; by these rules, or by all."""
+        if not self.page.evaluate("'axe' in window"):
+            self.page.evaluate(AXE.read_text())
+        options: dict[str, Any] = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
+        found = self.page.evaluate("(options) => axe.run(document, options)", options)
         return [
             f"{one['id']} ({one['impact']}): {node['target']} {node['failureSummary']}"
             for one in found["violations"]

@@ -1,7 +1,7 @@
 """The Python client of promptd: `Client` and `AsyncClient`, typed replies and typed errors."""
 
-from promptd_client._admin import Keys, Tenants
-from promptd_client._async_admin import AsyncKeys, AsyncTenants
+from promptd_client._admin import Fleet, Keys, Tenants
+from promptd_client._async_admin import AsyncFleet, AsyncKeys, AsyncTenants
 from promptd_client._async_client import AsyncClient, AsyncPrompts
 from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._client import Client, Prompts
@@ -83,6 +83,7 @@ __all__ = [
     "ApiKey",
     "AsyncClient",
     "AsyncFiles",
+    "AsyncFleet",
     "AsyncJobs",
     "AsyncKeys",
     "AsyncPrompts",
@@ -112,6 +113,7 @@ __all__ = [
     "EvaluationResult",
     "File",
     "Files",
+    "Fleet",
     "InvalidArtifactError",
     "InvalidReplyError",
     "InvalidRequestError",

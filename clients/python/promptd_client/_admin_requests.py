@@ -43,6 +43,21 @@ def revoke_key(key_id: str) -> Call[ApiKey]:
     return Call("DELETE", path_of(KEYS, key_id), reader(ApiKey))
 
 
+def metrics() -> Call[str]:
+    """Scrape the server's counters."""
+    return Call("GET", "/metrics", lambda response: response.text)
+
+
+def engine() -> Call[dict[str, Any]]:
+    """Read what one server's engine counts."""
+    return Call("GET", "/admin/engine", reader(dict[str, Any]))
+
+
+def servers() -> Call[list[dict[str, Any]]]:
+    """List the servers that share a store."""
+    return Call("GET", "/admin/servers", reader(list[dict[str, Any]], "data"))
+
+
 def list_tenants() -> Call[list[Tenant]]:
     """List the tenants that have keys or limits."""
     return Call("GET", TENANTS, reader(list[Tenant], "data"))

@@ -1,9 +1,9 @@
-"""Keys and tenants, for asyncio. `Keys` and `Tenants` are the same for ordinary code."""
+"""Keys, tenants and servers, for asyncio. `Keys` and `Tenants` are the same for ordinary code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from promptd_client import _admin_requests
 from promptd_client.admin_models import ApiKey, IssuedKey, Tenant, UsageReport
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 KeyList = list[ApiKey]  # `list` is a method
 TenantList = list[Tenant]
+ServerList = list[dict[str, Any]]
 
 
 class AsyncKeys:
@@ -68,3 +69,22 @@ class AsyncTenants:
     ) -> UsageReport:
         """Show what a tenant, or everybody, was served; days as 2026-11-21 in UTC, without them the last thirty."""
         return await self._run(_admin_requests.usage("/admin/usage", tenant, first_day, last_day))
+
+
+class AsyncFleet:
+    """What servers do now, `client.fleet`; all but `metrics` needs an admin's key."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._run = client.run
+
+    async def metrics(self) -> str:
+        """Read the counters of the server that answers, in Prometheus' text format."""
+        return await self._run(_admin_requests.metrics())
+
+    async def engine(self) -> dict[str, Any]:
+        """Read what its engine counts, how it is configured, and whose work it has."""
+        return await self._run(_admin_requests.engine())
+
+    async def servers(self) -> ServerList:
+        """List the servers that share its store, and what each does."""
+        return await self._run(_admin_requests.servers())

@@ -13,7 +13,7 @@ import httpx
 import stamina
 
 from promptd_client import _admin_requests, _requests
-from promptd_client._async_admin import AsyncKeys, AsyncTenants
+from promptd_client._async_admin import AsyncFleet, AsyncKeys, AsyncTenants
 from promptd_client._async_jobs import AsyncFiles, AsyncJobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
@@ -85,6 +85,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self)
         self.keys = AsyncKeys(self)
         self.tenants = AsyncTenants(self)
+        self.fleet = AsyncFleet(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self

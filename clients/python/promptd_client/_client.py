@@ -12,7 +12,7 @@ import httpx
 import stamina
 
 from promptd_client import _admin_requests, _requests
-from promptd_client._admin import Keys, Tenants
+from promptd_client._admin import Fleet, Keys, Tenants
 from promptd_client._jobs import Files, Jobs
 from promptd_client._peft import PeftFolder, read_content, read_peft_folder
 from promptd_client._replies import error_of
@@ -84,6 +84,7 @@ class Client:
         self.jobs = Jobs(self)
         self.keys = Keys(self)
         self.tenants = Tenants(self)
+        self.fleet = Fleet(self)
 
     def __enter__(self) -> Client:
         return self

@@ -9,7 +9,17 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from promptd.api.generation import Choice, abort, collect, max_tokens_of, merged, sampling_params, submit, usage
+from promptd.api.generation import (
+    Choice,
+    abort,
+    collect,
+    max_tokens_of,
+    merged,
+    sampling_params,
+    submit,
+    timed_usage,
+    usage,
+)
 from promptd.api.logprobs import chat_logprobs
 from promptd.api.schemas import ChatBody, Message
 from promptd.api.services import (
@@ -20,7 +30,6 @@ from promptd.api.services import (
     resolve_prompts,
     services_of,
     tokenize,
-    visit_of,
 )
 from promptd.api.sse import event_stream
 from promptd.errors import InvalidRequestError, NoChatTemplateError
@@ -36,7 +45,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         raise InvalidRequestError("top_logprobs needs logprobs=true", param="top_logprobs")
     names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    prompts = await resolve_prompts(services, visit_of(request), names, model_name, body.naming_field)
+    prompts = await resolve_prompts(services, request, names, model_name, body.naming_field)
     token_ids = await _tokens(services, prompts, body.messages)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
@@ -122,6 +131,6 @@ async def _chunks(
                 piece["token_ids"] = list(output.token_ids)
             yield {**header, "choices": [piece], **extra}
         if include_usage:
-            yield {**header, "choices": [], "usage": usage(choices, body.n)}
+            yield {**header, "choices": [], "usage": timed_usage(choices, body.n)}
     finally:
         abort(choices)

@@ -22,7 +22,6 @@ from promptd.api.services import (
     services_of,
     to_tokens,
     tokenize,
-    visit_of,
 )
 from promptd.engine.ensemble import mean_probabilities, softmax
 from promptd.engine.request import PoolOutput, PoolRequest, ScoreOutput, ScoreRequest
@@ -53,9 +52,7 @@ async def create_classification(body: ClassifyBody, request: Request) -> Respons
         raise InvalidRequestError("ensemble names all its prompts itself", param="ensemble")
     chains = [[name] for name in body.ensemble] if body.ensemble is not None else [names]
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    members = [
-        await resolve_prompts(services, visit_of(request), chain, model_name, body.naming_field) for chain in chains
-    ]
+    members = [await resolve_prompts(services, request, chain, model_name, body.naming_field) for chain in chains]
     told = [await _labels(services, body, prompts) for prompts in members]
     if any(one.names != told[0].names for one in told):
         raise InvalidRequestError("the prompts of an ensemble must have the same labels", param="ensemble")
@@ -165,7 +162,8 @@ async def label_probabilities(
 
 
 def count_output(prompts: NamedPrompts, output: ScoreOutput | PoolOutput) -> None:
-    """Put what one input took into the ledger when the request ends."""
+    """Note what one input took: for the trail now, for the ledger when the request ends."""
+    prompts.trail.take(output)
     counts = Counts(
         prompt_tokens=output.num_prompt_tokens,
         virtual_tokens=output.num_virtual_tokens,

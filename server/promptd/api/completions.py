@@ -10,7 +10,17 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from promptd.api.generation import Choice, abort, collect, max_tokens_of, merged, sampling_params, submit, usage
+from promptd.api.generation import (
+    Choice,
+    abort,
+    collect,
+    max_tokens_of,
+    merged,
+    sampling_params,
+    submit,
+    timed_usage,
+    usage,
+)
 from promptd.api.logprobs import completion_logprobs
 from promptd.api.schemas import CompletionBody
 from promptd.api.services import (
@@ -21,7 +31,6 @@ from promptd.api.services import (
     resolve_prompts,
     services_of,
     to_tokens,
-    visit_of,
 )
 from promptd.api.sse import event_stream
 from promptd.engine.ensemble import majority
@@ -55,7 +64,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
 
 async def _named(services: Services, request: Request, body: CompletionBody, names: Sequence[str]) -> NamedPrompts:
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    return await resolve_prompts(services, visit_of(request), names, model_name, body.naming_field)
+    return await resolve_prompts(services, request, names, model_name, body.naming_field)
 
 
 async def _start(
@@ -144,7 +153,7 @@ async def _chunks(
             lengths[choice.index] += len(text)
             yield {**header, "choices": [piece], **extra}
         if include_usage:
-            yield {**header, "choices": [], "usage": usage(choices, body.n)}
+            yield {**header, "choices": [], "usage": timed_usage(choices, body.n)}
     finally:
         abort(choices)
 

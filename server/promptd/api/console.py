@@ -1,4 +1,4 @@
-"""`/ui`: the console's files, under a policy that lets them talk to this server alone."""
+"""`/ui` and `/docs`: the console's files, under a policy that lets them talk to this server alone."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ HEADERS = {
 async def to_console() -> Response:
     """Lead a browser to the console; the address is relative, so that a path in front of it stays."""
     return RedirectResponse("ui/")
+
+
+async def to_reference() -> Response:
+    """Lead a browser to the page of the console that shows the API."""
+    return RedirectResponse("ui/#/reference")
 
 
 async def get_asset(path: str, request: Request) -> Response:

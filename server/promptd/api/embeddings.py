@@ -15,7 +15,7 @@ from promptd.api.classify import count_output
 from promptd.api.generation import together, while_connected
 from promptd.api.schemas import EmbeddingsBody
 from promptd.api.services import new_id as new_request_id
-from promptd.api.services import prompt_names, resolve_prompts, services_of, to_tokens, visit_of
+from promptd.api.services import prompt_names, resolve_prompts, services_of, to_tokens
 from promptd.engine.request import PoolOutput, PoolRequest
 from promptd.errors import InvalidRequestError
 
@@ -27,7 +27,7 @@ async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
         raise InvalidRequestError("embeddings of several prompts are not put together", param="ensemble")
     names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
     model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    prompts = await resolve_prompts(services, visit_of(request), names, model_name, body.naming_field)
+    prompts = await resolve_prompts(services, request, names, model_name, body.naming_field)
     config = services.engine.engine.config
     turns = asyncio.Semaphore(max(1, min(config.max_num_seqs, config.max_queue // 2)))
 

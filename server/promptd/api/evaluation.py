@@ -18,10 +18,10 @@ from promptd.api.services import (
     NamedPrompts,
     Services,
     new_id,
+    principal_of,
     resolve_prompts,
     services_of,
     to_tokens,
-    visit_of,
 )
 from promptd.engine.request import SamplingParams
 from promptd.errors import ContextLengthError, InvalidRequestError, OverloadedError
@@ -35,7 +35,7 @@ from promptd.evaluation import (
     evaluate,
     task_of,
 )
-from promptd.tenancy import Scope, Visit
+from promptd.tenancy import Scope
 from promptd.training import TrainingDataError, example_of, parse_examples
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ async def evaluate_prompt(name: str, body: EvaluateBody, request: Request) -> Re
 
     All evaluations together have at most half of the engine's rows; while the queue is full they wait.
     """
-    work = _measure(services_of(request), visit_of(request), name, body)
+    work = _measure(services_of(request), request, name, body)
     found = {result.subject: result.to_dict() for result in await while_connected(request, work)}
     return JSONResponse(
         {
@@ -61,7 +61,7 @@ async def evaluate_prompt(name: str, body: EvaluateBody, request: Request) -> Re
     )
 
 
-async def _measure(services: Services, visit: Visit, name: str, body: EvaluateBody) -> list[EvaluationResult]:
+async def _measure(services: Services, request: Request, name: str, body: EvaluateBody) -> list[EvaluationResult]:
     """Read the rows and run them; a bad one is named by the field it came in and its line."""
     if (body.rows is None) == (body.file_id is None):
         raise InvalidRequestError("give either rows or file_id", param="rows")
@@ -70,15 +70,16 @@ async def _measure(services: Services, visit: Visit, name: str, body: EvaluateBo
         if body.file_id is None:
             examples = [example_of(line, row) for line, row in enumerate(body.rows or [], start=1)]
         else:
-            authorize(visit.principal, Scope.TRAIN)  # as for reading the file itself
-            content = await services.files.content(visit.principal.tenant, body.file_id)
+            principal = principal_of(request)
+            authorize(principal, Scope.TRAIN)  # as for reading the file itself
+            content = await services.files.content(principal.tenant, body.file_id)
             examples = await asyncio.to_thread(parse_examples, content.split(b"\n"))
         if len(examples) > MAX_EVALUATION_ROWS:
             raise InvalidRequestError(
                 f"{param} has {len(examples)} rows, an evaluation takes {MAX_EVALUATION_ROWS}", param=param
             )
         return await evaluate(
-            EngineBackend(services, visit),
+            EngineBackend(services, request),
             task_of(examples),
             examples,
             [name, None],
@@ -93,10 +94,10 @@ async def _measure(services: Services, visit: Visit, name: str, body: EvaluateBo
 class EngineBackend:
     """Asks the server's own engine, through the same admission as everybody."""
 
-    def __init__(self, services: Services, visit: Visit) -> None:
+    def __init__(self, services: Services, request: Request) -> None:
         self.batch_size = services.max_evaluating
         self._services = services
-        self._visit = visit
+        self._request = request
         self._prompts: dict[str, NamedPrompts] = {}
 
     async def look_up(self, prompt: str) -> Subject:
@@ -133,7 +134,7 @@ class EngineBackend:
             try:
                 await finish(choice)
             finally:
-                self._visit.free_tokens(choice.num_held_tokens)
+                choice.prompts.visit.free_tokens(choice.num_held_tokens)
             return choice.text
 
         return await together(self._patiently(ask, question) for question in questions)
@@ -142,7 +143,7 @@ class EngineBackend:
         return await self._resolve([]) if question.subject is None else self._prompts[question.subject.version]
 
     async def _resolve(self, names: Sequence[str]) -> NamedPrompts:
-        return await resolve_prompts(self._services, self._visit, names, self._services.model.served_name, "name")
+        return await resolve_prompts(self._services, self._request, names, self._services.model.served_name, "name")
 
     async def _patiently(self, ask: Callable[[Question], Awaitable[T]], question: Question) -> T | None:
         """Ask when it is this question's turn, and again while the queue is full: single requests go first."""

@@ -99,6 +99,8 @@ class Choice:
         self.last = output
         if output.is_last and output.timings is not None:
             self.services.observe(output.timings, len(self.output_ids))
+            reason = output.finish_reason
+            self.prompts.trail.take(output, len(self.output_ids), None if reason is None else reason.value)
 
     async def next_output(self) -> RequestOutput:
         """Wait for what the next step adds, and take it in."""
@@ -233,6 +235,11 @@ async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, Reque
         for task in pending:
             task.cancel()
         abort(choices)
+
+
+def timed_usage(choices: Sequence[Choice], num_per_input: int) -> dict[str, Any]:
+    """Count tokens, and tell where the time went: a stream's headers were sent before that was known."""
+    return {**usage(choices, num_per_input), "timings_ms": choices[0].prompts.trail.milliseconds()}
 
 
 def usage(choices: Sequence[Choice], num_per_input: int) -> dict[str, Any]:

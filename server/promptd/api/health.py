@@ -52,7 +52,7 @@ async def version() -> Response:
 
 
 async def engine_stats(request: Request) -> Response:
-    """Everything that the engine counts."""
+    """Everything that the engine counts, and the tenants that have work in it."""
     services = services_of(request)
     return JSONResponse(
         {
@@ -63,5 +63,11 @@ async def engine_stats(request: Request) -> Response:
             "dtype": services.model.spec.serving_dtype,
             "config": dataclasses.asdict(services.engine.engine.config),
             "stats": dataclasses.asdict(services.engine.stats()),
+            "shares": [dataclasses.asdict(share) for share in services.engine.engine.scheduler.waiting.readings()],
         }
     )
+
+
+async def list_servers(request: Request) -> Response:
+    """List the servers that share this store, and what each does now."""
+    return JSONResponse({"object": "list", "data": await services_of(request).roster.list()})

@@ -38,6 +38,7 @@ from promptd.api.auth import authorize, check_local
 from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import VISIT, Limits, Services, services_of
 from promptd.api.stalls import without_stalls
+from promptd.api.trail import trail_in, trail_of
 from promptd.api.uploads import largest_upload
 from promptd.errors import DeadlineExceededError, ShuttingDownError
 from promptd.tenancy import Claim, Principal, Scope
@@ -62,15 +63,33 @@ class Route:
     """For browsers: no part of the API's description."""
     takes_file: bool = False
     """The body is one file, which the handler reads itself."""
+    operation: str = ""
+    """What traces call it: OpenTelemetry's word where it has one."""
 
 
 _P = "/v1/prompts"
 _J = "/v1/fine_tuning/jobs"
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/v1/completions", Scope.INFER, completions.create_completion, "inference", openapi.STREAM),
-    Route("POST", "/v1/chat/completions", Scope.INFER, chat.create_chat_completion, "inference", openapi.STREAM),
-    Route("POST", "/v1/classify", Scope.INFER, classify.create_classification, "inference"),
-    Route("POST", "/v1/embeddings", Scope.INFER, embeddings.create_embeddings, "inference"),
+    Route(
+        "POST",
+        "/v1/completions",
+        Scope.INFER,
+        completions.create_completion,
+        "inference",
+        openapi.STREAM,
+        operation="text_completion",
+    ),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        Scope.INFER,
+        chat.create_chat_completion,
+        "inference",
+        openapi.STREAM,
+        operation="chat",
+    ),
+    Route("POST", "/v1/classify", Scope.INFER, classify.create_classification, "inference", operation="classify"),
+    Route("POST", "/v1/embeddings", Scope.INFER, embeddings.create_embeddings, "inference", operation="embeddings"),
     Route("POST", "/tokenize", Scope.INFER, models.tokenize_text, "inference"),
     Route("POST", "/detokenize", Scope.INFER, models.detokenize, "inference"),
     Route("GET", "/v1/models", Scope.INFER, models.list_models, "models"),
@@ -83,7 +102,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", _P + "/{name:path}/shares", Scope.PROMPTS_READ, shares.list_shares, "prompts"),
     Route("PUT", _P + "/{name:path}/shares/{tenant}", Scope.PROMPTS_WRITE, shares.put_share, "prompts"),
     Route("DELETE", _P + "/{name:path}/shares/{tenant}", Scope.PROMPTS_WRITE, shares.delete_share, "prompts"),
-    Route("POST", _P + "/{name:path}/evaluate", Scope.INFER, evaluation.evaluate_prompt, "prompts"),
+    Route(
+        "POST", _P + "/{name:path}/evaluate", Scope.INFER, evaluation.evaluate_prompt, "prompts", operation="evaluate"
+    ),
     Route("POST", _P + "/{name:path}/rollback", Scope.PROMPTS_WRITE, prompts.roll_back, "prompts"),
     Route(
         "PUT",
@@ -137,6 +158,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/admin/drain", Scope.ADMIN, drain.start_drain, "admin"),
     Route("GET", "/admin/drain", Scope.ADMIN, drain.get_drain, "admin"),
     Route("DELETE", "/admin/drain", Scope.ADMIN, drain.end_drain, "admin"),
+    Route("GET", "/admin/servers", Scope.ADMIN, health.list_servers, "admin"),
     Route("GET", "/livez", Scope.OPEN, health.livez, "health", openapi.PROBE),
     Route("GET", "/readyz", Scope.OPEN, health.readyz, "health", openapi.PROBE),
     Route("GET", "/startupz", Scope.OPEN, health.startupz, "health", openapi.PROBE),
@@ -144,6 +166,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/metrics", Scope.OPEN, health.metrics, "health", openapi.PLAIN),
     Route("GET", "/version", Scope.OPEN, health.version, "health"),
     Route("GET", "/", Scope.OPEN, console.to_console, "console", is_page=True),
+    Route("GET", "/docs", Scope.OPEN, console.to_reference, "console", is_page=True),
     Route("GET", "/ui", Scope.OPEN, console.to_console, "console", is_page=True),
     Route("GET", "/ui/{path:path}", Scope.OPEN, console.get_asset, "console", is_page=True),
 )
@@ -166,6 +189,8 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
                     raise DeadlineExceededError(f"the request took longer than {limit_seconds:g} seconds") from None
                 if VISIT in request.scope:
                     response.headers.update(request.scope[VISIT].headers())
+                if timing := trail_of(request).server_timing():
+                    response.headers["Server-Timing"] = timing
                 return response
 
             return checked
@@ -176,6 +201,8 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
             finally:  # after the last byte, and also where nobody read it
                 if VISIT in scope:
                     scope[VISIT].leave()
+                if (trail := trail_in(scope)).runs:
+                    scope["app"].state.services.trace(trail)
 
     return GuardedRoute
 
@@ -190,6 +217,8 @@ async def admit(route: Route, request: Request) -> None:
         principal = await services.keys.authenticate(request.headers.get("authorization"))
         authorize(principal, route.scope)
         request.state.principal = principal
+        trail = trail_of(request)
+        trail.operation, trail.tenant = route.operation, principal.tenant
     if services.is_draining and route.scope is Scope.INFER:
         raise ShuttingDownError("the server is shutting down", retry_after_seconds=5)
     if route.scope not in (Scope.OPEN, Scope.ADMIN):  # a tenant's limits must not keep an admin from changing them

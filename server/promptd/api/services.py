@@ -26,12 +26,14 @@ from promptd_store import (
 
 from promptd.api.auth import authorize
 from promptd.api.leaving import Leaving
+from promptd.api.trail import Trail, trail_of
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
 from promptd.engine.share import Share
 from promptd.errors import InvalidRequestError, ModelNotFoundError
 from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
+from promptd.roster import Roster
 from promptd.suspicion import Quarantine
 from promptd.tenancy import Gate, KeyOffice, KeyRing, Principal, Scope, TenantDirectory, Visit
 from promptd.vetting import Vetting
@@ -74,10 +76,13 @@ class Services:
     gate: Gate
     vetting: Vetting
     quarantine: Quarantine
+    roster: Roster
     limits: Limits
     observe: Callable[[RequestTimings, int], None]
     """Takes the timings and the number of tokens of every finished generation."""
     render_metrics: Callable[[], bytes]
+    trace: Callable[[Trail], None]
+    """Takes the trail of every request that the engine worked for."""
     leaving: Leaving = field(default_factory=Leaving)
     is_draining: bool = False
     """Takes no new work."""
@@ -134,6 +139,8 @@ class NamedPrompts:
     model_name: str
     visit: Visit
     """The request that these were named in."""
+    trail: Trail
+    """What that request leaves behind."""
 
     @property
     def share(self) -> Share:
@@ -175,23 +182,29 @@ async def resolve_name(services: Services, principal: Principal, name: str, scop
 
 
 async def resolve_prompts(
-    services: Services, visit: Visit, names: Sequence[str], model_name: str, param: str
+    services: Services, request: Request, names: Sequence[str], model_name: str, param: str
 ) -> NamedPrompts:
     """Resolve and load a chain of names, which stood in the field `param`; raises before anything runs.
 
     A prompt that was learned behind others brings them along, unless the chain has them in front of it already.
     """
     records: list[PromptRecord] = []
+    visit, trail = visit_of(request), trail_of(request)
     principal = visit.principal
-    for name in names:
-        record = await resolve_name(services, principal, name, Scope.INFER, param)
-        extend(records, await services.catalog.in_front(principal.tenant, record), record)
+    with trail.looking_up("resolve"):
+        for name in names:
+            record = await resolve_name(services, principal, name, Scope.INFER, param)
+            extend(records, await services.catalog.in_front(principal.tenant, record), record)
     if len(records) > MAX_CHAIN_PROMPTS:
         raise InvalidRequestError(
             f"{param} names a chain of {len(records)} prompts, {MAX_CHAIN_PROMPTS} are allowed", param=param
         )
     await services.quarantine.check(records, param)
-    artifacts = [await services.catalog.load(record) for record in records]
+    with trail.looking_up("load"):
+        artifacts = [await services.catalog.load(record) for record in records]
+    trail.model = model_name
+    trail.prompts += [record.name for record in records]
+    trail.versions += [record.version for record in records]
     visit.mention(_counted_as(visit, record) for record in records)
     public = itertools.takewhile(lambda record: record.visibility == "public", records)
     return NamedPrompts(
@@ -201,6 +214,7 @@ async def resolve_prompts(
         sum(1 for _ in public),
         model_name,
         visit,
+        trail,
     )
 
 

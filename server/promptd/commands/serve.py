@@ -207,6 +207,10 @@ def serve(
         float | None,
         typer.Option(help="Days that ended training jobs are listed (30).", metavar="D", rich_help_panel=_LIMITS),
     ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(help="OpenTelemetry collector (OTLP over HTTP) that gets traces.", metavar="URL"),
+    ] = None,
     enable_prefix_caching: Annotated[
         bool | None,
         typer.Option(

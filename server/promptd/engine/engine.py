@@ -111,7 +111,7 @@ class Engine:
         step = self.scheduler.schedule()
         if step:
             for seq in (*step.sources, *(row.seq for row in step.rows)):
-                seq.scheduled = seq.scheduled or began
+                seq.reading = seq.reading or max(began, seq.scheduled or began)
             answers = self._run(step, outputs)
             self._advance(step)
             outputs += self._hand_out(step, answers)

@@ -20,6 +20,17 @@ READ_COST, WRITE_COST = 1.0, 2.0
 MAX_IDLE_ACCOUNTS = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class ShareReading:
+    """A share that has work now, and its service so far in weighted tokens."""
+
+    key: str
+    weight: float
+    num_running: int
+    num_waiting: int
+    service: float
+
+
 @dataclass(slots=True)
 class _Account:
     """One share: its service so far and its open sequences."""
@@ -140,6 +151,14 @@ class FairQueue:
     def num_running(self, key: str) -> int:
         """Return how many sequences of a share run."""
         return self._accounts[key].num_running
+
+    def readings(self) -> list[ShareReading]:
+        """Return the shares that have work; may be asked from any thread, and is as of about now."""
+        return [
+            ShareReading(key, account.weight, account.num_running, account.num_waiting, account.service)
+            for key, account in self._accounts.copy().items()
+            if account.num_open
+        ]
 
     def parts(self, total: int) -> dict[str, int]:
         """Divide `total` among the shares that have work, by weight; at least 1 for each."""

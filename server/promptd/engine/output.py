@@ -53,6 +53,7 @@ class Emitter:
                 self._counters.numerical_errors += 1
                 outputs.append(self.failure(seq, NumericalError("the model's logits for this row are not finite")))
             elif isinstance(seq.request, ScoreRequest):
+                self._note_first(seq, time.monotonic())
                 outputs.append(_scored(seq, seq.request, logits[own]))
             else:
                 if seq.wants_prompt_logprobs and row.start < seq.num_target_tokens:
@@ -208,13 +209,11 @@ def _scored(seq: Sequence, request: ScoreRequest, logits: torch.Tensor) -> Score
     for candidate in request.candidates:
         per_token.append(tuple(flat[: len(candidate)]))
         del flat[: len(candidate)]
-    now = time.monotonic()
-    seq.first_token = now
     return ScoreOutput(
         request.request_id,
         logprobs=tuple(sum(values) for values in per_token),
         token_logprobs=tuple(per_token),
-        timings=seq.timings(now),
+        timings=seq.timings(time.monotonic()),
         **_counts(seq),
     )
 

@@ -157,6 +157,9 @@ class RequestTimings:
 
     arrived: float
     scheduled: float | None = None
+    """Took its place in the batch."""
+    reading: float | None = None
+    """Its prompts are there, or come in the same step: its own text is read from here on."""
     first_token: float | None = None
     finished: float | None = None
 

@@ -9,6 +9,7 @@ the rows or blocks while another has more gets them at the next step: the younge
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 
 from promptd.engine.block_manager import BlockManager
@@ -123,6 +124,7 @@ class Scheduler:
             return None
         self.waiting.start(seq)
         seq.status = SequenceStatus.RUNNING
+        seq.scheduled = seq.scheduled or time.monotonic()
         self.running.append(seq)
         return seq
 

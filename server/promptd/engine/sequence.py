@@ -66,6 +66,7 @@ class Sequence:
         self.prompt_logprobs: list[Any] = []
         self.arrived = time.monotonic()
         self.scheduled: float | None = None
+        self.reading: float | None = None
         self.first_token: float | None = None
         limit = request.deadline_seconds
         self.deadline = None if limit is None else self.arrived + limit
@@ -164,7 +165,7 @@ class Sequence:
 
     def timings(self, finished: float | None = None) -> RequestTimings:
         """When this sequence arrived, ran first, made its first token, ended."""
-        return RequestTimings(self.arrived, self.scheduled, self.first_token, finished)
+        return RequestTimings(self.arrived, self.scheduled, self.reading, self.first_token, finished)
 
 
 def _slots(blocks: Tokens[int], start: int, stop: int, block_size: int) -> list[int]:

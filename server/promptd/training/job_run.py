@@ -38,6 +38,7 @@ from promptd.jobs import (
     JobState,
 )
 from promptd.training.artifact import make_artifact, provenance
+from promptd.training.counters import TrainingCounters
 from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, Watcher
 from promptd.training.loop import TrainingLoop
 from promptd.training.pace import Pace
@@ -73,6 +74,7 @@ class JobRun:
         *,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         examine: Examine | None = None,
+        counters: TrainingCounters | None = None,
     ) -> None:
         self.claim = claim
         self._examine = examine
@@ -80,6 +82,8 @@ class JobRun:
         self._claims = claims
         self._catalog = catalog
         self._loop = loop
+        self._counters = counters or TrainingCounters()
+        self._has_lease = True
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         if claim.is_suspect:
             checkpoint_seconds = min(checkpoint_seconds, SUSPECT_CHECKPOINT_SECONDS)
@@ -113,6 +117,7 @@ class JobRun:
             try:
                 self.claim = await self._claims.heartbeat(self.claim)
             except LeaseLostError:
+                self._note_lost()
                 return
             except StoreError:  # the lease outlasts two missed heartbeats
                 continue
@@ -134,6 +139,10 @@ class JobRun:
         with suppress(*GIVEN_UP):
             self._ended_as(await self._claims.release(self.claim))
 
+    def _note_lost(self) -> None:
+        self._counters.leases_lost += self._has_lease
+        self._has_lease = False
+
     def _ended_as(self, job: JobRecord) -> None:
         self.claim = replace(self.claim, job=job)
 
@@ -141,7 +150,9 @@ class JobRun:
         try:
             replaced = await _patiently(self._enter)
             await self._publish(await self._follow(), replaced)
-        except GIVEN_UP:
+        except GIVEN_UP as error:
+            if isinstance(error, LeaseLostError):
+                self._note_lost()
             self._loop.remove(self.claim.job.id)
             await self._release()
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is its reason, for its owner to read
@@ -220,6 +231,8 @@ class JobRun:
 
     async def _progressed(self, progress: Progress) -> None:
         self._pace.add(progress)
+        self._counters.steps += 1
+        self._counters.tokens += progress.num_tokens
         now = time.monotonic()
         if progress.scores is None and now - self._reported < REPORT_SECONDS:
             return

@@ -9,6 +9,7 @@ from contextlib import suppress
 from promptd_store import PromptCatalog, StoreError
 
 from promptd.jobs import Claim, JobClaims, JobRecord
+from promptd.training.counters import TrainingCounters
 from promptd.training.job import CHECKPOINT_SECONDS
 from promptd.training.job_run import Examine, JobRun
 from promptd.training.loop import TrainingLoop
@@ -45,8 +46,14 @@ class TrainingWorker:
         self._examine = examine
         self._on_job = on_job
         self._on_error = on_error
+        self.counters = TrainingCounters()
         self._runs: dict[asyncio.Task[None], JobRun] = {}
         self._signal = asyncio.Event()
+
+    @property
+    def num_running(self) -> int:
+        """Jobs that are here now."""
+        return len(self._runs)
 
     async def run(self) -> None:
         """Claim and run jobs until cancelled."""
@@ -89,13 +96,16 @@ class TrainingWorker:
             claim,
             checkpoint_seconds=self._checkpoint_seconds,
             examine=self._examine,
+            counters=self.counters,
         )
         task = asyncio.create_task(run.run(), name=claim.job.id)
         self._runs[task] = run
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._on_job(self._runs.pop(task).claim.job)
+        job = self._runs.pop(task).claim.job
+        self.counters.left[job.state.value] += 1
+        self._on_job(job)
         self._signal.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_error(error)

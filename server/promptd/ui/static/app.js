@@ -10,6 +10,8 @@ const PAGES = {
   prompts: { title: "Prompts", load: () => import("./prompts.js") },
   jobs: { title: "Jobs", load: () => import("./jobs.js") },
   fleet: { title: "Fleet", load: () => import("./fleet.js") },
+  access: { title: "Access", load: () => import("./access.js") },
+  reference: { title: "API reference", load: () => import("./reference.js"), isTool: true },
 };
 const FIRST = "playground";
 
@@ -20,7 +22,11 @@ let leaving = new AbortController();
 let isFirst = true;
 
 function frame() {
-  for (const [id, page] of Object.entries(PAGES)) links.set(id, h("a", { href: `#/${id}` }, icon(id), page.title));
+  for (const [id, page] of Object.entries(PAGES)) {
+    const own = page.isTool ? { class: "button quiet square", "aria-label": page.title, title: page.title } : {};
+    links.set(id, h("a", { href: `#/${id}`, ...own }, icon(page.isTool ? "book" : id), !page.isTool && page.title));
+  }
+  const inNavigation = [...links].filter(([id]) => !PAGES[id].isTool).map(([, link]) => h("li", {}, link));
   const theme = iconButton("moon", "Dark or light", () => window.promptdTheme.toggle(), { kind: "quiet" });
   const showTheme = () => {
     const isDark = window.promptdTheme.isDark();
@@ -34,12 +40,12 @@ function frame() {
   fill(
     document.getElementById("side"),
     h("a", { class: "brand", href: `#/${FIRST}` }, h("img", { src: "icon.svg", alt: "" }), "promptd"),
-    h("nav", { "aria-label": "Pages" }, h("ul", {}, [...links.values()].map((link) => h("li", {}, link)))),
+    h("nav", { "aria-label": "Pages" }, h("ul", {}, inNavigation)),
     h(
       "div",
       { class: "side-foot" },
       serverState,
-      h("div", { class: "side-tools" }, theme, iconButton("key", "API key", () => chooseKey(), { kind: "quiet" }), h("a", { class: "button quiet square", href: "../docs", "aria-label": "API reference", title: "API reference" }, icon("external"))),
+      h("div", { class: "side-tools" }, theme, iconButton("key", "API key", () => chooseKey(), { kind: "quiet keep" }), links.get("reference")),
     ),
   );
 }

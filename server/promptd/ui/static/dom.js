@@ -57,6 +57,9 @@ const ICONS = {
   fleet: "M4 20V10M10 20V4M16 20v-7M22 20H2",
   search: "M10.5 4a6.5 6.5 0 1 0 0 13 6.5 6.5 0 0 0 0-13zM15.5 15.5L21 21",
   tune: "M4 7h10M18 7h2M4 17h2M10 17h10M14 5v4M8 15v4",
+  access: "M12 3l7 3v6c0 5-3.5 7.5-7 9-3.5-1.5-7-4-7-9V6zM9 12l2 2 4-4",
+  write: "M4 20h4L19 9l-4-4L4 16zM13 7l4 4",
+  book: "M5 4h12a2 2 0 0 1 2 2v14H7a2 2 0 0 1-2-2zM5 18a2 2 0 0 1 2-2h12",
   external: "M14 4h6v6M20 4l-9 9M18 14v6H4V6h6",
   history: "M4 5v5h5M4.5 10A8 8 0 1 1 4 13M12 8v5l3 2",
 };

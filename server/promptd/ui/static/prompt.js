@@ -17,6 +17,12 @@ export async function showPrompt(root, id, query, signal) {
     root.replaceChildren();
     return showPrompt(root, id, new URLSearchParams("tab=versions"), signal);
   };
+  const write = async () => {
+    const changed = await (await import("./textprompt.js")).openTextPrompt(record);
+    if (!changed) return;
+    toast(`${changed.id} is published as version ${changed.number}`);
+    reload();
+  };
   const downloadButton = h("button", { type: "button", class: "button" }, icon("download"), "Download", icon("chevron"));
   add(
     root,
@@ -34,6 +40,7 @@ export async function showPrompt(root, id, query, signal) {
           { label: "PEFT adapter (zip)", onclick: () => download(record, "peft") },
         ]),
         h("a", { class: "button", href: `#/jobs/new?base=${encodeURIComponent(record.id)}&name=${encodeURIComponent(bareName(record.id))}` }, icon("jobs"), "Train on"),
+        isOwn && record.kind === "text" && iconButton("write", "New text", write, { text: true }),
         isOwn && iconButton("trash", "Delete", () => remove(record, versions.data.length), { text: true, kind: "danger" }),
       ),
     ),
@@ -65,9 +72,9 @@ function overview(record) {
       "div",
       { class: "stack" },
       h("section", { class: "card pad" }, facts([
-        ["Virtual tokens", count(record.num_virtual_tokens)],
+        record.kind !== "text" && ["Virtual tokens", count(record.num_virtual_tokens)],
         ["Size", bytes(record.num_bytes)],
-        ["Method", trained.method ? words(plain(trained.method.type ?? trained.method)) : "uploaded"],
+        ["Method", trained.method ? words(plain(trained.method.type ?? trained.method)) : record.kind === "text" ? "written" : "uploaded"],
         ["Published", ago(record.created), moment(record.created)],
         ["Owner", record.owned_by],
         ["Version", shortVersion(record.version), record.version],
@@ -83,6 +90,7 @@ function overview(record) {
       "div",
       { class: "stack" },
       (heldOut || trained.scores) && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Scores"), h("span", { class: "small muted" }, rowsOf(heldOut?.prompt ?? trained.scores?.after))), heldOut ? scoreTable(heldOut.bare_model, heldOut.prompt) : scoreTable(trained.scores.before, trained.scores.after, ["Before", "After"])),
+      record.manifest.text && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Text"), h("span", { class: "small muted" }, "in front of every input")), h("div", { class: "pad-in" }, h("pre", { class: "template" }, record.manifest.text))),
       h("section", { class: "card" }, h("header", {}, h("h2", {}, "How an input is asked")), h("div", { class: "pad-in stack tight" }, h("pre", { class: "template" }, record.manifest.template ?? "{text}"), labels && h("div", { class: "row" }, labels.map((label) => h("span", { class: "badge", title: scored ? `scored as ${JSON.stringify(scored[label])}` : "a class of the prompt's head" }, label))))),
       examples.length > 0 && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Examples")), h("div", { class: "examples" }, examples.map((one) => h("div", { class: "example" }, h("p", { class: "muted" }, one.input), one.with_prompt && h("p", {}, one.with_prompt), one.bare_model && h("p", { class: "small muted" }, h("span", { class: "badge" }, "bare"), ` ${one.bare_model}`))))),
     ),

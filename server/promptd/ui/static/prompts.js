@@ -29,15 +29,22 @@ export async function show(root, { parts, query, signal }) {
     const shown = body.children.length;
     table.hidden = shown === 0;
     none.hidden = shown > 0;
-    if (!shown) fill(none, search.value ? nothingFound() : empty(upload));
+    if (!shown) fill(none, search.value ? nothingFound() : empty(upload, write));
     fill(foot, h("span", { class: "muted" }, `${count(shown)} ${shown === 1 ? "prompt" : "prompts"}${page.has_more ? " so far" : ""}`), page.has_more && h("button", { type: "button", class: "button slim", onclick: () => load(false) }, "Show more"));
   }
 
   async function upload(files = []) {
-    const record = await (await import("./upload.js")).openUpload(files);
+    published(await (await import("./upload.js")).openUpload(files));
+  }
+
+  function published(record) {
     if (!record) return;
     toast(`${record.id} is published as version ${record.number}`);
     location.hash = `#/prompts/${record.id}`;
+  }
+
+  async function write() {
+    published(await (await import("./textprompt.js")).openTextPrompt());
   }
 
   add(
@@ -46,7 +53,7 @@ export async function show(root, { parts, query, signal }) {
       "div",
       { class: "page-head" },
       h("div", { class: "grow" }, h("h1", {}, "Prompts"), h("p", {}, "Learned prompts of this base model: yours, and those that are public.")),
-      h("div", { class: "actions" }, h("a", { class: "button", href: "#/jobs/new" }, icon("jobs"), "Train a prompt"), iconButton("upload", "Upload a prompt", () => upload(), { text: true, kind: "primary" })),
+      h("div", { class: "actions" }, h("a", { class: "button", href: "#/jobs/new" }, icon("jobs"), "Train a prompt"), iconButton("write", "Write a text", write, { text: true }), iconButton("upload", "Upload a prompt", () => upload(), { text: true, kind: "primary" })),
     ),
     h("div", { class: "toolbar" }, h("div", { class: "search grow" }, icon("search"), search)),
     table,
@@ -83,13 +90,13 @@ function row(record) {
   );
 }
 
-function empty(upload) {
+function empty(upload, write) {
   return h(
     "div",
     { class: "empty" },
     h("h2", {}, "No prompts yet"),
     h("p", {}, "A prompt is a few kilobytes that teach the base model one task or one user's style. Train one from rows of your own, or bring one that PEFT has trained."),
-    h("div", { class: "row" }, h("a", { class: "button primary", href: "#/jobs/new" }, icon("jobs"), "Train a prompt"), iconButton("upload", "Upload from PEFT", () => upload(), { text: true })),
+    h("div", { class: "row" }, h("a", { class: "button primary", href: "#/jobs/new" }, icon("jobs"), "Train a prompt"), iconButton("upload", "Upload from PEFT", () => upload(), { text: true }), iconButton("write", "Write a text", write, { text: true })),
     h("p", { class: "small" }, "Or drop a PEFT folder anywhere on this page. From a shell: ", h("code", {}, "promptd prompts push adapters/")),
   );
 }

@@ -1,0 +1,191 @@
+"""`/metrics` against what a client saw: every exchange, every token, and no more series than there may be."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from promptd.api.routes import ROUTES
+from promptd.metrics import HttpMetrics
+from promptd.settings import Settings
+from tests.api.conftest import LiveServer, serve
+from tests.api.training_server import TrainingServer
+
+MAX_SERIES = 5000
+NUM_REQUESTS, NUM_CLIENTS = 120, 8
+Series = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(text: str) -> Series:
+    """Every series of a scrape."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def grown(before: Series, after: Series, name: str, **labels: str) -> float:
+    """By how much the series with these labels grew together."""
+    wanted = set(labels.items())
+    return sum(value - before.get(key, 0.0) for key, value in after.items() if key[0] == name and wanted <= key[1])
+
+
+@dataclass
+class Log:
+    """What one client noted."""
+
+    exchanges: Counter[tuple[str, int]] = field(default_factory=Counter)
+    read: int = 0
+    written: int = 0
+    generations: int = 0
+
+    def __add__(self, other: Log) -> Log:
+        return Log(
+            self.exchanges + other.exchanges,
+            self.read + other.read,
+            self.written + other.written,
+            self.generations + other.generations,
+        )
+
+
+def one_client(url: str, seed: int) -> Log:
+    """Ask a share of the requests: whole, streamed, several at once, labels, and wrong ones."""
+    draw, log = random.Random(seed), Log()
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for _ in range(NUM_REQUESTS // NUM_CLIENTS):
+            kind = draw.choice(("whole", "stream", "several", "labels", "unknown", "bad"))
+            prompt = draw.choice(("p0", "p1", "p2", "p4"))
+            body = {
+                "model": prompt,
+                "prompt": " ".join(["the quick fox"] * draw.randint(1, 4)),
+                "max_tokens": draw.randint(1, 6),
+                "ignore_eos": True,
+            }
+            if kind == "unknown":
+                body["model"] = "nobody"
+            elif kind == "bad":
+                body["max_tokens"] = -1
+            elif kind == "several":
+                body |= {"n": 3, "temperature": 1.0}
+            elif kind == "stream":
+                body |= {"stream": True, "stream_options": {"include_usage": True}}
+            path = "/v1/completions"
+            if kind == "labels":
+                path, body = "/v1/classify", {"model": prompt, "input": "the fox", "labels": [" yes", " no"]}
+            reply = http.post(path, json=body)
+            log.exchanges[path, reply.status_code] += 1
+            if reply.status_code != 200:
+                continue
+            usage = json.loads(reply.text.split("data: ")[-2])["usage"] if kind == "stream" else reply.json()["usage"]
+            num_choices = 3 if kind == "several" else 1
+            log.read += usage["prompt_tokens"] * num_choices  # each of them is a row of its own
+            log.written += usage["completion_tokens"]
+            log.generations += num_choices if kind != "labels" else 0
+    return log
+
+
+def test_a_load_is_counted_to_the_last_token(server: LiveServer) -> None:
+    """What eight clients noted together is exactly what the counters grew by."""
+    with server.http() as http:
+        before = scrape(http.get("/metrics").text)
+        with concurrent.futures.ThreadPoolExecutor(NUM_CLIENTS) as pool:
+            logs = list(pool.map(lambda seed: one_client(server.url, seed), range(NUM_CLIENTS)))
+        log = sum(logs, Log())
+        assert {status for _, status in log.exchanges} == {200, 400, 404}
+        until = time.monotonic() + 20
+        while True:  # an exchange is counted behind its last byte
+            after = scrape(http.get("/metrics").text)
+            counted = Counter(
+                {
+                    key: int(grown(before, after, "promptd_http_requests_total", route=key[0], status=str(key[1])))
+                    for key in log.exchanges
+                }
+            )
+            if counted == log.exchanges or time.monotonic() > until:
+                break
+            time.sleep(0.05)
+    assert counted == log.exchanges
+    for path in {path for path, _ in log.exchanges}:
+        num = sum(count for (one, _), count in log.exchanges.items() if one == path)
+        assert grown(before, after, "promptd_http_request_seconds_count", route=path) == num
+    assert grown(before, after, "promptd_generation_tokens_total") == log.written
+    assert grown(before, after, "promptd_prompt_tokens_total") == log.read
+    rows = log.generations + log.exchanges["/v1/classify", 200]
+    assert grown(before, after, "promptd_requests_total", outcome="finished") == rows
+    assert grown(before, after, "promptd_requests_total") == rows
+    hits, misses = (grown(before, after, f"promptd_prompt_cache_{kind}_total") for kind in ("hits", "misses"))
+    assert hits + misses == rows, "every row asked for one prompt"
+    for name in ("time_to_first_token", "request", "request_queue", "request_prefill", "request_decode"):
+        assert grown(before, after, f"promptd_{name}_seconds_count") == log.generations, name
+
+
+def test_series_do_not_grow_with_tenants_and_prompts(trainer: TrainingServer) -> None:
+    """After one use of everything, more tenants, prompts, files and wrong addresses add no series."""
+
+    def use(number: int) -> None:
+        with trainer.http() as http, trainer.http("admin") as admin:
+            assert http.put(f"/v1/prompts/t{number}", json={"text": f"number {number}"}).status_code == 201
+            body = {"model": f"t{number}", "prompt": "the", "max_tokens": 2}
+            assert http.post("/v1/completions", json=body).status_code == 200
+            key = admin.post("/admin/keys", json={"tenant": f"tenant-{number}"}).json()["key"]
+            own = {"Authorization": f"Bearer {key}"}
+            assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}, headers=own).status_code == 200
+            assert http.get(f"/nowhere/{number}").status_code == 404
+            assert http.request(f"VERB{number}", "/v1/models").status_code == 405
+            assert http.delete(f"/v1/prompts/t{number}").status_code == 200
+
+    with trainer.http() as http:
+        http.get("/metrics")
+        for number in range(3):
+            use(number)
+        before = set(scrape(http.get("/metrics").text))
+        for number in range(3, 23):
+            use(number)
+        after = set(scrape(http.get("/metrics").text))
+    assert after == before
+    assert not [key for key in after if "tenant" in str(key[1])], "the scrape is open: it names no tenant"
+
+
+def test_there_are_never_more_series_than_may_be(server: LiveServer) -> None:
+    """Every route with every status that any of them has ever answered, and all else beside it."""
+    registry = CollectorRegistry()
+    metrics = HttpMetrics(registry)
+    statuses = (0, 200, 201, 204, 207, 304, 307, 400, 401, 403, 404, 405, 409, 412, 413, 422, 428, 429, 500, 503, 504)
+    for route in ROUTES:
+        for status in statuses:
+            metrics.observe(route.method, route.path, status, 0.1)
+    most = len(scrape(generate_latest(registry).decode()))
+    with server.http() as http:
+        others = [key for key in scrape(http.get("/metrics").text) if not key[0].startswith("promptd_http_")]
+    assert most + len(others) <= MAX_SERIES
+
+
+def test_store_calls_are_timed_and_failures_counted(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """A publication shows as a transaction and a blob; a blob that is damaged counts as a failure of the store."""
+    folder = tiny_models["llama"]
+    settings = Settings(model=str(folder), store=str(tmp_path), artifact_cache_bytes=0, training="off", drain_seconds=0)
+    for live in serve(settings, folder):
+        with live.http() as http:
+            before = scrape(http.get("/metrics").text)
+            assert http.put("/v1/prompts/text", json={"text": "the quick"}).status_code == 201
+            after = scrape(http.get("/metrics").text)
+            for operation in ("transact", "put_blob"):
+                assert grown(before, after, "promptd_store_seconds_count", operation=operation) >= 1
+            assert grown(before, after, "promptd_store_failures_total") == 0
+            (blob,) = [path for path in tmp_path.rglob("*") if path.is_file() and len(path.name) == 64]
+            blob.write_bytes(b"damage")
+            reply = http.post("/v1/completions", json={"model": "text", "prompt": "a", "max_tokens": 1})
+            assert reply.status_code == 500
+            last = scrape(http.get("/metrics").text)
+            assert grown(after, last, "promptd_store_failures_total", operation="get_blob") == 1
