@@ -8,8 +8,11 @@ from pathlib import Path
 
 from promptd_store import EmbeddedStore
 
+from promptd.engine.request import GenerateRequest
+from promptd.engine.share import Share
 from promptd.roster import HOLD_SECONDS, Roster
 from tests.api.conftest import LiveServer
+from tests.engine.harness import greedy, make_engine
 
 
 def test_servers_find_each_other_and_the_silent_are_forgotten(tmp_path: Path) -> None:
@@ -57,14 +60,32 @@ def test_a_store_of_its_own_is_not_written(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_what_a_server_says_of_itself_and_its_tenants(server: LiveServer) -> None:
-    """The list names this server; while a request runs, the engine tells whose it is."""
-    body = {"model": "p0", "prompt": "the", "max_tokens": 200, "ignore_eos": True, "stream": True}
+def test_whose_work_an_engine_has(tiny_models: dict[str, Path]) -> None:
+    """Each share that has work is named with its rows, and no longer than it has some."""
+    engine = make_engine(tiny_models["llama"], max_num_seqs=2)
+    for share, count in ((Share("acme", 2.0), 3), (Share("globex"), 1)):
+        for number in range(count):
+            request = GenerateRequest(f"{share.key}-{number}", (5, 6, 7), greedy(4), share=share, salt=share.key)
+            engine.add_request(request)
+
+    def read() -> dict[str, tuple[float, int, int]]:
+        readings = engine.scheduler.waiting.readings()
+        return {one.key: (one.weight, one.num_running, one.num_waiting) for one in readings}
+
+    assert read() == {"acme": (2.0, 0, 3), "globex": (1.0, 0, 1)}
+    engine.step()
+    assert read() == {"acme": (2.0, 1, 2), "globex": (1.0, 1, 0)}
+    while engine.has_work:
+        engine.step()
+    assert read() == {}
+
+
+def test_what_a_server_says_of_itself(server: LiveServer) -> None:
+    """The list names this server, its process and what it has done."""
     with server.http() as http:
-        with http.stream("POST", "/v1/completions", json=body) as reply:
-            next(reply.iter_lines())
-            shares = http.get("/admin/engine").json()["shares"]
-        assert [(share["key"], share["num_running"]) for share in shares] == [("default", 1)]
+        body = {"model": "p0", "prompt": "the", "max_tokens": 2, "ignore_eos": True}
+        assert http.post("/v1/completions", json=body).status_code == 200
         (own,) = http.get("/admin/servers").json()["data"]
-        assert (own["model"], own["pid"]) == (server.model.served_name, os.getpid())
-        assert own["generation_tokens"] > 0 and own["at"] >= own["started_at"]
+        assert http.get("/admin/engine").json()["shares"] == []
+    assert (own["model"], own["pid"]) == (server.model.served_name, os.getpid())
+    assert own["generation_tokens"] > 0 and own["at"] >= own["started_at"]
