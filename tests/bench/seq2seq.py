@@ -119,7 +119,7 @@ def check_seq2seq(scale: Scale, book: Book, root: Path) -> list[Row]:
             )
         )
         for what, ours, theirs, target in (
-            (f"{NUM_PROMPTS} soft prompts mixed / no prompts", "softs", "bare", MIXING_TARGET),
+            (f"{NUM_PROMPTS} soft prompts mixed / no prompts, sources shorter by them", "softs", "bare", None),
             (f"{NUM_PROMPTS} soft prompts mixed / no prompts, sources as long", "softs", "as long", MIXING_TARGET),
             (f"{NUM_PROMPTS} prefixes of the decoder mixed / no prompts", "prefixes", "bare", MIXING_TARGET),
             ("continuous batching / transformers' generate, static padded", "bare", "padded", PADDED_TARGET),
@@ -128,7 +128,8 @@ def check_seq2seq(scale: Scale, book: Book, root: Path) -> list[Row]:
             shown = (
                 f"{ratio:.2f} x ({statistics.median(rate[ours]):.1f} : {statistics.median(rate[theirs]):.1f} tokens/s)"
             )
-            rows.append(Row(f"seq2seq, {name}: {what}", f">= {target} x", shown, ratio >= target))
+            is_met = None if target is None else ratio >= target
+            rows.append(Row(f"seq2seq, {name}: {what}", "" if target is None else f">= {target} x", shown, is_met))
     return rows
 
 

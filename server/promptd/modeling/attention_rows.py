@@ -52,17 +52,17 @@ class RowAttention:
         if self._batch.is_causal and not site.is_cross:
             pool.write(layer, self._batch.slot_mapping, key, value)
         stored = pool.heads(layer)
-        out = query.new_empty(query.shape)  # [1, num_heads, num_tokens, head_dim]
+        outs = []  # [1, num_heads, length, head_dim] each
         for number, plan in enumerate(self._plans):
-            own = slice(plan.start, plan.start + plan.length)
+            own = query.narrow(2, plan.start, plan.length)
             if site.is_cross:
-                out[:, :, own] = _attend(query[:, :, own], _views(stored, plan.row.cross), None, site.scale)
+                outs.append(_attend(own, _views(stored, plan.row.cross), None, site.scale))
                 continue
             parts = _views(stored, plan.spans)
             if plan.has_own:
-                parts.append((key[:, :, own], value[:, :, own]))
-            out[:, :, own] = _attend(query[:, :, own], parts, self._mask(number, site), site.scale)
-        return out.transpose(1, 2)
+                parts.append((key.narrow(2, plan.start, plan.length), value.narrow(2, plan.start, plan.length)))
+            outs.append(_attend(own, parts, self._mask(number, site), site.scale))
+        return torch.cat(outs, 2).transpose(1, 2)
 
     def _mask(self, number: int, site: Site) -> torch.Tensor | None:
         """Return what is added to a row's scores, `[1, num_heads or 1, length, num_keys]`; the same in every layer."""
@@ -104,14 +104,16 @@ def _views(stored: Heads, spans: Sequence[Span]) -> list[Heads]:
 
 def _attend(query: torch.Tensor, parts: list[Heads], mask: torch.Tensor | None, scale: float) -> torch.Tensor:
     """Attend `[1, num_heads, length, head_dim]` to all parts, with their columns of the mask."""
+    if mask is not None:
+        mask = mask.expand(-1, query.shape[1], -1, -1)
+    if len(parts) == 1:
+        return flash_attention(query, *parts[0], mask, scale)[0]
     outs, sums, at = [], [], 0
     for key, value in parts:
         count = key.shape[2]
-        own = None if mask is None else mask[..., at : at + count].expand(-1, query.shape[1], -1, -1)
+        own = None if mask is None else mask[..., at : at + count]
         out, log_sum = flash_attention(query, key, value, own, scale)
         outs.append(out)
         sums.append(log_sum)
         at += count
-    if len(outs) == 1:
-        return outs[0]
     return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
