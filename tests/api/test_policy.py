@@ -16,7 +16,7 @@ from promptd_store import PromptArtifact, PromptRecord, encode
 from pydantic import SecretStr
 
 from promptd.api.uploads import TRAINED_HERE, seal_headers
-from promptd.app import create_app
+from promptd.app import create_app, make_worker
 from promptd.engine.engine import Engine
 from promptd.engine.runner import Answers, Runner
 from promptd.engine.scheduler import Schedule
@@ -57,28 +57,33 @@ def server(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         yield live
 
 
-def test_uploads_none(tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    """No learned prompt is taken, not even to look at it; plain texts are no more than a request could say."""
-    with served(tiny_models["llama"], tmp_path, uploads="none") as live, client(live) as http:
+def test_as_it_is_set(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """From the settings to the routes: no learned prompt is taken, not even to be looked at; texts are."""
+    suite = tmp_path / "probes.jsonl"
+    suite.write_text(json.dumps(PROBES[0]))
+    options = {"uploads": "none", "max_prefix_tokens": 4, "probe_suite": str(suite)}
+    with served(tiny_models["llama"], tmp_path / "store", **options) as live, client(live) as http:
         content = library(live.folder)[0].content
         assert code_of(http.put("/v1/prompts/p", content=content)) == (403, "uploads_off")
         assert code_of(http.put("/v1/prompts/p", params={"dry_run": True}, content=content)) == (403, "uploads_off")
         assert http.get("/v1/prompts/p").status_code == 404
         assert http.put("/v1/prompts/t", json={"text": "be brief"}).status_code == 201
+        assert live.app.state.services.limits.max_prefix_tokens == 4
+        assert len(live.app.state.services.vetting.probes) == 1
 
 
-def test_uploads_trained_here(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_uploads_trained_here(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was trained here comes with a seal, and is taken with it: of that version, under any name and tenant."""
-    with served(tiny_models["llama"], tmp_path, uploads="trained-here") as live:
-        services, (own, other) = live.app.state.services, library(live.folder)[:2]
-        record = _record(own, {"job": "job-1"})
-        seal = seal_headers(services, record)
-        assert set(seal) == {TRAINED_HERE} and seal_headers(services, replace(record, provenance={"seed": 1})) == {}
-        with client(live, "eve") as http:
-            assert code_of(http.put("/v1/prompts/p", content=own.content)) == (403, "not_trained_here")
-            assert http.put("/v1/prompts/p", content=own.content, headers=seal).status_code == 201
-            assert code_of(http.put("/v1/prompts/q", content=other.content, headers=seal)) == (403, "not_trained_here")
-            assert TRAINED_HERE not in http.get("/v1/prompts/p/content").headers  # an upload is no training
+    services, (own, other) = server.app.state.services, library(server.folder)[:2]
+    monkeypatch.setattr(services, "limits", replace(services.limits, uploads="trained-here"))
+    record = _record(own, {"job": "job-1"})
+    seal = seal_headers(services, record)
+    assert set(seal) == {TRAINED_HERE} and seal_headers(services, replace(record, provenance={"seed": 1})) == {}
+    with client(server, "eve") as http:
+        assert code_of(http.put("/v1/prompts/p", content=own.content)) == (403, "not_trained_here")
+        assert http.put("/v1/prompts/p", content=own.content, headers=seal).status_code == 201
+        assert code_of(http.put("/v1/prompts/q", content=other.content, headers=seal)) == (403, "not_trained_here")
+        assert TRAINED_HERE not in http.get("/v1/prompts/p/content").headers  # an upload is no training
 
 
 def _record(artifact: PromptArtifact, provenance: dict[str, Any]) -> PromptRecord:
@@ -89,10 +94,12 @@ def _record(artifact: PromptArtifact, provenance: dict[str, Any]) -> PromptRecor
     )  # fmt: skip
 
 
-def test_longer_than_this_server_takes(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_longer_than_this_server_takes(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its bytes where those tell, else by its virtual tokens (16-bit numbers take half)."""
-    with served(tiny_models["llama"], tmp_path, max_prefix_tokens=4) as live, client(live) as http:
-        long = 0.1 * torch.randn(8, live.model.spec.hidden_size)
+    services = server.app.state.services
+    monkeypatch.setattr(services, "limits", replace(services.limits, max_prefix_tokens=4))
+    with client(server) as http:
+        long = 0.1 * torch.randn(8, server.model.spec.hidden_size)
         half = encode("soft", long.bfloat16())
         assert code_of(http.put("/v1/prompts/p", content=half.content)) == (422, "num_virtual_tokens_out_of_range")
         assert http.put("/v1/prompts/p", content=encode("soft", long[:4]).content).status_code == 201
@@ -104,27 +111,35 @@ PROBES = [
 ]
 
 
-def test_a_probe_suite(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_probe_suite(server: LiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that fails a probe is not published, whoever asks; the message numbers the probes and quotes none."""
-    suite = tmp_path / "probes.jsonl"
-    folder = tiny_models["llama"]
-    rows = [PROBES[0], {"prompt": "the quick brown", "max_tokens": 4, "contains": ["@@never@@"]}]
-    suite.write_text("\n".join(map(json.dumps, rows)))
-    content = library(folder)[0].content
-    with served(folder, tmp_path / "a", probe_suite=str(suite)) as live, client(live) as http:
+    services, content = server.app.state.services, library(server.folder)[1].content
+
+    def probe(*rows: dict[str, Any]) -> None:
+        suite = tmp_path / "probes.jsonl"
+        suite.write_text("\n".join(map(json.dumps, rows)))
+        monkeypatch.setattr(services, "vetting", Vetting(services.engine, read_probes(str(suite))))
+
+    with client(server) as http:
+        probe(PROBES[0], {"prompt": "the quick brown", "max_tokens": 4, "contains": ["@@never@@"]})
         for params in ({}, {"dry_run": True}):
-            refused = http.put("/v1/prompts/p", params=params, content=content)
+            refused = http.put("/v1/prompts/probed", params=params, content=content)
             assert code_of(refused) == (422, "probe_failed")
             assert "1 of this server's 2 probes" in refused.json()["error"]["message"]
             assert "never" not in refused.text
-        assert http.get("/v1/prompts/p").status_code == 404
-    suite.write_text("\n".join(map(json.dumps, [PROBES[0], {**PROBES[1], "label": "no"}])))
-    with served(folder, tmp_path / "b", probe_suite=str(suite)) as live, client(live) as http:
-        first = http.put("/v1/prompts/p", content=content).status_code
-    suite.write_text("\n".join(map(json.dumps, PROBES)))
-    with served(folder, tmp_path / "c", probe_suite=str(suite)) as live, client(live) as http:
-        second = http.put("/v1/prompts/p", content=content).status_code
-    assert {first, second} == {201, 422}  # one of the two labels is the more likely one
+        assert http.get("/v1/prompts/probed").status_code == 404
+        statuses = set()
+        for label in ("yes", "no"):
+            probe(PROBES[0], {**PROBES[1], "label": label})
+            statuses.add(http.put("/v1/prompts/probed", content=content).status_code)
+        assert statuses == {201, 422}  # one of the two is the more likely one
+
+
+def test_a_worker_has_no_engine_for_probes(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    """It refuses to start, instead of publishing what nobody tried."""
+    settings = Settings(model=str(tiny_models["llama"]), store=str(tmp_path), probe_suite="probes.jsonl")
+    with pytest.raises(InvalidRequestError, match="probe suite"):
+        make_worker(settings, None, None)  # type: ignore[arg-type] # it does not come so far
 
 
 @pytest.mark.parametrize(
