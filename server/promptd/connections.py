@@ -1,4 +1,4 @@
-"""HTTP connections that the application may cut: one whose client reads nothing cannot be closed in peace."""
+"""HTTP connections that can be cut: one whose client neither reads nor says what it wants ends in no other way."""
 
 from __future__ import annotations
 
@@ -12,16 +12,42 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from promptd.api.stalls import ABORT
 
+HEADER_SECONDS = 10.0
+"""A request's headers have come by then, from the connection's beginning or from their own first byte."""
+
 
 class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one of several classes, chosen at import
-    """uvicorn's protocol; every request's state knows how to cut its connection."""
+    """uvicorn's protocol; every request's state knows how to cut its connection, and late headers cut it too."""
 
     app_state: dict[str, Any]
+    cycle: Any
+    timeout_keep_alive_task: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
-        self.app_state = {**self.app_state, ABORT: partial(_cut, transport)}
+        self._cut = partial(_cut, transport)
+        self._has_waited = False
+        self.app_state = {**self.app_state, ABORT: self._cut}
+        self._look_later()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS / 2, self._look)
+
+    def _look(self) -> None:
+        """Cut a connection that has neither a request nor is idle between two, a second time: it dawdles."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        is_waiting = not is_answering and self.timeout_keep_alive_task is None
+        if is_waiting and self._has_waited:
+            self._cut()
+            return
+        self._has_waited = is_waiting
+        self._look_later()
 
 
 def _cut(transport: asyncio.BaseTransport) -> None:

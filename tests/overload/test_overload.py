@@ -138,7 +138,8 @@ def make_model(folder: Path) -> Path:
 def test_ten_times_too_much(tmp_path: Path) -> None:
     """30 s at ten times what it can do, then 0.8 times: goodput, refusals, memory, and how soon it is well again."""
     forge = ReplicaForge(make_model(tmp_path / "llama"))
-    replica = Replica(forge, tmp_path, str(tmp_path / "store"), max_num_seqs=ROWS, max_queue=2 * ROWS)
+    caches = {"kv_cache_bytes": 64 << 20, "prompt_cache_bytes": 1 << 20}  # full before the storm: its memory is its own
+    replica = Replica(forge, tmp_path, str(tmp_path / "store"), max_num_seqs=ROWS, max_queue=2 * ROWS, **caches)
     body = {"model": "llama", "prompt": list(range(5, 37)), "max_tokens": 24, "ignore_eos": True}
 
     async def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from promptd import connections
 from promptd.engine import async_engine
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import GenerateRequest, RequestOutput
@@ -73,6 +74,28 @@ def test_a_body_that_does_not_come(site: Site) -> None:
             answer += piece
     assert answer.startswith(b"HTTP/1.1 408") and b'"client_too_slow"' in answer
     until(lambda: site.is_idle, "everything was given back")
+
+
+def test_headers_that_do_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off, the first request's and a later one's; one that is idle between two requests, or at work, is not."""
+    with connect(site) as idle:
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(connections, "HEADER_SECONDS", 0.3)
+        for beginning in (b"", b"GET /livez HTTP/1.1\r\nHost: local"):
+            with connect(site) as connection:
+                connection.sendall(beginning)
+                with pytest.raises(ConnectionResetError):
+                    connection.recv(1 << 16)
+        with connect(site) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            connection.sendall(b"GET /livez HTT")
+            with pytest.raises(ConnectionResetError):
+                while connection.recv(1 << 16):
+                    pass
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert idle.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 def test_what_waits_for_a_reader_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
