@@ -142,19 +142,19 @@ def test_which_torch_is_installed(
 @pytest.mark.parametrize(
     ("present", "uid", "apt", "said", "installed"),
     [
-        (("redis-server", "haproxy"), "1000", True, "", ""),
+        (("redis-server", "haproxy", "promtool"), "1000", True, "", ""),
         (
-            ("haproxy",),
+            ("haproxy", "promtool"),
             "1000",
             True,
             "sudo apt-get update && sudo apt-get install -y --no-install-recommends redis",
             "",
         ),
-        (("haproxy",), "0", True, "Installing redis-server for the tests", "redis-server"),
-        ((), "0", True, "Installing redis-server haproxy for the tests", "redis-server haproxy"),
+        (("haproxy", "promtool"), "0", True, "Installing redis-server for the tests", "redis-server"),
+        ((), "0", True, "Installing redis-server haproxy prometheus for", "redis-server haproxy prometheus"),
         ((), "0", False, "needs root", ""),
     ],
-    ids=["all there", "no root", "root", "root, both", "no apt"],
+    ids=["all there", "no root", "root", "root, all", "no apt"],
 )
 def test_services_are_installed_or_asked_for(
     project: Path, present: tuple[str, ...], uid: str, apt: bool, said: str, installed: str
