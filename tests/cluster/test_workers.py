@@ -16,6 +16,8 @@ from tests.replicas import Replica, ReplicaForge, running_replicas
 from tests.training.site import ROWS, method_of
 
 SHORT_LEASE_SECONDS = 2.0
+STEP_SECONDS = 0.01
+"""Of 150 steps of both jobs: on no machine are they done before they are killed."""
 START_SECONDS = 120.0
 """What a machine with much else to do takes to bring a worker up and to its first claim."""
 
@@ -66,6 +68,7 @@ def train_and_kill(
     num_steps: int,
     num_kills: int,
     lease_seconds: float = LEASE_SECONDS,
+    step_seconds: float = 0.0,
 ) -> float:
     """Two workers, killed together amid their work and started again: whatever ran must go on.
 
@@ -73,7 +76,7 @@ def train_and_kill(
     """
     dice, num_seen, slowest = random.Random(3), 0, 0.0
     settings = {"training": "worker", "checkpoint_seconds": 0.5}
-    traits = {"lease_seconds": lease_seconds, "step_seconds": 0.01}
+    traits = {"lease_seconds": lease_seconds, "step_seconds": step_seconds}
     workers = [Replica(forge, folder, redis.url, worker=True, traits=traits, **settings) for _ in range(2)]
     with (
         running_replicas(forge, folder, redis.url, 1, **settings) as (server,),
@@ -119,7 +122,8 @@ def train_and_kill(
 
 def test_killed_workers_lose_no_job(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
     """A kill -9: what ran goes on from its checkpoint when the lease is over; each job publishes one version."""
-    train_and_kill(forge, redis, tmp_path, num_jobs=2, num_steps=150, num_kills=1, lease_seconds=SHORT_LEASE_SECONDS)
+    short = {"lease_seconds": SHORT_LEASE_SECONDS, "step_seconds": STEP_SECONDS}
+    train_and_kill(forge, redis, tmp_path, num_jobs=2, num_steps=150, num_kills=1, **short)
 
 
 @pytest.mark.long
