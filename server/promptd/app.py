@@ -42,6 +42,7 @@ from promptd.metrics import (
     TrainingCollector,
 )
 from promptd.modeling import FrozenModel, load_model
+from promptd.modeling.tensor_parallel import load_parallel
 from promptd.roster import Roster, describe_server
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
 from promptd.suspicion import Quarantine
@@ -219,6 +220,16 @@ def make_budgets(settings: Settings, engine: Engine) -> ServerBudgets:
 
 def load_base_model(settings: Settings) -> FrozenModel:
     """Load the model that the settings name, the demo's where they name none."""
+    served_name = settings.served_model_name or (DEMO_MODEL_NAME if settings.model is None else None)
+    if settings.tensor_parallel > 1:
+        return load_parallel(
+            settings.model or DEMO_MODEL_PATH,
+            settings.tensor_parallel,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            served_name=served_name,
+        )
     return load_model(
         settings.model or DEMO_MODEL_PATH,
         device=settings.device,
@@ -226,7 +237,7 @@ def load_base_model(settings: Settings) -> FrozenModel:
         max_model_len=settings.max_model_len,
         quantization=settings.quantization,
         strict=settings.strict,
-        served_name=settings.served_model_name or (DEMO_MODEL_NAME if settings.model is None else None),
+        served_name=served_name,
     )
 
 

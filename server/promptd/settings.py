@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_TENANT = "default"
@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype")
     quantization: Literal["none", "int8"] = Field("none", description="Multiply in 8 bits: CPU only, faster, not exact")
+    tensor_parallel: int = Field(1, ge=1, description="Devices of this machine that a decoder is divided over")
     max_num_seqs: int = Field(16, ge=1, description="Rows that run at once")
     max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens of one step")
     max_model_len: int | None = Field(None, ge=1, description="Longest row; the model's own limit where none is given")
@@ -115,6 +116,14 @@ class Settings(BaseSettings):
         if value is not None:
             parse_keys(value)
         return value
+
+    @model_validator(mode="after")
+    def _check_tensor_parallel(self) -> Settings:
+        if self.tensor_parallel > 1 and self.training == "inline":
+            raise ValueError("--tensor-parallel: a divided model does not train; add --training worker or off")
+        if self.tensor_parallel > 1 and (self.strict or self.quantization != "none"):
+            raise ValueError("--tensor-parallel: --strict and --quantization need the whole model on one device")
+        return self
 
     @property
     def secrets(self) -> list[str]:

@@ -44,8 +44,13 @@ def read_settings(given: dict[str, Any]) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        lines = [f"--{'.'.join(map(str, one['loc'])).replace('_', '-')}: {one['msg']}" for one in error.errors()]
+        lines = [f"{_option(one['loc'])}{one['msg'].removeprefix('Value error, ')}" for one in error.errors()]
         fail("; ".join(lines), hint="Options come from the command line or from PROMPTD_… in the environment.")
+
+
+def _option(place: tuple[int | str, ...]) -> str:
+    """Return what a fault is about, for its front; nothing where several settings together are at fault."""
+    return f"--{'.'.join(map(str, place)).replace('_', '-')}: " if place else ""
 
 
 def shown_store(settings: Settings) -> str:

@@ -74,6 +74,12 @@ def serve(
     quantization: Annotated[
         str | None, typer.Option(help="none or int8: faster on a CPU, not exact (none).", rich_help_panel=_MODEL)
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices of this machine that a decoder is divided over (1).", metavar="N", rich_help_panel=_MODEL
+        ),
+    ] = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(help="Longest row, in tokens (the model's own limit).", metavar="N", rich_help_panel=_MODEL),

@@ -26,7 +26,7 @@ from promptd.errors import (
     OverloadedError,
     PromptdError,
 )
-from promptd.modeling import FrozenModel, KVPool, kv_bytes_per_token
+from promptd.modeling import FrozenModel
 
 
 class Engine:
@@ -35,19 +35,11 @@ class Engine:
     def __init__(self, model: FrozenModel, config: EngineConfig | None = None) -> None:
         self.model = model
         self.config = config or EngineConfig()
-        spec, size = model.spec, self.config.block_size
-        slot_bytes = kv_bytes_per_token(model.num_stored_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
+        size, slot_bytes = self.config.block_size, model.bytes_per_slot
         num_blocks = max(1, self.config.kv_cache_bytes // (slot_bytes * size)) if model.stores_text else 1
         num_prompt_slots = self.config.prompt_cache_bytes // slot_bytes
-        self.max_model_len = min(self.config.max_model_len or spec.max_model_len, spec.max_model_len)
-        self.pool = KVPool(
-            num_layers=model.num_stored_layers,
-            num_slots=num_blocks * size + num_prompt_slots,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            dtype=model.dtype,
-            device=model.device,
-        )
+        self.max_model_len = min(self.config.max_model_len or model.spec.max_model_len, model.spec.max_model_len)
+        self.pool = model.make_pool(num_blocks * size + num_prompt_slots)
         self.blocks = BlockManager(num_blocks, size)
         self.prompts = PromptCache(self.pool, ExtentAllocator(num_blocks * size, num_prompt_slots))
         self.scheduler = Scheduler(self.config, self.blocks, self.prompts)

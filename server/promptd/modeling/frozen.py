@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from promptd_store import BaseModelSpec, PromptArtifact
@@ -14,6 +15,7 @@ from promptd.modeling.attention import Attends, PooledAttention
 from promptd.modeling.attention_rows import RowAttention
 from promptd.modeling.families.base import Arrangement, Asked, Family
 from promptd.modeling.fingerprint import digest_of_tensors
+from promptd.modeling.kv_pool import KVPool, kv_bytes_per_token
 from promptd.modeling.packed_batch import PackedBatch
 from promptd.modeling.text_ids import TextIds
 
@@ -106,6 +108,28 @@ class FrozenModel:
         texts = (artifact.manifest.text for artifact in chain)
         learned = sum(artifact.num_virtual_tokens for artifact in chain)
         return learned + sum(len(self.text_ids.of(text)) for text in texts if text) + self.begins_after_bos(chain)
+
+    def pool_sizes(self, num_slots: int) -> dict[str, Any]:
+        """Return what a K/V pool of so many slots is made with."""
+        sizes = self.family.sizes
+        return {
+            "num_layers": self.num_stored_layers,
+            "num_slots": num_slots,
+            "num_kv_heads": sizes.num_kv_heads,
+            "head_dim": sizes.head_dim,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes that one token's keys and values take on a device."""
+        sizes = self.family.sizes
+        return kv_bytes_per_token(self.num_stored_layers, sizes.num_kv_heads, sizes.head_dim, self.dtype)
+
+    def make_pool(self, num_slots: int) -> KVPool:
+        """Make room for the keys and values of so many tokens."""
+        return KVPool(**self.pool_sizes(num_slots))
 
     def split_prefix(self, prefix: torch.Tensor) -> dict[str, torch.Tensor]:
         """Cut a prefix into its banks, `[num_layers, 2, num_kv_heads, n, head_dim]` each."""

@@ -5,25 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from promptd_store import BaseModelSpec
 from promptd_store.passing_thread import in_passing_thread
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling.activations import fuse_activations
 from promptd.modeling.attention import ATTENTION_NAME
-from promptd.modeling.families.base import Sizes
+from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint_files
 from promptd.modeling.frozen import FrozenModel
 from promptd.modeling.packed_linear import PackedLinear, can_pack, replace_linears
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
+from promptd.modeling.ranks import Rank
 
 STRICT_TILE_ROWS = 16
 _WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -39,12 +41,14 @@ def load_model(
     quantization: str = "none",
     strict: bool = False,
     served_name: str | None = None,
+    rank: Rank | None = None,
 ) -> FrozenModel:
     """Load a model of transformers and prove that packed rows equal its own forward.
 
     `dtype="auto"` is float32 on the CPU and the checkpoint's on CUDA. `strict` multiplies in fixed tiles of rows, so
     that a row's bits do not depend on its neighbours. Weights must be safetensors; remote code is never run.
-    `quantization="int8"` then multiplies in 8 bits on the CPU: the proof is of the model before that.
+    `quantization="int8"` then multiplies in 8 bits on the CPU: the proof is of the model before that. `rank` loads one
+    part of the model, beside other processes that load the others: see `tensor_parallel`.
     Raises `ModelRefusedError` where the model would not be served exactly.
     """
     return in_passing_thread(
@@ -57,6 +61,7 @@ def load_model(
         quantization=quantization,
         strict=strict,
         served_name=served_name,
+        rank=rank,
     )
 
 
@@ -70,17 +75,22 @@ def _load(
     quantization: str,
     strict: bool,
     served_name: str | None,
+    rank: Rank | None,
 ) -> FrozenModel:
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     _check_quantization(quantization, target)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     choice = choose(config)
     sizes = choice.sizes
+    if rank is not None and choice.auto_class is not AutoModelForCausalLM:
+        raise ModelRefusedError(f"tensor_parallel {rank.size}: only decoders are divided, {config.model_type} is none")
+    own_sizes = sizes if rank is None else rank.part_of(sizes)
     files = _weight_files(folder)
-    hf = _frozen(folder, choice, target, _dtype(dtype, target))
+    hf = _frozen(folder, choice, target, _dtype(dtype, target), {} if rank is None else rank.load_options(config))
+    settings = computing_settings(hf.config if rank is None else config)  # as if it were whole
     spec = BaseModelSpec(
         architecture=type(hf).__name__,
-        fingerprint=fingerprint_files(type(hf).__name__, computing_settings(hf.config), files),
+        fingerprint=fingerprint_files(type(hf).__name__, settings, files),
         vocab_size=config.vocab_size,
         hidden_size=sizes.hidden_size,
         num_layers=sizes.num_layers,
@@ -97,10 +107,11 @@ def _load(
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     family = choice.make(hf, tokenizer, folder)
+    family.sizes = own_sizes
     model = FrozenModel(hf, tokenizer, spec, served_name or folder.resolve().name, family)
     if quantization == "none":
-        return _proven(model, packed_linears=packed_linears, strict=strict)
-    proven = _proven(model, packed_linears=False, strict=False)
+        return _proven(model, packed_linears=packed_linears and rank is None, strict=strict, rank=rank)
+    proven = _proven(model, packed_linears=False, strict=False, rank=rank)
     replace_linears(hf, QuantizedLinear)
     return proven
 
@@ -112,7 +123,7 @@ def _check_quantization(name: str, device: torch.device) -> None:
         raise ModelRefusedError(f"quantization 'int8' is for CPUs with 8-bit products; this is {device}")
 
 
-def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool) -> FrozenModel:
+def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Rank | None) -> FrozenModel:
     """Switch to our attention and linears, compare with transformers' answers, measure the K/V magnitudes."""
     hf = model.hf
     try:
@@ -129,6 +140,8 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool) -> Frozen
         replace_linears(hf, partial(PackedLinear, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0))
     fuse_activations(hf)
     largest = prove(model)
+    if rank is not None:
+        largest = Magnitudes(rank.largest(largest.keys, model.device), rank.largest(largest.values, model.device))
     spec = dataclasses.replace(model.spec, max_key_abs=largest.keys, max_value_abs=largest.values)
     return dataclasses.replace(model, spec=spec)
 
@@ -181,7 +194,9 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     return dtype  # type: ignore[no-any-return]
 
 
-def _frozen(folder: Path, choice: Choice, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
+def _frozen(
+    folder: Path, choice: Choice, device: torch.device, dtype: torch.dtype | str, divided: Mapping[str, Any]
+) -> PreTrainedModel:
     try:
         with _without_bars():
             hf, report = choice.auto_class.from_pretrained(
@@ -191,13 +206,14 @@ def _frozen(folder: Path, choice: Choice, device: torch.device, dtype: torch.dty
                 trust_remote_code=False,
                 attn_implementation="sdpa",
                 output_loading_info=True,
+                **divided,
             )
     except ValueError as error:  # a class that bypasses AttentionInterface has no sdpa either
         raise ModelRefusedError(f"layer 0: transformers cannot load {folder.name} for us: {error}") from error
     missing = choice.drop_missing(hf, set(report["missing_keys"]))
     if missing:  # transformers would make them up
         raise ModelRefusedError(f"{folder.name} lacks {len(missing)} tensors of its model, {min(missing)} first")
-    return hf.to(device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return (hf if divided else hf.to(device)).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

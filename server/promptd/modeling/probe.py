@@ -62,15 +62,7 @@ def expected_rows(hf: PreTrainedModel, sizes: Sizes) -> list[ProbeRow]:
 
 def probe_pool(model: FrozenModel) -> KVPool:
     """Return room for a few probe rows."""
-    sizes = model.family.sizes
-    return KVPool(
-        num_layers=model.num_stored_layers,
-        num_slots=512,
-        num_kv_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
-        dtype=model.dtype,
-        device=model.device,
-    )
+    return KVPool(**model.pool_sizes(512))
 
 
 def check_equal(model: FrozenModel, name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
