@@ -24,11 +24,19 @@ START_SECONDS = 60
 class ReplicaForge:
     """The test's end of `replica_forge`."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, root: Path = ROOT) -> None:
+        """`root` is where the release lies whose servers are wanted."""
         self.model = model
         command = [sys.executable, "-m", "tests.replica_forge"]
+        paths = [root, *(root / name for name in ("server", "prompt_store", "clients/python"))]
         self._parent = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True, bufsize=1
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+            text=True,
+            bufsize=1,
         )
         self.ask(load=str(model))
 

@@ -102,6 +102,8 @@ class PromptName:
     """By base fingerprint, or ANY_BASE."""
     shared_with: tuple[str, ...] = ()
     """Other tenants that may use and read all versions, by name."""
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a newer release has written down here; it is left as it is."""
 
     def current_for(self, fingerprint: str) -> CurrentVersion | None:
         """Return what the name means for a base model: its own version or one that fits all, whichever is newer."""
@@ -121,8 +123,13 @@ class PromptName:
     def moved(self, base: str, number: int, version: str, visibility: Visibility) -> PromptName:
         """Return the name pointing elsewhere for one base."""
         moved = CurrentVersion(number, version, self.revision + 1, visibility)
-        number = max(self.next_number, number + 1)
-        return PromptName(number, moved.revision, False, {**self.current, base: moved}, self.shared_with)
+        return replace(
+            self,
+            next_number=max(self.next_number, number + 1),
+            revision=moved.revision,
+            deleted=False,
+            current={**self.current, base: moved},
+        )
 
     def tombstone(self) -> PromptName:
         """Return the name pointing nowhere, for nobody."""
@@ -130,7 +137,8 @@ class PromptName:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return canonical_json(stamped(asdict(self))).encode()
+        plain = asdict(self)
+        return canonical_json(stamped(plain, plain.pop("unknown"))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PromptName:

@@ -8,9 +8,9 @@ and says who was served last.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 from promptd_store import Append, Check, CheckFailedError, Lease, LimitReachedError, Put, Store, StoreUnavailableError
 from promptd_store.schema import read_fields, stamped
@@ -83,6 +83,8 @@ class Tally:
     """When a worker last took one of its jobs, or when it came with the first."""
     num_queued: int = 0
     num_running: int = 0
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a newer release has written down here; it is left as it is."""
 
     def counted(self, state: JobState, change: int) -> Tally:
         """Return the tally with so many more jobs in a state."""
@@ -94,7 +96,8 @@ class Tally:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return json.dumps(stamped(asdict(self))).encode()
+        plain = asdict(self)
+        return json.dumps(stamped(plain, plain.pop("unknown"))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tally:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from promptd_store.schema import known_fields, read_fields, stamped
+from promptd_store.schema import known_fields, read_fields, stamped, unknown_fields
 
 from promptd.errors import ConflictError, InvalidRequestError
 
@@ -153,6 +153,8 @@ class JobRecord:
     """Of what was asked for, to know it again under the same key."""
     key_id: str = ""
     """The API key that it was made with: training counts for it."""
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a newer release has written down here; it is left as it is."""
 
     @property
     def prompt_name(self) -> str:
@@ -189,15 +191,16 @@ class JobRecord:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return json.dumps(
-            stamped(asdict(self)), allow_nan=False
-        ).encode()  # not sorted: the order of label words counts
+        plain = asdict(self)
+        written = stamped(plain, plain.pop("unknown"))
+        return json.dumps(written, allow_nan=False).encode()  # not sorted: the order of label words counts
 
     @classmethod
     def from_bytes(cls, data: bytes) -> JobRecord:
         """Read what `to_bytes` wrote."""
         plain = read_fields(cls, data)
         plain["state"] = JobState(plain["state"])
+        plain["unknown"]["spec"] = unknown_fields(JobSpec, plain["spec"])
         spec = JobSpec(**known_fields(JobSpec, plain["spec"]))
         plain["spec"] = replace(spec, behind=tuple(spec.behind))
         for name, kind in _PARTS.items():

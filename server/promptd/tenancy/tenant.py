@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from promptd_store.schema import known_fields, read_fields, stamped
+from promptd_store.schema import known_fields, read_fields, stamped, unknown_fields
 
 from promptd.tenancy.limits import NO_LIMITS, TenantLimits
 from promptd.tenancy.scopes import Scope
@@ -28,6 +30,8 @@ class KeyRecord:
     expires_at: float | None = None
     revoked_at: float | None = None
     label: str = ""
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a newer release has written down here; it is left as it is."""
 
     def is_active(self, now: float) -> bool:
         """Whether the key opens anything."""
@@ -54,6 +58,8 @@ class Tenant:
     audit_head: str = ""
     """Digest of the newest entry of its audit log; the next entry carries it."""
     quarantined: tuple[QuarantinedPrompt, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a newer release has written down here; it is left as it is."""
 
     def key(self, key_id: str) -> KeyRecord | None:
         """Return one of its keys, ended or not."""
@@ -76,15 +82,26 @@ class Tenant:
 
     def to_bytes(self) -> bytes:
         """Write the record."""
-        return json.dumps(stamped(asdict(self))).encode()
+        plain = asdict(self)
+        plain["keys"] = [{**key.pop("unknown"), **key} for key in plain["keys"]]
+        return json.dumps(stamped(plain, plain.pop("unknown"))).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tenant:
         """Read what `to_bytes` wrote."""
         plain = read_fields(cls, data)
-        known = [known_fields(KeyRecord, one) for one in plain.pop("keys")]
-        keys = tuple(KeyRecord(**{**one, "scopes": tuple(map(Scope, one["scopes"]))}) for one in known)
-        limits = TenantLimits(**known_fields(TenantLimits, plain.pop("limits", {})))
+        keys, limits = plain.pop("keys"), plain.pop("limits", {})
+        plain["unknown"]["limits"] = unknown_fields(TenantLimits, limits)
         found = plain.pop("quarantined", [])
-        quarantined = tuple(QuarantinedPrompt(**known_fields(QuarantinedPrompt, one)) for one in found)
-        return cls(keys=keys, limits=limits, quarantined=quarantined, **plain)
+        return cls(
+            keys=tuple(_key_of(one) for one in keys),
+            limits=TenantLimits(**known_fields(TenantLimits, limits)),
+            quarantined=tuple(QuarantinedPrompt(**known_fields(QuarantinedPrompt, one)) for one in found),
+            **plain,
+        )
+
+
+def _key_of(plain: Mapping[str, Any]) -> KeyRecord:
+    known = known_fields(KeyRecord, plain)
+    known["scopes"] = tuple(map(Scope, known["scopes"]))
+    return KeyRecord(**known, unknown=unknown_fields(KeyRecord, plain))

@@ -25,7 +25,7 @@ from promptd_store import (
     number_held,
 )
 from promptd_store.names import PUBLIC_TENANT
-from promptd_store.schema import read_fields, stamped
+from promptd_store.schema import NOTHING, read_fields, stamped, unknown_fields
 
 FLUSH_SECONDS = 1.0
 BATCH = 200
@@ -130,9 +130,12 @@ class UsageLedger:
             for key, counts in batch.items():
                 name = f"{usage_key_prefix(key.tenant)}{key.day}:{key.key_id}:{key.prompt}"
                 stored = await self._store.get(name)
-                before = Counts() if stored is None else Counts(**read_fields(Counts, stored.value))
+                before, unknown = Counts(), NOTHING
+                if stored is not None:
+                    before = Counts(**read_fields(Counts, stored.value))
+                    unknown = unknown_fields(Counts, json.loads(stored.value))  # a newer release's: left as they are
                 checks.append(Check(name, None if stored is None else stored.etag))
-                puts.append(Put(name, json.dumps(stamped(asdict(before + counts))).encode()))
+                puts.append(Put(name, json.dumps(stamped(asdict(before + counts), unknown)).encode()))
             try:
                 await self._store.transact(checks, puts)
             except CheckFailedError:  # another server writes the same counts
