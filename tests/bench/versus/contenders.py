@@ -180,6 +180,7 @@ class Running:
 OURS = Contender("promptd", "of_promptd.py", kinds=frozenset({"none", "soft", "prefix"}))
 CONTROL = replace(OURS, name="promptd, again")
 """The same in a second process: how far from 1 its ratio is says how far any ratio is off by chance."""
+QUANTIZED = replace(OURS, name="promptd, int8", arguments=("int8",), is_exact=False)
 STACKED = Contender(
     "transformers, static batches",
     "of_transformers.py",
@@ -198,6 +199,7 @@ PEFT = Contender(
     mixes=False,
 )
 PEERS = (
+    QUANTIZED,
     PEFT,
     STACKED,
     CONTINUOUS,

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from tests.bench.book import Book, Row, paired_ratio
-from tests.bench.versus.contenders import OURS, PEERS
+from tests.bench.versus.contenders import OURS, PEERS, QUANTIZED
 
 BEST_EXACT = tuple(peer.name for peer in PEERS if peer.is_exact)
 ROUND_RATIOS = (
@@ -21,6 +21,8 @@ CROSS_RATIOS = (
     ("qwen2-0.5b", "OpenVINO GenAI", 1.0),
 )
 """(model, peer, least ratio): our rows under a soft prompt each against a peer's without any."""
+QUANTIZED_RATIOS = (("gpt2-small", 1.0), ("qwen2-0.5b", 1.3))
+"""(model, least ratio): our 8-bit rows under a soft prompt each against CTranslate2's without any."""
 START_TARGET = 0.1
 
 
@@ -53,6 +55,12 @@ def target_rows(book: Book, models: Sequence[str]) -> list[Row]:
         if model in models and ours and theirs:
             ratio = statistics.median(ours) / statistics.median(theirs)
             rows.append(_row(f"{model}, a soft prompt each : {peer} without prompts", least, ratio))
+    for model, least in QUANTIZED_RATIOS:
+        ours = book.series(f"{key_of(model, 'w1', QUANTIZED.name)}/theirs")
+        theirs = book.series(f"{key_of(model, 'w0', 'CTranslate2, int8')}/theirs")
+        if model in models and ours and theirs:
+            ratio = statistics.median(ours) / statistics.median(theirs)
+            rows.append(_row(f"{model}, 8 bits, a soft prompt each : CTranslate2, int8 without prompts", least, ratio))
     for model in models:
         alone = {peer: ratio_of(book, model, "w2", peer) for peer in BEST_EXACT}
         known = {peer: ratio for peer, ratio in alone.items() if ratio is not None}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,10 +23,10 @@ KV_BYTES = 1 << 29
 class PromptdEngine:
     """Stepped in the caller's thread."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, quantization: str = "none") -> None:
         torch.set_num_threads(threads)
         config = EngineConfig(max_num_seqs=MAX_ROWS, kv_cache_bytes=KV_BYTES, prompt_cache_bytes=KV_BYTES)
-        self._model = load_model(Path(model))
+        self._model = load_model(Path(model), quantization=quantization)
         self._engine = Engine(self._model, config)
         self._prompts: dict[str, PromptArtifact] = {}
 
@@ -50,4 +52,4 @@ class PromptdEngine:
 
 
 if __name__ == "__main__":
-    Worker(PromptdEngine).serve()
+    Worker(partial(PromptdEngine, quantization=sys.argv[1]) if sys.argv[1:] else PromptdEngine).serve()
