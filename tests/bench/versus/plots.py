@@ -17,14 +17,6 @@ from tests.bench.versus.tables import COLUMNS, measured, rates
 COLORS = (
     "#4477aa", "#88ccee", "#332288", "#cc6677", "#999933", "#ddcc77", "#117733", "#882255", "#aa4499", "#444444",
 )  # fmt: skip
-    "#cc6677",
-    "#999933",
-    "#ddcc77",
-    "#117733",
-    "#882255",
-    "#aa4499",
-    "#444444",
-)
 DPI = 90
 _OF = dict(zip(CONTENDERS, COLORS, strict=True))
 
