@@ -34,7 +34,7 @@ def check_console(scale: Scale, book: Book, root: Path) -> list[Row]:
         try:
             with serving(DEMO_MODEL_PATH) as (http, _), launched() as browser:
                 for _ in range(missing):
-                    paint, kilobytes, shift = _cold_load(browser, f"{http.base_url}ui/")
+                    paint, kilobytes, shift = _cold_load(browser, str(http.base_url.join("/ui/")))
                     book.add("console/paint_seconds", [paint])
                     book.add("console/kb", [kilobytes])
                     book.add("console/shift", [shift])
