@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 from promptd_store import PromptArtifact
 
+from promptd.bench import Lengths
+from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
+from promptd.modeling import FrozenModel
 from tests.bench.book import Book, Row, paired_ratio
 from tests.bench.models import folder_of, frozen
 from tests.bench.peers import ContinuousBatching, PeftOneAtATime, StackedEmbeddings, plain_model
-from tests.bench.rows import Outcome, Tokens, fresh_tokens, make_engine, request, run, soft_prompts
+from tests.bench.rows import Outcome, Tokens, fresh_tokens, make_engine, prefixes, request, run, soft_prompts
 from tests.bench.scale import Scale
 
 OURS, OURS_FIRST = "promptd", "promptd, prompts never seen before"
@@ -84,7 +87,7 @@ class W1:
         return statistics.mean(equal), len(set(map(tuple, ours)))
 
 
-def engine_of(scale: Scale, root: Path, *, prefix_caching: bool = False) -> Engine:
+def engine_of(scale: Scale, root: Path) -> Engine:
     """The engine of W1, with room for its prompts twice."""
     row = scale.input_tokens + scale.output_tokens + scale.virtual_tokens + 16
     return make_engine(
@@ -92,7 +95,6 @@ def engine_of(scale: Scale, root: Path, *, prefix_caching: bool = False) -> Engi
         max_num_seqs=scale.max_num_seqs,
         text_tokens=3 * row * scale.num_requests,
         prompt_tokens=2 * scale.num_requests * scale.virtual_tokens,
-        prefix_caching=prefix_caching,
     )
 
 
@@ -134,27 +136,49 @@ def check_w1(scale: Scale, book: Book, root: Path) -> list[Row]:
 
 
 def check_mixing(scale: Scale, book: Book, root: Path) -> list[Row]:
-    """W1 against bare rows of the same engine that have as many keys: a text prefix that is cached already."""
-    missing = scale.num_mixing_pairs - len(book.series("mixing/bare"))
+    """Rows under prompts against bare rows of the same engine with as many keys: text prefixes that are cached."""
+    alike, various = Lengths(scale.virtual_tokens, scale.virtual_tokens), Lengths(*scale.mixed_virtual_tokens)
+    cases = (
+        ("mixing", "W1", ("soft",), alike),
+        ("mixing_kinds", "soft, prefix or none in turn", ("soft", "prefix", "none"), various),
+    )
+    return [_mixing(scale, book, root, *case) for case in cases]
+
+
+def _mixing(
+    scale: Scale, book: Book, root: Path, key: str, title: str, kinds: tuple[str, ...], lengths: Lengths
+) -> Row:
+    missing = scale.num_mixing_pairs - len(book.series(f"{key}/bare"))
     if missing > 0:
-        engine = engine_of(scale, root, prefix_caching=True)
-        vocab_size, count = engine.model.spec.vocab_size, scale.num_requests
-        # Whole blocks only can be cached, so the prefix is rounded up; both sides get the same number of keys.
-        size = engine.config.block_size
-        num_keys = -(-scale.virtual_tokens // size) * size
-        prompts = soft_prompts(count, num_keys, engine.model.spec.hidden_size)
-        cached = [fresh_tokens(num_keys, vocab_size) for _ in range(count)]
+        model, count = frozen(folder_of(scale.w1_model, root)), scale.num_requests
+        kind_of = [kinds[at % len(kinds)] for at in range(count)]
+        # Whole blocks only can be cached, so lengths are rounded up; both sides get the same number of keys.
+        size = EngineConfig.block_size
+        keys = [
+            0 if kind == "none" else -(-lengths.spread(at, count) // size) * size for at, kind in enumerate(kind_of)
+        ]
+        chains = [_prompt(kind, length, model) for kind, length in zip(kind_of, keys, strict=True)]
+        row = scale.input_tokens + scale.output_tokens + 2 * size
+        engine = make_engine(
+            model,
+            max_num_seqs=scale.max_num_seqs,
+            text_tokens=3 * (row * count + sum(keys)),
+            prompt_tokens=2 * sum(keys),
+            prefix_caching=True,
+        )
+        vocab_size = model.spec.vocab_size
+        cached = [fresh_tokens(length, vocab_size) for length in keys]
 
         def texts() -> list[Tokens]:
             return [fresh_tokens(scale.input_tokens, vocab_size) for _ in range(count)]
 
         def mixed() -> float:
-            asked = [request(t, scale.output_tokens, p) for t, p in zip(texts(), prompts, strict=True)]
-            return _rate_of(run(engine, asked), 0)
+            asked = [request(t, scale.output_tokens, *chain) for t, chain in zip(texts(), chains, strict=True)]
+            return _rate_of(run(engine, asked), [0] * count)
 
         def bare() -> float:
             asked = [request(c + t, scale.output_tokens) for t, c in zip(texts(), cached, strict=True)]
-            return _rate_of(run(engine, asked), num_keys)
+            return _rate_of(run(engine, asked), keys)
 
         run(engine, [request((*text, 1), 1) for text in cached])
         mixed()
@@ -162,12 +186,19 @@ def check_mixing(scale: Scale, book: Book, root: Path) -> list[Row]:
         for number in range(missing):
             first, second = (mixed, bare) if number % 2 else (bare, mixed)
             rates = {first: first(), second: second()}
-            book.add("mixing/mixed", [rates[mixed]])
-            book.add("mixing/bare", [rates[bare]])
-    ours, bare_rates = (book.series(f"mixing/{name}")[: scale.num_mixing_pairs] for name in ("mixed", "bare"))
+            book.add(f"{key}/mixed", [rates[mixed]])
+            book.add(f"{key}/bare", [rates[bare]])
+    ours, bare_rates = (book.series(f"{key}/{name}")[: scale.num_mixing_pairs] for name in ("mixed", "bare"))
     ratio = paired_ratio(ours, bare_rates)
     shown = f"{ratio:.3f} x ({statistics.median(ours):.1f} : {statistics.median(bare_rates):.1f} tokens/s)"
-    return [Row("mixing: W1 : bare rows with as many keys", f">= {MIXING_TARGET} x", shown, ratio >= MIXING_TARGET)]
+    what = f"mixing: {title}, {lengths} tokens : bare rows with as many keys"
+    return Row(what, f">= {MIXING_TARGET} x", shown, ratio >= MIXING_TARGET)
+
+
+def _prompt(kind: str, length: int, model: FrozenModel) -> list[PromptArtifact]:
+    if kind == "none":
+        return []
+    return soft_prompts(1, length, model.spec.hidden_size) if kind == "soft" else prefixes(1, length, model)
 
 
 def check_overhead(scale: Scale, book: Book, root: Path) -> list[Row]:
@@ -189,8 +220,8 @@ def check_overhead(scale: Scale, book: Book, root: Path) -> list[Row]:
     return [Row(name, f"<= {OVERHEAD_TARGET:.0%} of a decode step", shown, share <= OVERHEAD_TARGET)]
 
 
-def _rate_of(outcome: Outcome, cached_tokens: int) -> float:
-    if set(outcome.cached_tokens.values()) != {cached_tokens}:
+def _rate_of(outcome: Outcome, cached_tokens: list[int]) -> float:
+    if [outcome.cached_tokens[one] for one in outcome.tokens] != cached_tokens:
         raise RuntimeError(f"expected {cached_tokens} cached tokens a row, got {outcome.cached_tokens}")
     return outcome.num_tokens / outcome.seconds
 

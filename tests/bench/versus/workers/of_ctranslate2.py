@@ -51,6 +51,7 @@ def convert(model: Path, out: Path) -> None:
             if file.name in ("config.json", "generation_config.json") or file.suffix == ".safetensors":
                 shutil.copy(file, padded)
         tokenizer.add_tokens([f"<unused-{number}>" for number in range(missing)])  # it wants a word for every row
+        tokenizer.unk_token = tokenizer.unk_token or tokenizer.eos_token  # it does not load without one
         tokenizer.save_pretrained(padded)
         ctranslate2.converters.TransformersConverter(str(padded)).convert(str(out), force=True)
 
