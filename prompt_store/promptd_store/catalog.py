@@ -250,7 +250,7 @@ class PromptCatalog:
             state = (await self._names.read(owner, parsed.name)).state
             records = await self._names.versions(owner, parsed.name) if _may_see_name(tenant, owner, state) else []
             visible = [_as_seen(tenant, state, record) for record in reversed(records)]
-            seen = [state.applied_to(record) for record in visible if record is not None]
+            seen = [state.applied_to(record, self.spec.fingerprint) for record in visible if record is not None]
             if seen:
                 return seen
         raise PromptNotFoundError(f"no prompt {ref!r}", param="prompt")

@@ -115,9 +115,9 @@ class PromptName:
         """True where anything that the name points to is public."""
         return any(one.visibility == "public" for one in self.current.values())
 
-    def applied_to(self, record: PromptRecord) -> PromptRecord:
-        """Return the record as seen now; current where the name points to it for any base."""
-        pointer = next((one for one in self.current.values() if one.number == record.number), None)
+    def applied_to(self, record: PromptRecord, fingerprint: str) -> PromptRecord:
+        """Return the record as seen now: current where the name means it for its base; for this one, if it fits all."""
+        pointer = self.current_for(record.base_fingerprint or fingerprint)
         return replace(record, is_current=False) if pointer is None else pointer.applied_to(record)
 
     def moved(self, base: str, number: int, version: str, visibility: Visibility) -> PromptName:

@@ -173,8 +173,16 @@ async def test_text_prompts_fit_every_base(catalog: PromptCatalog, store: Store)
     await catalog.publish("acme", "kind", soft_file(1))
     assert (await catalog.resolve("acme", "kind")).kind is PromptKind.SOFT
     assert (await other.resolve("acme", "kind")).kind is PromptKind.TEXT
+    assert await _current(catalog, "kind") == [2] and 1 in await _current(other, "kind")
     await catalog.publish("acme", "kind", encode("text", text="Be brief.").content)
     assert (await catalog.resolve("acme", "kind")).kind is PromptKind.TEXT
+    assert await _current(catalog, "kind") == [3]
+    await catalog.rollback("acme", "kind", 2)
+    assert await _current(catalog, "kind") == [2]
+
+
+async def _current(catalog: PromptCatalog, name: str) -> list[int]:
+    return [record.number for record in await catalog.versions("acme", name) if record.is_current]
 
 
 @pytest.mark.parametrize(
