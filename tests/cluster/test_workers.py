@@ -17,7 +17,7 @@ from tests.training.site import ROWS, method_of
 
 SHORT_LEASE_SECONDS = 2.0
 STEP_SECONDS = 0.01
-"""Of 150 steps of both jobs: on no machine are they done before they are killed."""
+"""Of 80 steps of both jobs: on no machine are they done before they are killed."""
 START_SECONDS = 120.0
 """What a machine with much else to do takes to bring a worker up and to its first claim."""
 
@@ -122,7 +122,7 @@ def train_and_kill(
 def test_killed_workers_lose_no_job(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
     """A kill -9: what ran goes on from its checkpoint when the lease is over; each job publishes one version."""
     short = {"lease_seconds": SHORT_LEASE_SECONDS, "step_seconds": STEP_SECONDS}
-    train_and_kill(forge, redis, tmp_path, num_jobs=2, num_steps=150, num_kills=1, **short)
+    train_and_kill(forge, redis, tmp_path, num_jobs=2, num_steps=80, num_kills=1, **short)
 
 
 @pytest.mark.long
