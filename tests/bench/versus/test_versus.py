@@ -24,7 +24,7 @@ sys.path.insert(0, {workers!r})
 import loop
 def fail(): raise ValueError("no such thing")
 def die(): print("last words", file=sys.stderr); sys.stderr.flush(); os._exit(3)
-loop.serve({{"double": lambda number: print("noise") or 2 * number, "fail": fail, "die": die}})
+loop.serve({{"double": lambda number: print("noise", flush=True) or 2 * number, "fail": fail, "die": die}})
 """
 
 
