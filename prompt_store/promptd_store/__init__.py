@@ -34,9 +34,11 @@ from promptd_store.errors import (
     StoreNotEmptyError,
     StoreUnavailableError,
     TemplateError,
+    TenantErasedError,
+    UserErasedError,
     VolatileStoreError,
 )
-from promptd_store.garbage import collect_garbage, scan_tenants, trim_changes, trim_events
+from promptd_store.garbage import collect_garbage, drop_unnamed, scan_tenants, trim_changes, trim_events
 from promptd_store.holdings import (
     PROMPTS,
     STORED_BYTES,
@@ -108,7 +110,9 @@ __all__ = [
     "StoreUnavailableError",
     "Subscription",
     "TemplateError",
+    "TenantErasedError",
     "TensorInfo",
+    "UserErasedError",
     "VolatileStoreError",
     "check_name",
     "check_room",
@@ -118,6 +122,7 @@ __all__ = [
     "count_prompts",
     "day_of",
     "decode",
+    "drop_unnamed",
     "encode",
     "events_log",
     "exact_name",

@@ -6,7 +6,7 @@ named by their digest. A call that returned is durable: it survives kill -9 at a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -113,7 +113,7 @@ class Store(Protocol):
         ...
 
     async def put_blob(self, tenant: str, data: bytes) -> str:
-        """Store bytes and return `sha256:…`; the same bytes are stored once a tenant."""
+        """Store bytes and return `sha256:…`; the same bytes are stored once a tenant. TenantErasedError."""
         ...
 
     async def get_blob(self, tenant: str, digest: str) -> bytes:
@@ -139,6 +139,17 @@ class Store(Protocol):
         """
         ...
 
+    async def clear_quarantine(self, tenant: str, digest: str | None = None) -> int:
+        """Delete what was set aside as corrupt, of one blob or of all of a tenant's; return how many."""
+        ...
+
+    async def erase_tenant(self, tenant: str) -> Mapping[str, int]:
+        """Delete everything of a tenant; return how many `records`, `log_entries`, `blobs` and `quarantined`.
+
+        Its tombstone (`names.ERASED`) is written before, so that nothing comes after.
+        """
+        ...
+
     async def get(self, key: str) -> Record | None:
         """Return one record."""
         ...
@@ -157,6 +168,7 @@ class Store(Protocol):
     ) -> dict[str, str]:
         """Do all or nothing; return the etag of every key put.
 
+        What is to be written for a tenant that was erased raises TenantErasedError, whoever writes, however late.
         A failed Check raises CheckFailedError; a Lease in `checks` whose epoch is not the present one raises
         LeaseLostError, so that an owner who woke too late cannot write; an Add over its limit LimitReachedError.
         """
@@ -194,8 +206,8 @@ class Store(Protocol):
         """Delete a log's entries with a smaller seq; return how many."""
         ...
 
-    async def erase(self) -> None:
-        """Overwrite what was deleted where this store's own files still have it."""
+    async def erase(self) -> bool:
+        """Take what was deleted out of this store's own files; return False where it is not allowed to, or not yet."""
         ...
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -109,6 +110,26 @@ class BlobFolder:
             (self._quarantine / name).unlink(missing_ok=True)
             gone.append(name)
         return gone
+
+    def erase(self, tenant: str) -> int:
+        """Delete all of a tenant's files, also half-written ones; return how many blobs."""
+        found = self.scan(tenant)
+        with self._locked():
+            shutil.rmtree(self._blobs / tenant, ignore_errors=True)
+            self._safe_folders = {one for one in self._safe_folders if one.parent.name != tenant}
+            sync_folder(self._blobs)
+        return len(found)
+
+    def clear_quarantine(self, tenant: str, digest: str | None) -> int:
+        """Delete what was set aside, of one blob or of all; return how many."""
+        wanted = "[0-9a-f]{64}" if digest is None else digest_hex(digest)
+        name = re.compile(rf"{re.escape(check_tenant(tenant))}\.{wanted}\.[0-9]+")
+        gone = [path for path in self._quarantine.iterdir() if name.fullmatch(path.name)]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        if gone:
+            sync_folder(self._quarantine)
+        return len(gone)
 
     def _sweep(self, folder: Path, older_than_seconds: float) -> list[str]:
         gone = []

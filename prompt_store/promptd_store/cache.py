@@ -28,12 +28,18 @@ class ArtifactCache:
         self._max_bytes = max_bytes
         self._artifacts: OrderedDict[Hashable, PromptArtifact] = OrderedDict()
         self._loading: dict[Hashable, asyncio.Task[PromptArtifact]] = {}
+        self._unwanted: set[Hashable] = set()
         self._num_bytes = self._num_hits = self._num_misses = self._num_evictions = 0
 
     @property
     def stats(self) -> CacheStats:
         """What happened so far."""
         return CacheStats(self._num_hits, self._num_misses, self._num_evictions, self._num_bytes, len(self._artifacts))
+
+    @property
+    def keys(self) -> list[Hashable]:
+        """What is here or on its way."""
+        return [*self._artifacts, *self._loading]
 
     async def get(self, key: Hashable, load: Callable[[], Awaitable[PromptArtifact]]) -> PromptArtifact:
         """Return the artifact, loading it where needed. A caller that goes away does not disturb the others."""
@@ -52,7 +58,8 @@ class ArtifactCache:
         return await asyncio.shield(task)
 
     def discard(self, key: Hashable) -> None:
-        """Forget one artifact."""
+        """Forget one artifact; one on its way is not kept."""
+        self._unwanted |= {key} & set(self._loading)
         gone = self._artifacts.pop(key, None)
         if gone is not None:
             self._num_bytes -= gone.num_bytes
@@ -60,9 +67,11 @@ class ArtifactCache:
     async def _load(self, key: Hashable, load: Callable[[], Awaitable[PromptArtifact]]) -> PromptArtifact:
         try:
             artifact = await load()
-            self._keep(key, artifact)
+            if key not in self._unwanted:
+                self._keep(key, artifact)
         finally:
             del self._loading[key]
+            self._unwanted.discard(key)
         return artifact
 
     def _keep(self, key: Hashable, artifact: PromptArtifact) -> None:

@@ -15,12 +15,16 @@ from promptd_store.chains import check_front, exact_name, extend, in_front
 from promptd_store.codec import decode
 from promptd_store.errors import (
     BlobNotFoundError,
+    CheckFailedError,
+    LeaseLostError,
+    LimitReachedError,
     PromptChainBrokenError,
     PromptModelMismatchError,
     PromptNameError,
     PromptNotFoundError,
     StoreUnavailableError,
 )
+from promptd_store.garbage import drop_unnamed
 from promptd_store.holdings import PROMPTS, STORED_BYTES, check_room
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
@@ -43,6 +47,7 @@ from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
 from promptd_store.remembered import OUTAGE_SECONDS, RememberedNames
 from promptd_store.sharing import PromptShares
 from promptd_store.strict_json import canonical_json
+from promptd_store.users import raise_if_erased, user_checks
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
 Examine = Callable[[PromptArtifact], Awaitable[None]]
@@ -96,6 +101,7 @@ class PromptCatalog:
         visibility: Visibility = "private",
         sidecar: bytes | None = None,
         behind: Collection[str] = (),
+        user: str | None = None,
         checks: Collection[Check | Lease] = (),
         examine: Examine | None = None,
     ) -> PromptRecord:
@@ -107,6 +113,7 @@ class PromptCatalog:
         Raises `LimitReachedError` over a quota.
         """
         plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
+        all_checks = [*checks, *await user_checks(self.store, tenant, user)]
         front = await self._front(tenant, behind, visibility)
         artifact = await self.check(  # before a byte is written
             tenant,
@@ -120,8 +127,8 @@ class PromptCatalog:
         )
         if examine is not None:
             await examine(artifact)
-        draft = await self._draft(tenant, name, artifact, plain, visibility, sidecar)
-        draft = replace(draft, behind=tuple(map(exact_name, front)))
+        draft, blobs = await self._draft(tenant, name, artifact, plain, visibility, sidecar)
+        draft = replace(draft, behind=tuple(map(exact_name, front)), user=user)
         base = draft.base_fingerprint or ANY_BASE
 
         async def step(stored: StoredName) -> PromptRecord:
@@ -140,10 +147,20 @@ class PromptCatalog:
             ]
             event = self._event("prompt.published", record)
             size = record.held_bytes
-            await self._names.move(stored, moved, event, puts=puts, checks=checks, num_bytes=size)
+            await self._names.move(stored, moved, event, puts=puts, checks=all_checks, num_bytes=size)
             return record
 
-        return await self._names.retry(tenant, name, step)
+        try:
+            record = await self._names.retry(tenant, name, step)
+        except (CheckFailedError, LeaseLostError, LimitReachedError) as error:
+            await drop_unnamed(self.store, tenant, draft.digests)  # it comes too late, perhaps for someone erased
+            if isinstance(error, CheckFailedError):
+                raise_if_erased(error, tenant, user)
+            raise
+        for digest, data in blobs.items():  # what was erased meanwhile may have been the same bytes
+            if not await self.store.has_blob(tenant, digest):
+                await self.store.put_blob(tenant, data)
+        return record
 
     async def check(
         self,
@@ -275,11 +292,11 @@ class PromptCatalog:
 
         return await self._names.retry(tenant, name, step)
 
-    async def delete(self, tenant: str, name: str, *, if_match: str | None = None) -> None:
-        """Delete a name with all its versions, for every base model. Its numbers are never given again."""
+    async def delete(self, tenant: str, name: str, *, if_match: str | None = None) -> Records:
+        """Delete a name with all its versions, for every base model; return them. Its numbers are never given again."""
         _check_owned(tenant, name)
 
-        async def step(stored: StoredName) -> None:
+        async def step(stored: StoredName) -> Records:
             if not stored.state.current:
                 raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
             self._check_preconditions(stored.state, if_match)
@@ -287,8 +304,14 @@ class PromptCatalog:
             await self._names.remove(stored, records, self._event("prompt.deleted", records[-1]))
             for record in records:
                 self._loader.discard(record)
+            return records
 
-        await self._names.retry(tenant, name, step)
+        return await self._names.retry(tenant, name, step)
+
+    def forget(self, tenant: str, versions: Collection[str] | None = None) -> int:
+        """Drop what this process has in memory of a tenant's prompts, or of some versions; return how many files."""
+        self._remembered.forget_tenant(tenant)
+        return self._loader.forget(tenant, versions)
 
     async def _front(self, tenant: str, behind: Collection[str], visibility: Visibility) -> Records:
         try:
@@ -307,8 +330,8 @@ class PromptCatalog:
         provenance: Mapping[str, Any],
         visibility: Visibility,
         sidecar: bytes | None,
-    ) -> PromptRecord:
-        """Store the blobs; the record that names them still lacks its number and etag."""
+    ) -> tuple[PromptRecord, dict[str, bytes]]:
+        """Store the blobs and return them; the record that names them still lacks its number and etag."""
         config = artifact.adapter_config
         base = artifact.manifest.base_fingerprint
         manifest = artifact.manifest.to_dict()
@@ -319,7 +342,9 @@ class PromptCatalog:
         if current is None or current.version != artifact.version:  # else it may be what is there already
             await check_room(self.store, tenant, PROMPTS, int(not state.current))
             await check_room(self.store, tenant, STORED_BYTES, size)
-        return PromptRecord(
+        data = [artifact.content, *(one for one in (config, sidecar) if one is not None)]
+        digests = [await self.store.put_blob(tenant, one) for one in data]
+        record = PromptRecord(
             tenant=tenant,
             name=name,
             version=artifact.version,
@@ -334,11 +359,12 @@ class PromptCatalog:
             visibility=visibility,
             verified=artifact.verified,
             manifest=manifest,
-            content_digest=await self.store.put_blob(tenant, artifact.content),
-            adapter_config_digest=None if config is None else await self.store.put_blob(tenant, config),
-            sidecar_digest=None if sidecar is None else await self.store.put_blob(tenant, sidecar),
+            content_digest=digests[0],
+            adapter_config_digest=None if config is None else digests[1],
+            sidecar_digest=None if sidecar is None else digests[-1],
             stored_bytes=size,
         )
+        return record, dict(zip(digests, data, strict=True))
 
     async def _owners(self, tenant: str, parsed: PromptRef) -> AsyncIterator[str]:
         """Yield whose name a reference may mean: the tenant's own first, then the named owner's or the public one."""

@@ -9,14 +9,15 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
 from promptd_store.blobs import BlobFolder, sync_folder
-from promptd_store.errors import StoreUnavailableError
+from promptd_store.errors import StoreUnavailableError, TenantErasedError
+from promptd_store.names import ERASED, check_tenant
 from promptd_store.record_file import RecordFile
 
 POLL_SECONDS = 0.1
@@ -54,7 +55,11 @@ class EmbeddedStore:
 
     async def put_blob(self, tenant: str, data: bytes) -> str:
         """Store bytes and return their digest."""
-        return await self._run(self._blob_threads, lambda: self._blobs.put(tenant, data))
+        digest = await self._run(self._blob_threads, lambda: self._blobs.put(tenant, data))
+        if await self.get(ERASED + tenant) is not None:  # looked at last: what erases comes after its tombstone
+            await self.delete_blob(tenant, digest)
+            raise TenantErasedError(tenant)
+        return digest
 
     async def get_blob(self, tenant: str, digest: str) -> bytes:
         """Return checked bytes."""
@@ -134,9 +139,19 @@ class EmbeddedStore:
         """Delete old entries of one log."""
         return await self._run(self._record_thread, lambda: self._records.trim_log(log, before_seq))
 
-    async def erase(self) -> None:
+    async def clear_quarantine(self, tenant: str, digest: str | None = None) -> int:
+        """Delete what was set aside."""
+        return await self._run(self._blob_threads, lambda: self._blobs.clear_quarantine(tenant, digest))
+
+    async def erase_tenant(self, tenant: str) -> Mapping[str, int]:
+        """Delete everything of a tenant."""
+        counts = await self._run(self._record_thread, lambda: self._records.erase_tenant(check_tenant(tenant)))
+        num_blobs = await self._run(self._blob_threads, lambda: self._blobs.erase(tenant))
+        return {**counts, "blobs": num_blobs, "quarantined": await self.clear_quarantine(tenant)}
+
+    async def erase(self) -> bool:
         """Empty the write-ahead log, which still has what was deleted."""
-        await self._run(self._record_thread, self._records.erase)
+        return await self._run(self._record_thread, self._records.erase)
 
     async def close(self) -> None:
         """End all subscriptions, finish what is under way, close the file."""

@@ -12,6 +12,8 @@ StoreError                        500 store_error
 ├── PreconditionFailedError       412 precondition_failed          If-Match / If-None-Match
 ├── CheckFailedError              409 check_failed                 transact() found another etag
 ├── LimitReachedError             429 insufficient_quota           a tenant's quota: asking again does not help
+├── TenantErasedError             409 tenant_erased                its name is never used again
+├── UserErasedError               409 user_erased
 ├── LeaseLostError                409 lease_lost                   a newer owner has the lease
 ├── BlobNotFoundError             500 blob_not_found
 ├── BlobCorruptError              500 blob_corrupt                 digest mismatch; the file was set aside
@@ -136,6 +138,23 @@ class LimitReachedError(StoreError):
         self.held = held
         self.amount = amount
         self.limit = limit
+
+
+class TenantErasedError(StoreError):
+    """The tenant was erased, and nothing is ever written for it again."""
+
+    default_status = 409
+    default_code = "tenant_erased"
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"tenant {tenant!r} was erased", param="tenant")
+
+
+class UserErasedError(StoreError):
+    """The end user whom this would belong to was erased while it was on its way."""
+
+    default_status = 409
+    default_code = "user_erased"
 
 
 class LeaseLostError(StoreError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 from promptd_store.base import Store
 from promptd_store.names import CHANGES_LOG
@@ -52,6 +52,23 @@ async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: floa
         if await store.delete_blob(tenant, blob.digest, unused_for_seconds=unused_for_seconds):
             deleted.append(blob.digest)
     return deleted
+
+
+async def drop_unnamed(store: Store, tenant: str, digests: Collection[str]) -> int:
+    """Delete those of some blobs that no record of the tenant names, now and not when they are old; return how many.
+
+    One that is put meanwhile stays: whoever puts it will name it. What was set aside of them goes, too.
+    """
+    began, unnamed, after = time.time(), set(digests), ""
+    while unnamed and (page := await store.scan(f"{{{tenant}}}:", after=after, limit=PAGE)):
+        for record in page:
+            unnamed -= digests_of(record.value)
+        after = page[-1].key
+    num_deleted = 0
+    for digest in sorted(unnamed):
+        num_deleted += await store.delete_blob(tenant, digest, unused_for_seconds=max(0.0, time.time() - began))
+        await store.clear_quarantine(tenant, digest)
+    return num_deleted
 
 
 async def trim_events(

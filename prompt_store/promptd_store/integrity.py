@@ -56,9 +56,7 @@ def _version_faults(record: Record, held: set[str]) -> list[str]:
         version = PromptRecord.from_bytes(record.value)
     except (ValueError, KeyError, TypeError, StoreError) as error:
         return [f"{record.key} cannot be read: {error}"]
-    wanted = (version.content_digest, version.adapter_config_digest, version.sidecar_digest)
     return [
         f"{version.name}@{version.number} needs blob {digest}, which is not there"
-        for digest in wanted
-        if digest is not None and digest not in held
+        for digest in sorted(version.digests - held)
     ]

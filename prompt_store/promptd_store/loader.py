@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import cast
+
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
 from promptd_store.base import Store
 from promptd_store.bounds import Bounds
@@ -10,6 +13,9 @@ from promptd_store.codec import decode
 from promptd_store.errors import StoreError
 from promptd_store.passing_thread import compute
 from promptd_store.record import PromptRecord
+
+ArtifactKey = tuple[str, str, str | None, str]
+"""Tenant, digests of the file and of its PEFT configuration, version."""
 
 
 class ArtifactLoader:
@@ -34,6 +40,14 @@ class ArtifactLoader:
         """Forget the artifact of a record."""
         self._cache.discard(_key(record))
 
+    def forget(self, tenant: str, versions: Collection[str] | None) -> int:
+        """Forget a tenant's artifacts, or those of some versions; return how many."""
+        keys = cast(list[ArtifactKey], self._cache.keys)
+        gone = [key for key in keys if key[0] == tenant and (versions is None or key[3] in versions)]
+        for key in gone:
+            self._cache.discard(key)
+        return len(gone)
+
     async def _read(self, record: PromptRecord) -> PromptArtifact:
         content = await self._store.get_blob(record.tenant, record.content_digest)
         config = None
@@ -47,5 +61,5 @@ class ArtifactLoader:
         return artifact
 
 
-def _key(record: PromptRecord) -> tuple[str, str, str | None, str]:
+def _key(record: PromptRecord) -> ArtifactKey:
     return record.tenant, record.content_digest, record.adapter_config_digest, record.version

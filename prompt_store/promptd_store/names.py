@@ -96,6 +96,15 @@ def granted_key(grantee: str, owner: str, name: str) -> str:
     return f"{{{grantee}}}:granted:{name}:{owner}"
 
 
+ERASED = f"{{{PUBLIC_TENANT}}}:erased:"
+"""What the tombstones of tenants begin with; behind it the tenant. Where there is one, every store refuses writes."""
+
+
+def tenant_of(key: str) -> str:
+    """Return the tenant that a key or a log belongs to."""
+    return key[1:].partition("}")[0]
+
+
 CHANGES_LOG = f"{{{PUBLIC_TENANT}}}:prompt-changes"
 """`tenant/name/revision` of every move of a name, of whatever tenant: every server reads it."""
 

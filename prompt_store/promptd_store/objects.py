@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,10 @@ class Objects(Protocol):
 
     def sweep_aside(self, tenant: str) -> list[str]:
         """Delete what was set aside of a tenant's long ago; return the names."""
+        ...
+
+    def clear_aside(self, tenant: str, digest: str | None) -> int:
+        """Delete what was set aside of a tenant, or of one blob (hex digits); return how many."""
         ...
 
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
@@ -92,6 +97,13 @@ class FolderObjects:
             (self._aside / name).unlink(missing_ok=True)
         return gone
 
+    def clear_aside(self, tenant: str, digest: str | None) -> int:
+        """Delete files of the quarantine."""
+        gone = [path for path in self._aside.iterdir() if _is_aside(path.name, tenant, digest)]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
+
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
         """List files, also those of writers that were killed while writing."""
         now = time.time()
@@ -146,6 +158,17 @@ class BucketObjects:
             self._files.rm_file(top + name)
         return gone
 
+    def clear_aside(self, tenant: str, digest: str | None) -> int:
+        """Delete objects of the quarantine."""
+        try:
+            found = self._files.find(f"{self._root}/quarantine")
+        except FileNotFoundError:
+            return 0
+        gone = [path for path in found if _is_aside(path.rpartition("/")[2], tenant, digest)]
+        for path in gone:
+            self._files.rm_file(path)
+        return len(gone)
+
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
         """List objects."""
         now, top = time.time(), f"{self._root}/objects/"
@@ -157,6 +180,11 @@ class BucketObjects:
             at = status.get("LastModified") or status.get("created") or status.get("mtime")
             seconds = at.timestamp() if hasattr(at, "timestamp") else float(at or now)
             yield path.removeprefix(top), now - seconds
+
+
+def _is_aside(name: str, tenant: str, digest: str | None) -> bool:
+    wanted = digest or "[0-9a-f]{64}"
+    return bool(re.fullmatch(rf"{re.escape(tenant)}\.[0-9a-f]{{2}}\.{wanted}\.[0-9a-f]+\.[0-9]+", name))
 
 
 def open_objects(address: str) -> Objects:

@@ -54,7 +54,7 @@ def is_same_publication(present: PromptRecord, draft: PromptRecord) -> bool:
     return (
         (present.version, present.content_digest, present.adapter_config_digest, present.visibility)
         == (draft.version, draft.content_digest, draft.adapter_config_digest, draft.visibility)
-        and present.behind == draft.behind
+        and (present.behind, present.user) == (draft.behind, draft.user)
         and draft.provenance in ({}, present.provenance)
         and draft.sidecar_digest in (None, present.sidecar_digest)
     )

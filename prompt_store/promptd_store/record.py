@@ -44,11 +44,19 @@ class PromptRecord:
     sidecar_digest: str | None = None
     behind: tuple[str, ...] = ()
     """Exact names of the prompts that it is served behind, from the chain's beginning."""
+    user: str | None = None
+    """The end user of its tenant whom it belongs to, where it was said."""
     stored_bytes: int = 0
     """Of all that is kept for it; 0 in records that are older than the counting."""
     is_current: bool = True
     is_granted: bool = False
     """Whether its owner shares it with the tenant that asked for it."""
+
+    @property
+    def digests(self) -> set[str]:
+        """The blobs that it needs."""
+        wanted = (self.content_digest, self.adapter_config_digest, self.sidecar_digest)
+        return {digest for digest in wanted if digest is not None}
 
     @property
     def held_bytes(self) -> int:
@@ -102,6 +110,8 @@ class PromptName:
     """By base fingerprint, or ANY_BASE."""
     shared_with: tuple[str, ...] = ()
     """Other tenants that may use and read all versions, by name."""
+    was_shared: bool = False
+    """Whether it ever was shared: then others may have its keys and values in a cache."""
     unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What a newer release has written down here; it is left as it is."""
 

@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from promptd_store.base import Add, Append, Check, Event, Lease, Put, Record
-from promptd_store.errors import CheckFailedError, LeaseLostError, LimitReachedError, StoreUnavailableError
+from promptd_store.errors import (
+    CheckFailedError,
+    LeaseLostError,
+    LimitReachedError,
+    StoreUnavailableError,
+    TenantErasedError,
+)
+from promptd_store.names import ERASED, tenant_of
 
 BUSY_TIMEOUT_SECONDS = 10.0
 
@@ -54,9 +61,20 @@ class RecordFile:
             )
         self._connection.executescript(_SCHEMA)
 
-    def erase(self) -> None:
-        """Empty the write-ahead log into the file; where another connection reads it now, the next call does."""
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    def erase(self) -> bool:
+        """Empty the write-ahead log into the file; False where another connection reads it now: the next call does."""
+        ((is_busy, _, _),) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return not is_busy
+
+    def erase_tenant(self, tenant: str) -> dict[str, int]:
+        """Delete all records, log entries and leases of a tenant."""
+        first = f"{{{tenant}}}:"
+        bounds = (first, first + _LAST_CHAR)
+        with self._writing() as sql:
+            num_records = sql("DELETE FROM records WHERE key >= ? AND key < ?", bounds).rowcount
+            num_entries = sql("DELETE FROM log WHERE log >= ? AND log < ?", bounds).rowcount
+            sql("DELETE FROM leases WHERE key >= ? AND key < ?", bounds)
+        return {"records": num_records, "log_entries": num_entries}
 
     def close(self) -> None:
         """Close the connection."""
@@ -87,6 +105,10 @@ class RecordFile:
         with self._writing() as sql:
             for check in checks:
                 self._check(check)
+            written = [put.key for put in puts] + [add.key for add in adds] + [append.log for append in appends]
+            for tenant in sorted({tenant_of(key) for key in written}):
+                if self.get(ERASED + tenant) is not None:
+                    raise TenantErasedError(tenant)
             etag = sql("UPDATE counter SET value = value + 1 RETURNING value").fetchone()[0]
             for key in deletes:
                 sql("DELETE FROM records WHERE key = ?", (key,))

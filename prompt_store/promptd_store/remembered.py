@@ -64,6 +64,12 @@ class RememberedNames:
             del self._records[key]
             self._drop(key, record)
 
+    def forget_tenant(self, tenant: str) -> None:
+        """Drop all that a tenant's names meant, and what it saw."""
+        self.num_changes += 1
+        for key in [key for key, record in self._records.items() if tenant in (record.tenant, key[0])]:
+            self._drop(key, self._records.pop(key))
+
     async def follow(self, store: Store) -> None:
         """Forget what others change, until cancelled."""
         while True:

@@ -28,6 +28,10 @@ class PromptShares:
         stored = await self._names.read(check_tenant(tenant), check_name(name))
         return _existing(stored).state.shared_with
 
+    async def were_made(self, tenant: str, name: str) -> bool:
+        """Return whether a prompt ever was shared."""
+        return (await self._names.read(tenant, name)).state.was_shared
+
     async def add(self, tenant: str, name: str, grantee: str) -> None:
         """Share all versions of a name, and those to come. Again changes nothing; nobody is told whether it exists."""
         if check_tenant(grantee) in (PUBLIC_TENANT, tenant):
@@ -39,9 +43,8 @@ class PromptShares:
                 return
             if len(state.shared_with) >= MAX_SHARES:
                 raise SharingError(f"prompt {name!r} is shared with {MAX_SHARES} tenants already", param="tenant")
-            shared = replace(
-                state, revision=state.revision + 1, shared_with=tuple(sorted({*state.shared_with, grantee}))
-            )
+            all_grantees = tuple(sorted({*state.shared_with, grantee}))
+            shared = replace(state, revision=state.revision + 1, shared_with=all_grantees, was_shared=True)
             entry = Put(granted_key(grantee, tenant, name), b"")
             await self._names.move(stored, shared, {"type": "prompt.shared", "with": grantee}, puts=[entry])
 

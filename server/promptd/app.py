@@ -26,6 +26,7 @@ from promptd.demo import DEMO_MODEL_NAME, DEMO_MODEL_PATH, DEMO_PROMPTS_PATH, DE
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
+from promptd.erasures import Forgetter
 from promptd.errors import InvalidRequestError
 from promptd.housekeeping import Housekeeper
 from promptd.jobs import JobClaims, JobLimits, JobQueue, JobRecord, TrainingFiles
@@ -47,6 +48,8 @@ from promptd.roster import Roster, describe_server
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
 from promptd.suspicion import Quarantine
 from promptd.tenancy import (
+    CallLog,
+    Eraser,
     Gate,
     KeyOffice,
     KeyRing,
@@ -107,7 +110,9 @@ def create_app(
         server_id = secrets.token_hex(8)
         gate = make_gate(tenants, make_budgets(settings, served.engine), server_id)
         roster = Roster(prompts.store, server_id, describe_server(served), is_shared=is_shared(settings.store))
+        forgetter = Forgetter(prompts, served)
         vetting = Vetting(served, probes, settings.request_timeout_seconds, tenants.weight_of)
+        calls = CallLog(prompts.store)
         await note_beginning(prompts.store, time.time())
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
@@ -126,6 +131,8 @@ def create_app(
             vetting,
             Quarantine(tenants, vetting),
             roster,
+            Eraser(prompts, tenants, forgetter.forget),
+            calls,
             limits,
             RequestMetrics(registry).observe,
             lambda: generate_latest(registry),
@@ -146,6 +153,8 @@ def create_app(
             asyncio.create_task(tenants.follow()),
             asyncio.create_task(gate.keep()),
             asyncio.create_task(roster.keep()),
+            asyncio.create_task(forgetter.follow()),
+            asyncio.create_task(calls.keep()),
             asyncio.create_task(prompts.follow_changes()),
         ]
         if isinstance(served.spare_time, TrainingLoop):
@@ -164,6 +173,7 @@ def create_app(
             with contextlib.suppress(StoreError):  # what is left lies in the store for no longer than it can hurt
                 await gate.close()
                 await roster.close()
+                await calls.flush()
             if catalog is None:
                 await prompts.store.close()
             if tracing is not None:

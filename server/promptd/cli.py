@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from promptd.commands import jobs, keys, prompts, store
+from promptd.commands import jobs, keys, prompts, store, tenants
 from promptd.commands.apply import apply
 from promptd.commands.bench import bench
 from promptd.commands.convert import convert
@@ -48,6 +48,8 @@ app.command(rich_help_panel="Prompts")(convert)
 app.command(rich_help_panel="Train")(train)
 app.add_typer(jobs.app, name="jobs", rich_help_panel="Train")
 app.add_typer(keys.app, name="keys", rich_help_panel="Administrate")
+app.add_typer(tenants.app, name="tenants", rich_help_panel="Administrate")
+app.add_typer(tenants.users, name="users", rich_help_panel="Administrate")
 app.command(rich_help_panel="Administrate")(apply)
 app.command(rich_help_panel="Administrate")(drain)
 app.command("eval", rich_help_panel="Measure")(evaluate)

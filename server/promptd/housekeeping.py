@@ -24,13 +24,13 @@ from promptd_store import (
     trim_changes,
     trim_events,
 )
-from promptd_store.names import PUBLIC_TENANT
+from promptd_store.names import ERASED, PUBLIC_TENANT
 
 from promptd.jobs import TRAINING_JOBS, TRAINING_STEPS, count_files, count_jobs, steps_of
 from promptd.jobs.retention import forget_old_jobs, trim_signals
 from promptd.metrics import HousekeepingMetrics
 from promptd.retention import Retention
-from promptd.tenancy import note_stored_bytes
+from promptd.tenancy import ERASURES_LOG, note_stored_bytes, trim_calls
 
 RETENTION_SECONDS = 86400.0
 """Whether prompts are kept is looked at once a day: it reads what was used on all days that count."""
@@ -97,7 +97,11 @@ class Housekeeper:
             try:
                 tenant = await anext(tenants, None)
                 if tenant is None:
-                    return await self._store.erase()
+                    await self._store.erase()
+                    return
+                if await self._store.get(ERASED + tenant) is not None:  # a server died while it erased
+                    await self._store.erase_tenant(tenant)
+                    continue
                 if retention is not None:
                     await self._prune(retention, tenant)
                 deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
@@ -107,6 +111,7 @@ class Housekeeper:
                 num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
                 if tenant == PUBLIC_TENANT:
                     num_trimmed += await trim_signals(self._store) + await trim_changes(self._store)
+                    num_trimmed += await trim_events(self._store, ERASURES_LOG) + await trim_calls(self._store)
             except Exception as error:  # noqa: BLE001 - serving never depends on a clean-up
                 self._failed(error)
             else:

@@ -22,6 +22,7 @@ from promptd.engine.request import (
 )
 from promptd.engine.share import Share
 from promptd.errors import InvalidRequestError, NumericalError
+from promptd.tenancy import salt_of
 
 _TRIAL_TEXT = "The quick brown fox jumps over the lazy dog."
 _MAX_PROBES = 256
@@ -156,7 +157,7 @@ class Vetting:
     def _rest(self, artifact: PromptArtifact, tenant: str) -> dict[str, Any]:
         return {
             "prompts": (artifact,),
-            "salt": f"tenant/{tenant}",
+            "salt": salt_of(tenant),
             "deadline_seconds": self.timeout_seconds,
             "share": Share(tenant, self.weight_of(tenant)),
         }

@@ -114,3 +114,16 @@ def test_quotas_from_a_file(tenanted: LiveServer, admin: Client, tmp_path: Path)
         assert http.put("/v1/prompts/c", content=content).status_code == 429
         assert apply("{}") == ["team  max_prompts: 1 -> none", "team  training_steps_per_day: 5000 -> none"]
         assert http.put("/v1/prompts/c", content=content).status_code == 201
+
+
+def test_resident_bytes(tenanted: LiveServer, admin: Client) -> None:
+    """A prompt that alone takes more than may be resident is refused for good; the bare model is not."""
+    key = admin.keys.create("tight").key
+    with tenanted.http(Authorization=f"Bearer {key}") as http:
+        assert http.put("/v1/prompts/a", content=library(tenanted.folder)[3].content).status_code == 201
+        ask = {"prompt": [5, 6], "max_tokens": 1}
+        admin.tenants.set("tight", max_resident_bytes=1)
+        assert refusal(http.post("/v1/completions", json={**ask, "model": "a"}))[3] == "resident_bytes"
+        assert http.post("/v1/completions", json={**ask, "model": MODEL}).status_code == 200
+        admin.tenants.set("tight", max_resident_bytes=None)
+        assert http.post("/v1/completions", json={**ask, "model": "a"}).status_code == 200

@@ -35,6 +35,10 @@ COMMANDS = [
     ["keys"],
     ["apply"],
     ["drain"],
+    ["tenants"],
+    *(["tenants", name] for name in ("show", "erase")),
+    ["users"],
+    ["users", "erase"],
     *(["keys", name] for name in ("create", "ls", "rotate", "revoke")),
     *(["jobs", name] for name in ("create", "ls", "show", "watch", "cancel", "pause", "resume", "rm")),
     *(

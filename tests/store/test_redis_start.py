@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 #: The user that the manual tells to make: what the store needs under one prefix, and nothing else.
 ACL = (
     "~promptd:* resetchannels -@all +@read +@write +@connection +eval +evalsha +time +info +config|get +wait "
-    "-flushall -flushdb -keys"
+    "+bgrewriteaof +bgsave -flushall -flushdb -keys"
 )
 
 

@@ -73,6 +73,11 @@ def set_limits(tenant: str, limits: Mapping[str, float | None]) -> Call[Tenant]:
     return Call("PATCH", path_of(TENANTS, tenant), reader(Tenant), body=dict(limits))
 
 
+def erase_tenant(tenant: str) -> Call[dict[str, int]]:
+    """Erase a tenant; again finishes what was left."""
+    return Call("DELETE", path_of(TENANTS, tenant), reader(dict[str, int], "erased"))
+
+
 def usage(path: str, tenant: str | None, first_day: str | None, last_day: str | None) -> Call[UsageReport]:
     """Show what was served."""
     params = {"tenant": tenant, "from": first_day, "to": last_day}

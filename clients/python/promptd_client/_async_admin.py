@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 KeyList = list[ApiKey]  # `list` is a method
 TenantList = list[Tenant]
 ServerList = list[dict[str, Any]]
+Erased = dict[str, int]
 
 
 class AsyncKeys:
@@ -63,6 +64,10 @@ class AsyncTenants:
     async def set(self, tenant: str, **limits: float | None) -> Tenant:
         """Set some of a tenant's limits, everywhere within a second; None takes one away."""
         return await self._run(_admin_requests.set_limits(tenant, limits))
+
+    async def erase(self, tenant: str) -> Erased:
+        """Erase a tenant, everywhere and for ever; return how many of what went."""
+        return await self._run(_admin_requests.erase_tenant(tenant))
 
     async def usage(
         self, tenant: str | None = None, *, first_day: str | None = None, last_day: str | None = None

@@ -137,6 +137,10 @@ class AsyncClient:
         """Join tokens to a text."""
         return await self.run(_requests.detokenize(tokens))
 
+    async def erase_user(self, user: str) -> dict[str, int]:
+        """Erase the prompts, files and jobs that belong to one end user; return how many of what went."""
+        return await self.run(_requests.erase_user(user))
+
     async def usage(self, *, first_day: str | None = None, last_day: str | None = None) -> UsageReport:
         """Show what your tenant was served; days as 2026-11-21 in UTC, without them the last thirty."""
         return await self.run(_admin_requests.usage("/v1/usage", None, first_day, last_day))
@@ -248,12 +252,14 @@ class AsyncPrompts:
         kind: str | None = None,
         num_virtual_tokens: int | None = None,
         behind: Sequence[str] = (),
+        user: str | None = None,
         if_match: str | None = None,
         if_none_match: str | None = None,
     ) -> Prompt:
         """Publish a safetensors file (bytes or a path) as the newest version of a name.
 
         `behind` names prompts that it was learned behind, from the chain's beginning: they are served in front of it.
+        `user` is the end user whom it belongs to, for `erase_user`.
         """
         data = await anyio.to_thread.run_sync(read_content, content)
         return await self._run(
@@ -263,6 +269,7 @@ class AsyncPrompts:
                 kind=kind,
                 num_virtual_tokens=num_virtual_tokens,
                 behind=behind,
+                user=user,
                 if_match=if_match,
                 if_none_match=if_none_match,
             )
@@ -277,6 +284,7 @@ class AsyncPrompts:
         label_words: Mapping[str, str] | None = None,
         stop: Sequence[str] | None = None,
         default_sampling: Mapping[str, float] | None = None,
+        user: str | None = None,
         if_match: str | None = None,
         if_none_match: str | None = None,
     ) -> Prompt:
@@ -290,7 +298,9 @@ class AsyncPrompts:
             "stop": stop,
             "default_sampling": default_sampling,
         }
-        return await self._run(_requests.put_text(name, text, fields, if_match=if_match, if_none_match=if_none_match))
+        return await self._run(
+            _requests.put_text(name, text, fields, user=user, if_match=if_match, if_none_match=if_none_match)
+        )
 
     async def upload_peft(
         self,
@@ -363,8 +373,12 @@ class AsyncPrompts:
         """List the tenants that a prompt is shared with."""
         return await self._run(_requests.list_shares(name))
 
+    async def erase(self, name: str) -> dict[str, int]:
+        """Delete a name with all its versions and their bytes, in every server's memory too; return what went."""
+        return await self._run(_requests.erase_prompt(name))
+
     async def delete(self, name: str) -> None:
-        """Delete a name with all its versions."""
+        """Delete a name with all its versions. Their bytes go with a later clean-up."""
         await self._run(_requests.delete_prompt(name))
 
     async def _upload(self, name: str, folder: Path) -> UploadResult:

@@ -132,6 +132,10 @@ class Client:
         """Join tokens to a text."""
         return self.run(_requests.detokenize(tokens))
 
+    def erase_user(self, user: str) -> dict[str, int]:
+        """Erase the prompts, files and jobs that belong to one end user; return how many of what went."""
+        return self.run(_requests.erase_user(user))
+
     def usage(self, *, first_day: str | None = None, last_day: str | None = None) -> UsageReport:
         """Show what your tenant was served; days as 2026-11-21 in UTC, without them the last thirty."""
         return self.run(_admin_requests.usage("/v1/usage", None, first_day, last_day))
@@ -241,12 +245,14 @@ class Prompts:
         kind: str | None = None,
         num_virtual_tokens: int | None = None,
         behind: Sequence[str] = (),
+        user: str | None = None,
         if_match: str | None = None,
         if_none_match: str | None = None,
     ) -> Prompt:
         """Publish a safetensors file (bytes or a path) as the newest version of a name.
 
         `behind` names prompts that it was learned behind, from the chain's beginning: they are served in front of it.
+        `user` is the end user whom it belongs to, for `erase_user`.
         """
         data = read_content(content)
         return self._run(
@@ -256,6 +262,7 @@ class Prompts:
                 kind=kind,
                 num_virtual_tokens=num_virtual_tokens,
                 behind=behind,
+                user=user,
                 if_match=if_match,
                 if_none_match=if_none_match,
             )
@@ -270,6 +277,7 @@ class Prompts:
         label_words: Mapping[str, str] | None = None,
         stop: Sequence[str] | None = None,
         default_sampling: Mapping[str, float] | None = None,
+        user: str | None = None,
         if_match: str | None = None,
         if_none_match: str | None = None,
     ) -> Prompt:
@@ -283,7 +291,9 @@ class Prompts:
             "stop": stop,
             "default_sampling": default_sampling,
         }
-        return self._run(_requests.put_text(name, text, fields, if_match=if_match, if_none_match=if_none_match))
+        return self._run(
+            _requests.put_text(name, text, fields, user=user, if_match=if_match, if_none_match=if_none_match)
+        )
 
     def upload_peft(
         self,
@@ -352,8 +362,12 @@ class Prompts:
         """List the tenants that a prompt is shared with."""
         return self._run(_requests.list_shares(name))
 
+    def erase(self, name: str) -> dict[str, int]:
+        """Delete a name with all its versions and their bytes, in every server's memory too; return what went."""
+        return self._run(_requests.erase_prompt(name))
+
     def delete(self, name: str) -> None:
-        """Delete a name with all its versions."""
+        """Delete a name with all its versions. Their bytes go with a later clean-up."""
         self._run(_requests.delete_prompt(name))
 
     def _upload(self, name: str, folder: Path) -> UploadResult:

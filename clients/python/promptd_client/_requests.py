@@ -183,11 +183,12 @@ def put_prompt(
     num_virtual_tokens: int | None = None,
     adapter_config: bytes | None = None,
     behind: Sequence[str] = (),
+    user: str | None = None,
     if_match: str | None = None,
     if_none_match: str | None = None,
 ) -> Call[Prompt]:
     """Publish bytes under a name. The same bytes again change nothing, so only a conditional one is not repeated."""
-    params = {"kind": kind, "num_virtual_tokens": num_virtual_tokens}
+    params = {"kind": kind, "num_virtual_tokens": num_virtual_tokens, "user": user}
     conditions = _present({"If-Match": _quoted(if_match), "If-None-Match": _quoted(if_none_match)})
     config = None if adapter_config is None else base64.urlsafe_b64encode(adapter_config).decode()
     return Call(
@@ -206,12 +207,22 @@ def put_prompt(
 
 
 def put_text(
-    name: str, text: str, fields: Mapping[str, Any], *, if_match: str | None, if_none_match: str | None
+    name: str,
+    text: str,
+    fields: Mapping[str, Any],
+    *,
+    user: str | None,
+    if_match: str | None,
+    if_none_match: str | None,
 ) -> Call[Prompt]:
     """Publish a plain text under a name."""
     conditions = _present({"If-Match": _quoted(if_match), "If-None-Match": _quoted(if_none_match)})
     body = {"text": text, **{name: value for name, value in fields.items() if value is not None}}
-    return Call("PUT", _prompt_path(name), read_prompt, headers=conditions, body=body, is_idempotent=not conditions)
+    params = _present({"user": user})
+    idempotent = not conditions
+    return Call(
+        "PUT", _prompt_path(name), read_prompt, params=params, headers=conditions, body=body, is_idempotent=idempotent
+    )
 
 
 def put_peft(name: str, folder: PeftFolder, *, if_match: str | None, if_none_match: str | None) -> Call[Prompt]:
@@ -252,6 +263,17 @@ def prompt_neighbors(ref: str, count: int) -> Call[list[list[Neighbor]]]:
         lambda response: [row.neighbors for row in read(response)],
         params={"count": str(count)},
     )
+
+
+def erase_user(user: str) -> Call[dict[str, int]]:
+    """Erase what belongs to an end user; again finishes what was left."""
+    return Call("DELETE", f"/v1/users/{quote(user, safe='')}", reader(dict[str, int], "erased"))
+
+
+def erase_prompt(name: str) -> Call[dict[str, int]]:
+    """Delete a name with all its versions, their bytes now."""
+    params = {"erase": "true"}
+    return Call("DELETE", _prompt_path(name), reader(dict[str, int], "erased"), params=params, is_idempotent=False)
 
 
 def delete_prompt(name: str) -> Call[None]:

@@ -35,6 +35,8 @@ class TenantLimits(Reply):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_concurrent_requests: int | None = None
+    max_queued_requests: int | None = None
+    max_resident_bytes: int | None = None
     max_prompts: int | None = None
     max_stored_bytes: int | None = None
     max_training_jobs: int | None = None
@@ -49,6 +51,8 @@ class Tenant(Reply):
     active_keys: tuple[str, ...] = ()
     held: dict[str, int] | None = None
     """What it holds of what there are quotas for; not in lists."""
+    erased: int | None = None
+    """When everything of it was erased, in seconds since 1970."""
 
 
 class UsageCounts(Reply):

@@ -30,6 +30,8 @@ class JobFields(TypedDict, total=False):
     priority: int
     publish_worse: bool
     metadata: Mapping[str, str]
+    user: str
+    """The end user whom the job and its prompt belong to: `client.erase_user` erases them."""
     extra_body: Mapping[str, Any]
     """Fields that this client does not know yet."""
 

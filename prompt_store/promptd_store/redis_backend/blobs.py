@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from promptd_store.base import BlobInfo
 from promptd_store.blobs import digest_hex
-from promptd_store.errors import BlobCorruptError, BlobNotFoundError, StoreUnavailableError
+from promptd_store.errors import BlobCorruptError, BlobNotFoundError, StoreUnavailableError, TenantErasedError
 from promptd_store.names import check_tenant
 from promptd_store.objects import Objects
 from promptd_store.redis_backend import scripts
@@ -42,12 +42,17 @@ class RedisBlobs:
         digest = await _sha256(data)
         if self._objects is None or len(data) <= self._inline_bytes:
             old = await self._step(scripts.PUT_BLOB, tenant, digest, data)
+            if old is None:
+                raise TenantErasedError(tenant)
         else:
             if await self._renewed(tenant, digest, data):
                 return "sha256:" + digest
             place = f"{tenant}/{digest[:2]}/{digest}.{secrets.token_hex(8)}"
             await self._outside(lambda objects: objects.put(place, data))
             old = await self._step(scripts.PLACE_BLOB, tenant, digest, len(data), place)
+            if old is None:
+                await self._remove(place)
+                raise TenantErasedError(tenant)
             if old.decode() == place:  # the step was repeated
                 old = b""
         await self._remove(old.decode())
@@ -106,6 +111,23 @@ class RedisBlobs:
         for name in gone:
             await self._remove(name)
         return gone + await self._outside(lambda objects: objects.sweep_aside(tenant))
+
+    async def clear_quarantine(self, tenant: str, digest: str | None) -> int:
+        """Delete what was set aside, here and outside."""
+        wanted = "*" if digest is None else digest_hex(digest)
+        num = await self._link.delete_matching(f"{self._prefix}quarantine:{check_tenant(tenant)}:", f"{wanted}:*")
+        if self._objects is not None:
+            aside = None if digest is None else wanted
+            num += await self._outside(lambda objects: objects.clear_aside(tenant, aside))
+        return num
+
+    async def erase(self, tenant: str) -> int:
+        """Delete all of a tenant's blobs, and what no blob's name leads to; return how many blobs."""
+        found = await self.scan(tenant)
+        for blob in found:
+            await self.delete(tenant, blob.digest, 0)
+        await self.sweep(tenant, older_than_seconds=-1)
+        return len(found)
 
     async def _renewed(self, tenant: str, digest: str, data: bytes) -> bool:
         """Make a blob that is whole younger; False where there is none."""

@@ -12,7 +12,7 @@ OLDEST_VERSION = (7, 0)
 
 async def faults(link: RedisLink, num_replicas: int) -> list[str]:
     """Return how this Redis could lose or refuse data, one clear line each; none where it is safe."""
-    info = await _info(link)
+    info = await info_of(link)
     found = []
     version = info.get("redis_version", "0.0")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
@@ -59,7 +59,8 @@ async def _config(link: RedisLink, *names: str) -> Mapping[str, str]:
     return found
 
 
-async def _info(link: RedisLink) -> Mapping[str, str]:
+async def info_of(link: RedisLink) -> Mapping[str, str]:
+    """Return what Redis says of itself."""
     answer = await link.command("INFO")
     if isinstance(answer, dict):  # redis-py has parsed it
         return {key: str(value) for key, value in answer.items()}

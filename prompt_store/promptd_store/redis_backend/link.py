@@ -86,6 +86,22 @@ class RedisLink:
         found: Any = await self._call(lambda: self._client.hscan(key, cursor=int(cursor), count=size))
         return str(found[0]), list(found[1].items())
 
+    async def delete_matching(self, prefix: str, pattern: str) -> int:
+        """Delete the keys behind a prefix that a pattern of Redis' fits; looks at every key there is."""
+        literal = "".join(f"\\{char}" if char in "*?[]^\\" else char for char in prefix)
+        num, cursor = 0, 0
+        while True:
+            seen = cursor
+
+            async def look(at: int = seen) -> Any:
+                return await self._client.scan(cursor=at, match=literal + pattern, count=1000)
+
+            cursor, keys = await self._call(look)
+            if keys:
+                num += int(await self.command("DEL", *keys))
+            if cursor == 0:
+                return num
+
     async def block(self, command: Callable[[Redis], Awaitable[_T]]) -> _T:
         """Run a command that waits for something, beside the calls' slots; it must answer within `block_seconds`."""
         self._check_open()

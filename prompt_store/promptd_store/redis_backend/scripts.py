@@ -3,7 +3,8 @@
 Keys, behind the prefix: `tick` the newest number given; `record:<key>` etag, newline, value; `records` all keys, for
 ranges; `log:<log>` a stream whose ids are seqs; `logs` all logs; `feed` a short stream of what was appended where;
 `lease:<key>` a hash; `blob:<tenant>:<hex>` bytes; `blobs:<tenant>` a hash of what there is; `done:<nonce>` the answer
-of a transaction, for a caller that never got it; `quarantine:…` corrupt bytes.
+of a transaction, for a caller that never got it; `deleted` how much was deleted since its files were rewritten;
+`quarantine:…` corrupt bytes.
 
 etags, seqs and lease epochs are ticks: microseconds of the server's clock, one more where that would not grow. So they
 do not come back either where a failover has lost the newest writes.
@@ -16,9 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from promptd_store.blobs import QUARANTINE_SECONDS
+from promptd_store.names import ERASED, PUBLIC_TENANT
 
 FEED_LENGTH = 10_000
 DONE_SECONDS = 60
+
+_TOMBSTONES = f"p .. 'record:{ERASED}'"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,22 @@ for _ = 1, tonumber(ARGV[3]) do
     if etag ~= wanted then return {{'check', key, wanted, etag}} end
   end
 end
+local known = {{}}
+local function erased(key)
+  local tenant = string.match(key, '^{{([^}}]*)}}')
+  if tenant and known[tenant] == nil then known[tenant] = redis.call('EXISTS', {_TOMBSTONES} .. tenant) == 1 end
+  return tenant and known[tenant] and tenant
+end
+local behind = at
+local function find_erased(count, words)
+  for i = 1, tonumber(count) do
+    local tenant = words > 1 and erased(ARGV[behind + (i - 1) * words])
+    if tenant then return tenant end
+  end
+  behind = behind + count * words
+end
+local gone = find_erased(ARGV[4], 3) or find_erased(ARGV[5], 1) or find_erased(ARGV[6], 2) or find_erased(ARGV[7], 2)
+if gone then return {{'erased', gone}} end
 local function number(key)
   local stored = redis.call('GET', p .. 'record:' .. key)
   return stored and tonumber(string.match(stored, '^%d+\\n(-?%d+)$'))
@@ -102,7 +122,13 @@ local function put(key, value)
   redis.call('SET', p .. 'record:' .. key, etag .. '\\n' .. value)
   redis.call('ZADD', p .. 'records', 0, key)
 end
-for _ = 1, tonumber(ARGV[5]) do drop(take()) end
+local content = 0
+for _ = 1, tonumber(ARGV[5]) do
+  local key = take()
+  drop(key)
+  if not string.find(key, '{PUBLIC_TENANT}', 2, true) then content = content + 1 end
+end
+if content > 0 then redis.call('INCRBY', p .. 'deleted', content) end
 for key, sum in pairs(sums) do
   if sum == 0 then drop(key) else put(key, whole(sum)) end
 end
@@ -208,6 +234,7 @@ TRIM = Script(
     """
 local p, log = ARGV[1], ARGV[2]
 local num = redis.call('XTRIM', p .. 'log:' .. log, 'MINID', ARGV[3])
+redis.call('INCRBY', p .. 'deleted', num)
 if redis.call('XLEN', p .. 'log:' .. log) == 0 then
   redis.call('DEL', p .. 'log:' .. log)
   redis.call('ZREM', p .. 'logs', log)
@@ -218,6 +245,7 @@ return num
 
 _BLOB = (
     _CLOCK
+    + f"local function erased() return redis.call('EXISTS', {_TOMBSTONES} .. ARGV[2]) == 1 end"
     + """
 local index, hex = p .. 'blobs:' .. ARGV[2], ARGV[3]
 local blob = p .. 'blob:' .. ARGV[2] .. ':' .. hex
@@ -232,10 +260,11 @@ end
 """
 )
 
-# ARGV: prefix, tenant, hex, bytes. Answers the place of other bytes that these replace.
+# ARGV: prefix, tenant, hex, bytes. Answers the place of other bytes that these replace; nothing for an erased tenant.
 PUT_BLOB = Script(
     _BLOB
     + """
+if erased() then return false end
 local _, _, place = entry()
 redis.call('SET', blob, ARGV[4])
 enter(#ARGV[4], '')
@@ -243,10 +272,11 @@ return place or ''
 """
 )
 
-# ARGV: prefix, tenant, hex, size, place of the bytes outside. Answers the place that it replaces.
+# ARGV: prefix, tenant, hex, size, place of the bytes outside. Answers the place that it replaces, or nothing as above.
 PLACE_BLOB = Script(
     _BLOB
     + """
+if erased() then return false end
 local _, _, place = entry()
 redis.call('DEL', blob)
 enter(ARGV[4], ARGV[5])
@@ -284,6 +314,7 @@ local put_at, _, place = entry()
 if not place or now() - tonumber(put_at) < tonumber(ARGV[4]) then return false end
 redis.call('HDEL', index, hex)
 redis.call('DEL', blob)
+redis.call('INCR', p .. 'deleted')
 return place
 """
 )
@@ -305,5 +336,33 @@ if place == '' then
 end
 redis.call('HDEL', index, hex)
 return 1
+"""
+)
+
+# ARGV: prefix, lowest, highest key (as ZRANGEBYLEX takes them), limit. Answers how many records went.
+ERASE_RECORDS = Script(
+    """
+local p = ARGV[1]
+local keys = redis.call('ZRANGEBYLEX', p .. 'records', ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])
+for _, key in ipairs(keys) do
+  redis.call('DEL', p .. 'record:' .. key)
+  redis.call('ZREM', p .. 'records', key)
+end
+redis.call('INCRBY', p .. 'deleted', #keys)
+return #keys
+"""
+)
+
+# ARGV: prefix, lowest, highest log. Answers how many entries went.
+ERASE_LOGS = Script(
+    """
+local p, num = ARGV[1], 0
+for _, log in ipairs(redis.call('ZRANGEBYLEX', p .. 'logs', ARGV[2], ARGV[3])) do
+  num = num + redis.call('XLEN', p .. 'log:' .. log)
+  redis.call('DEL', p .. 'log:' .. log)
+  redis.call('ZREM', p .. 'logs', log)
+end
+redis.call('INCRBY', p .. 'deleted', num)
+return num
 """
 )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
 from promptd_store.errors import (
@@ -15,14 +15,17 @@ from promptd_store.errors import (
     LimitReachedError,
     StoreError,
     StoreUnavailableError,
+    TenantErasedError,
     VolatileStoreError,
 )
+from promptd_store.names import check_tenant
 from promptd_store.objects import Objects
 from promptd_store.redis_backend import scripts
 from promptd_store.redis_backend.blobs import INLINE_BYTES, MICROSECONDS, RedisBlobs
 from promptd_store.redis_backend.durability import faults
 from promptd_store.redis_backend.events import Feed, RedisSubscription
 from promptd_store.redis_backend.link import RedisLink
+from promptd_store.redis_backend.rewriting import rewrite
 from promptd_store.redis_backend.target import RedisTarget, parse_target
 
 SCHEMA_VERSION = 1
@@ -186,8 +189,30 @@ class RedisStore:
         first = f"{max(0, before_seq)}-0"
         return int(await self._link.script(scripts.TRIM, self._tick, self._prefix, log, first))
 
-    async def erase(self) -> None:
-        """Nothing is to be done here: what Redis has written down is gone when it rewrites its own files."""
+    async def clear_quarantine(self, tenant: str, digest: str | None = None) -> int:
+        """Delete what was set aside."""
+        return await self._blobs.clear_quarantine(tenant, digest)
+
+    async def erase_tenant(self, tenant: str) -> Mapping[str, int]:
+        """Delete everything of a tenant."""
+        lowest, highest = _range(f"{{{check_tenant(tenant)}}}:")
+        num_records = 0
+        while num := int(
+            await self._link.script(scripts.ERASE_RECORDS, self._tick, self._prefix, lowest, highest, PAGE)
+        ):
+            num_records += num
+        num_entries = await self._link.script(scripts.ERASE_LOGS, self._tick, self._prefix, lowest, highest)
+        await self._link.delete_matching(f"{self._prefix}lease:{{{tenant}}}:", "*")
+        return {
+            "records": num_records,
+            "log_entries": int(num_entries),
+            "blobs": await self._blobs.erase(tenant),
+            "quarantined": await self.clear_quarantine(tenant),
+        }
+
+    async def erase(self) -> bool:
+        """Have Redis rewrite its files, which still have what was deleted; nothing happens where nothing was."""
+        return await rewrite(self._link, self._prefix + "deleted")
 
     async def close(self) -> None:
         """End all subscriptions, let the calls under way finish, disconnect."""
@@ -226,6 +251,8 @@ class RedisStore:
             raise _lost(rest[0], rest[1], int(rest[2]))
         if outcome == "check":
             raise CheckFailedError(rest[0], rest[1] or None, rest[2] or None)
+        if outcome == "erased":
+            raise TenantErasedError(rest[0])
         if outcome == "limit":
             raise LimitReachedError(rest[0], *map(int, rest[1:]))
         return rest[0], [int(seq) for seq in rest[1:]]

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Form, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from promptd_store.users import MAX_USER_CHARS
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptd.api.services import principal_of, services_of
 from promptd.jobs import FileRecord
@@ -17,6 +18,7 @@ _MAX_LISTED = 10_000
 
 def file_view(record: FileRecord) -> dict[str, Any]:
     """A file as the API shows it."""
+    of_user = {} if record.user is None else {"user": record.user}
     return {
         "id": record.id,
         "object": "file",
@@ -25,6 +27,7 @@ def file_view(record: FileRecord) -> dict[str, Any]:
         "filename": record.filename,
         "purpose": PURPOSE,
         "status": "processed",
+        **of_user,
     }
 
 
@@ -35,13 +38,16 @@ class FileForm(BaseModel):
 
     file: UploadFile
     purpose: Literal["fine-tune"]
+    user: Annotated[str, Field(min_length=1, max_length=MAX_USER_CHARS)] | None = None
 
 
 async def create_file(form: Annotated[FileForm, Form()], request: Request) -> Response:
     """Upload JSON lines. Rows are checked when a job uses them; an error then names the line."""
     services = services_of(request)
     content = await form.file.read()
-    record = await services.files.create(principal_of(request).tenant, form.file.filename or "", content)
+    record = await services.files.create(
+        principal_of(request).tenant, form.file.filename or "", content, user=form.user
+    )
     return JSONResponse(file_view(record))
 
 
@@ -68,10 +74,18 @@ async def get_file_content(file_id: str, request: Request) -> Response:
     return Response(content, media_type="application/octet-stream")
 
 
-async def delete_file(file_id: str, request: Request) -> Response:
-    """Delete a file. A running job has its rows already; one that still needs them fails and says so."""
-    await services_of(request).files.delete(principal_of(request).tenant, file_id)
-    return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+async def delete_file(file_id: str, request: Request, erase: bool = False) -> Response:
+    """Delete a file. A running job has its rows already; one that still needs them fails and says so.
+
+    With `erase` its bytes go now, and the answer tells what went.
+    """
+    services, tenant = services_of(request), principal_of(request).tenant
+    deleted: dict[str, Any] = {"id": file_id, "object": "file", "deleted": True}
+    if erase:
+        deleted["erased"] = await services.eraser.file(tenant, file_id)
+    else:
+        await services.files.delete(tenant, file_id)
+    return JSONResponse(deleted)
 
 
 def page(views: list[dict[str, Any]], limit: int) -> dict[str, Any]:

@@ -52,7 +52,12 @@ async def known_or_wanted(
     """
     wish = body.model_dump_json().encode()
     known = None if key is None else await queue_of(services).created_before(principal.tenant, key, wish)
-    return known or JobRequest(await _spec(services, principal, body, name), key, wish, principal.key_id)
+    if known is not None:
+        return known
+    spec, user = await _spec(services, principal, body, name), body.user
+    if user is None and body.training_file is not None:
+        user = (await services.files.get(principal.tenant, body.training_file)).user
+    return JobRequest(spec, key, wish, principal.key_id, user)
 
 
 async def _spec(services: Services, principal: Principal, body: JobFields, name: str | None) -> JobSpec:

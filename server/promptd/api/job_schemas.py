@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from promptd_store import MAX_CHAIN_PROMPTS
+from promptd_store.users import MAX_USER_CHARS
 from pydantic import Field
 
 from promptd.api.schemas import FieldName, Label, Metadata, PromptName, Row, Strict, Text
@@ -40,6 +41,8 @@ class JobFields(Strict):
     publish_worse: bool | None = None
     """Publish the prompt even where it scores below the one that it replaces, or below the bare model."""
     metadata: Metadata | None = None
+    user: Annotated[str, Field(min_length=1, max_length=MAX_USER_CHARS)] | None = None
+    """The end user whom the job and its prompt belong to; omitted: whom the training file belongs to."""
 
 
 class JobBody(JobFields):

@@ -21,6 +21,7 @@ from promptd_store import (
     to_peft,
 )
 from promptd_store.passing_thread import compute
+from promptd_store.users import MAX_USER_CHARS
 
 from promptd.api.auth import authorize
 from promptd.api.schemas import PromptName, RollbackBody
@@ -61,6 +62,7 @@ def describe(record: PromptRecord, viewer: str, *, is_listed: bool = False) -> d
         "verified": record.verified,
         "visibility": record.visibility,
         "behind": list(record.behind),
+        "user": record.user if record.tenant == viewer else None,
         "created": record.created_at,
         "provenance": dict(record.provenance),
         "manifest": manifest,
@@ -93,12 +95,14 @@ async def put_prompt(
     num_virtual_tokens: Annotated[int | None, Query(ge=1, le=1 << 20)] = None,
     visibility: Annotated[Literal["private", "public"], Query()] = "private",
     behind: Annotated[list[PromptName] | None, Query(max_length=MAX_CHAIN_PROMPTS - 1)] = None,
+    user: Annotated[str | None, Query(min_length=1, max_length=MAX_USER_CHARS)] = None,
     dry_run: bool = False,
 ) -> Response:
     """Publish a version: the body is a safetensors file, native or from PEFT, or a plain text as JSON.
 
     A PEFT `adapter_config.json` may travel in the header `X-Promptd-Adapter-Config`, base64url-coded. `behind` names
-    prompts that this one was learned behind: asking for it serves the whole chain.
+    prompts that this one was learned behind: asking for it serves the whole chain. `user` is the end user whom it
+    belongs to, see `DELETE /v1/users/{user}`.
     With `dry_run` every check of the file is made, the answer says what it holds, and nothing is stored.
     """
     services, principal = services_of(request), principal_of(request)
@@ -125,7 +129,7 @@ async def put_prompt(
         await examine(artifact)
         return JSONResponse(_checked(name, artifact))
     record = await services.catalog.publish(
-        principal.tenant, name, content, visibility=visibility, behind=behind or (), examine=examine, **given
+        principal.tenant, name, content, visibility=visibility, behind=behind or (), user=user, examine=examine, **given
     )
     return _respond(record, request, 201 if record.number == 1 else 200)
 
@@ -196,12 +200,15 @@ async def roll_back(name: str, body: RollbackBody, request: Request) -> Response
     return _respond(record, request)
 
 
-async def delete_prompt(name: str, request: Request) -> Response:
-    """Delete a prompt with all its versions."""
-    await services_of(request).catalog.delete(
-        principal_of(request).tenant, own_name(name, request), if_match=request.headers.get("if-match")
-    )
-    return JSONResponse({"id": name, "object": "prompt.deleted", "deleted": True})
+async def delete_prompt(name: str, request: Request, erase: bool = False) -> Response:
+    """Delete a prompt with all its versions; with `erase` its bytes too, now, and tell what went."""
+    services, tenant, given = services_of(request), principal_of(request).tenant, request.headers.get("if-match")
+    deleted: dict[str, Any] = {"id": name, "object": "prompt.deleted", "deleted": True}
+    if erase:
+        deleted["erased"] = await services.eraser.prompt(tenant, own_name(name, request), if_match=given)
+    else:
+        await services.catalog.delete(tenant, own_name(name, request), if_match=given)
+    return JSONResponse(deleted)
 
 
 async def get_neighbors(name: str, request: Request, count: Annotated[int, Query(ge=1, le=20)] = 5) -> Response:

@@ -21,6 +21,7 @@ from promptd.api import (
     console,
     drain,
     embeddings,
+    erasing,
     evaluation,
     files,
     fine_tuning,
@@ -35,12 +36,13 @@ from promptd.api import (
     training_jobs,
 )
 from promptd.api.auth import authorize, check_local
+from promptd.api.call_notes import note_changed, note_refused
 from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import VISIT, Limits, Services, services_of
 from promptd.api.stalls import without_stalls
 from promptd.api.trail import trail_in, trail_of
 from promptd.api.uploads import largest_upload
-from promptd.errors import DeadlineExceededError, ShuttingDownError
+from promptd.errors import AuthenticationError, DeadlineExceededError, PermissionDeniedError, ShuttingDownError
 from promptd.tenancy import Claim, Principal, Scope
 
 Handler = Callable[..., Awaitable[Response]]
@@ -65,6 +67,18 @@ class Route:
     """The body is one file, which the handler reads itself."""
     operation: str = ""
     """What traces call it: OpenTelemetry's word where it has one."""
+    also: Scope | None = None
+    """A second scope that is needed."""
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """All scopes that a caller needs."""
+        return (self.scope,) if self.also is None else (self.scope, self.also)
+
+    @property
+    def changes(self) -> bool:
+        """Whether its calls are written down when they are answered; admins' deeds are in the step that does them."""
+        return self.method != "GET" and self.tag in ("prompts", "training") and self.scope is not Scope.INFER
 
 
 _P = "/v1/prompts"
@@ -151,6 +165,8 @@ ROUTES: tuple[Route, ...] = (
     Route("PATCH", "/admin/tenants/{tenant}", Scope.ADMIN, tenants.change_tenant, "admin"),
     Route("GET", "/admin/quarantine", Scope.ADMIN, quarantine.list_quarantined, "admin"),
     Route("DELETE", "/admin/quarantine/{tenant}/{version}", Scope.ADMIN, quarantine.release_prompt, "admin"),
+    Route("DELETE", "/admin/tenants/{tenant}", Scope.ADMIN, erasing.erase_tenant, "admin"),
+    Route("DELETE", "/v1/users/{user:path}", Scope.PROMPTS_WRITE, erasing.erase_user, "prompts", also=Scope.TRAIN),
     Route("GET", "/admin/audit", Scope.ADMIN, audit.list_audit, "admin"),
     Route("GET", "/admin/usage", Scope.ADMIN, tenants.all_usage, "admin"),
     Route("GET", "/v1/usage", Scope.INFER, tenants.own_usage, "usage"),
@@ -180,6 +196,16 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def checked(request: Request) -> Response:
+                try:
+                    response = await answered(request)
+                except (AuthenticationError, PermissionDeniedError) as error:
+                    note_refused(route, request, error.status)
+                    raise
+                if route.changes and response.status_code < 400:
+                    await note_changed(route, request, response.status_code)
+                return response
+
+            async def answered(request: Request) -> Response:
                 await admit(route, request)
                 limit_seconds = limits.request_timeout_seconds
                 try:
@@ -215,10 +241,11 @@ async def admit(route: Route, request: Request) -> None:
         if services.keys.is_open:
             check_local(request.headers.get("host"), request.headers.get("origin"))
         principal = await services.keys.authenticate(request.headers.get("authorization"))
-        authorize(principal, route.scope)
         request.state.principal = principal
         trail = trail_of(request)
         trail.operation, trail.tenant = route.operation, principal.tenant
+        for scope in route.scopes:
+            authorize(principal, scope)
     if services.is_draining and route.scope is Scope.INFER:
         raise ShuttingDownError("the server is shutting down", retry_after_seconds=5)
     if route.scope not in (Scope.OPEN, Scope.ADMIN):  # a tenant's limits must not keep an admin from changing them

@@ -35,7 +35,7 @@ from promptd.jobs import JobQueue, TrainingFiles
 from promptd.modeling import FrozenModel
 from promptd.roster import Roster
 from promptd.suspicion import Quarantine
-from promptd.tenancy import Gate, KeyOffice, KeyRing, Principal, Scope, TenantDirectory, Visit
+from promptd.tenancy import CallLog, Eraser, Gate, KeyOffice, KeyRing, Principal, Scope, TenantDirectory, Visit, salt_of
 from promptd.vetting import Vetting
 
 _TOKENIZE_INLINE_CHARS = 8192
@@ -77,6 +77,8 @@ class Services:
     vetting: Vetting
     quarantine: Quarantine
     roster: Roster
+    eraser: Eraser
+    calls: CallLog
     limits: Limits
     observe: Callable[[RequestTimings, int], None]
     """Takes the timings and the number of tokens of every finished generation."""
@@ -145,7 +147,8 @@ class NamedPrompts:
     @property
     def share(self) -> Share:
         """Whose work this is: of all tenants the one that was served least comes first."""
-        return Share(self.visit.principal.tenant, self.visit.limits.weight)
+        limits = self.visit.limits
+        return Share(self.visit.principal.tenant, limits.weight, limits.max_queued_requests, limits.max_resident_bytes)
 
     @property
     def counted_as(self) -> str:
@@ -210,7 +213,7 @@ async def resolve_prompts(
     return NamedPrompts(
         tuple(records),
         tuple(artifacts),
-        f"tenant/{principal.tenant}",
+        salt_of(principal.tenant),
         sum(1 for _ in public),
         model_name,
         visit,

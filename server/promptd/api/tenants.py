@@ -35,6 +35,8 @@ class LimitsBody(Strict):
     requests_per_minute: _Limit = None
     tokens_per_minute: _Limit = None
     max_concurrent_requests: _Limit = None
+    max_queued_requests: _Limit = None
+    max_resident_bytes: _Limit = None
     max_prompts: _Limit = None
     max_stored_bytes: _Limit = None
     max_training_jobs: _Limit = None
@@ -102,4 +104,5 @@ def _view(services: Services, tenant: Tenant) -> dict[str, Any]:
         "object": "tenant",
         "limits": asdict(tenant.limits),
         "active_keys": [key.id for key in active],
+        "erased": None if tenant.erased_at is None else int(tenant.erased_at),
     }

@@ -70,6 +70,7 @@ def worker(
 async def run_worker(settings: Settings) -> None:
     """Run jobs until a signal comes, then let go of them. Raises what ends the training thread."""
     from promptd.app import load_base_model, make_worker, open_catalog
+    from promptd.erasures import Forgetter
     from promptd.training import TrainingLoop
 
     stop = stop_signal()
@@ -78,14 +79,15 @@ async def run_worker(settings: Settings) -> None:
     loop, loop_stop = TrainingLoop(model, strict=settings.strict), threading.Event()
     trainer = asyncio.create_task(asyncio.to_thread(loop.run_until, loop_stop))
     jobs = asyncio.create_task(make_worker(settings, catalog, loop).run())
+    forgetting = asyncio.create_task(Forgetter(catalog, None).follow())
     stopped = asyncio.create_task(stop.wait())
     err().print(f"[bold green]ready[/] for jobs of {model.served_name} in {shown_store(settings)}")
     try:
         await asyncio.wait({trainer, jobs, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (jobs, stopped):
+        for task in (jobs, forgetting, stopped):
             task.cancel()
-        await asyncio.wait({jobs})  # the last checkpoints need the training thread
+        await asyncio.wait({jobs, forgetting})  # the last checkpoints need the training thread
         loop_stop.set()
         loop.wake()
         await asyncio.wait({trainer})

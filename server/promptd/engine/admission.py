@@ -12,7 +12,7 @@ from promptd.engine.detokenizer import Detokenizer
 from promptd.engine.prompt_cache import make_segments
 from promptd.engine.request import GenerateRequest, Request, ScoreRequest
 from promptd.engine.sequence import Sequence
-from promptd.errors import ContextLengthError, InvalidArtifactError, InvalidRequestError
+from promptd.errors import ContextLengthError, InvalidArtifactError, InvalidRequestError, QuotaError
 from promptd.modeling import Asked, FrozenModel, Reading
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ def admit(request: Request, engine: Engine) -> Sequence:
         raise InvalidRequestError(
             f"the prompts take {num_slots} virtual tokens, the prompt cache holds {engine.prompts.capacity_tokens}",
             param="prompt_ids",
+        )
+    own_bytes = sum(segment.num_slots for segment in segments if not segment.is_public) * engine.pool.bytes_per_slot
+    max_bytes = request.share.max_resident_bytes
+    if max_bytes is not None and own_bytes > max_bytes:
+        raise QuotaError(
+            f"the prompts' keys and values take {own_bytes} bytes, {max_bytes} may be resident", param="resident_bytes"
         )
     target, source = arranged.target_ids, arranged.source
     num_in_target = sum(part.embeds.shape[0] for part in arranged.target_virtual)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from promptd.engine.deadlines import next_deadline, overdue
 from promptd.engine.engine import Engine
@@ -115,7 +115,7 @@ class AsyncEngine:
         self._turns = Turns(spare_seconds_per_step)
         if spare_time is not None:
             spare_time.wake = self._wake.set
-        self._inbox: deque[Sequence | str] = deque()  # a str is the id of a request to abort
+        self._inbox: deque[Sequence | str | Callable[[], None]] = deque()  # a str is the id of a request to abort
         self._streams: dict[str, Stream] = {}
         self._stats = engine.stats()
         self._progress = time.monotonic()
@@ -159,6 +159,22 @@ class AsyncEngine:
             stream.close()
         self._inbox.append(request_id)
         self._wake.set()
+
+    async def erase(self, salt: str, versions: Collection[str] | None, spread: Collection[str] = ()) -> int:
+        """Forget K/V between two steps, see `Engine.erase`; 0 where the engine has ended, and its memory with it."""
+        if not self._thread.is_alive():
+            return 0
+        done: asyncio.Future[int] = self._loop.create_future()
+
+        def erase() -> None:
+            num = self.engine.erase(salt, versions, spread)
+            self._loop.call_soon_threadsafe(done.set_result, num)
+
+        self._inbox.append(erase)
+        self._wake.set()
+        while not done.done() and self._thread.is_alive():
+            await asyncio.wait([done], timeout=_IDLE_WAIT_SECONDS)
+        return done.result() if done.done() else 0
 
     def stats(self) -> EngineStats:
         """The reading taken after the newest step."""
@@ -274,8 +290,10 @@ class AsyncEngine:
             item = self._inbox.popleft()
             if isinstance(item, str):
                 self.engine.abort(item)
-            else:
+            elif isinstance(item, Sequence):
                 self.engine.enqueue(item)
+            else:
+                item()
 
     # -- back on the event loop -------------------------------------------------------------------
 

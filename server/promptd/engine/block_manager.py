@@ -10,7 +10,8 @@ content still valid and findable; evicted least recently used first).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 _FREE, _RESERVED, _USED, _CACHED = range(4)
 
@@ -161,6 +162,25 @@ class BlockManager:
         self._nodes[key] = (node, block)
         self._node_key[block] = key
         return node
+
+    def erase(self, is_wanted: Callable[[Any], bool]) -> list[int]:
+        """Forget all texts behind the roots that are wanted; return the blocks that are free by that.
+
+        Blocks in use are found by no later text, and free when their rows end.
+        """
+        roots = [key for key in self._roots if is_wanted(key)]
+        doomed = {self._roots.pop(key) for key in roots}
+        freed = []
+        for (parent, _), (node, block) in sorted(self._nodes.items(), key=lambda one: one[1][0]):  # parents first
+            if parent not in doomed:
+                continue
+            doomed.add(node)
+            self._forget(block)
+            if self._state[block] == _CACHED:
+                del self._cached[block]
+                self._state[block] = _FREE
+                freed.append(block)
+        return freed
 
     def check_integrity(self) -> None:
         """Raise `RuntimeError` unless every block is in exactly one state and all tables agree."""

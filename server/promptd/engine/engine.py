@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection
 
 import torch
 
@@ -22,9 +23,11 @@ from promptd.engine.sequence import Sequence
 from promptd.engine.stats import EngineCounters, EngineStats
 from promptd.errors import (
     InvalidRequestError,
+    NotFoundError,
     NumericalError,
     OverloadedError,
     PromptdError,
+    RateLimitError,
 )
 from promptd.modeling import FrozenModel
 
@@ -95,12 +98,33 @@ class Engine:
             self.scheduler.finish(seq)
             self.counters.requests_aborted += 1
 
+    def erase(self, salt: str, versions: Collection[str] | None, spread: Collection[str] = ()) -> int:
+        """Forget the K/V of some versions under a salt, None: all under it; of `spread` under every salt.
+
+        Returns how many prompts were resident. Where all goes, the salt's requests end now; others that need a version
+        finish, and what they need goes with the last of them.
+        """
+        wanted, everywhere = set(versions or ()), set(spread)
+
+        def is_wanted(key: tuple[str, ...]) -> bool:
+            is_mine = key[0] == salt and (versions is None or not wanted.isdisjoint(key[1:]))
+            return is_mine or not everywhere.isdisjoint(key[1:])
+
+        if versions is None:
+            for seq in [seq for seq in self._sequences.values() if seq.request.salt == salt]:
+                self._displaced.append(self._fail(seq, NotFoundError("what this request belongs to was erased")))
+        blocks = self.blocks.erase(lambda root: is_wanted(root[:-1]))  # the last part is no version but a source
+        size = self.config.block_size
+        self.pool.clear([(block * size, size) for block in blocks])
+        return self.prompts.erase(is_wanted)
+
     def step(self) -> list[Output]:
         """Run one packed batch; return what it added to every request in it."""
         began = time.monotonic()
         outputs = [*self._displaced, *self._expire(began)]
         self._displaced.clear()
         step = self.scheduler.schedule()
+        outputs += [self._fail(seq, _line_full(seq)) for seq in self.scheduler.waiting.surplus()]
         if step:
             for seq in (*step.sources, *(row.seq for row in step.rows)):
                 seq.reading = seq.reading or max(began, seq.scheduled or began)
@@ -228,6 +252,14 @@ class Engine:
         self.prompts.check_pins(Counter(entry.key for seq in sequences for entry in seq.chain))
         if len(self._sequences) != len(self.scheduler.waiting) + len(self.scheduler.running):
             raise RuntimeError("a sequence is neither waiting nor running")
+
+
+def _line_full(seq: Sequence) -> RateLimitError:
+    return RateLimitError(
+        f"{seq.request.share.max_waiting} requests wait already, as many as there may be beside those that run",
+        code="too_many_queued_requests",
+        retry_after_seconds=1,
+    )
 
 
 def _queue_full(num_waiting: int) -> OverloadedError:

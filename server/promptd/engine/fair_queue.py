@@ -37,6 +37,7 @@ class _Account:
 
     weight: float
     service: float
+    max_waiting: int | None = None
     num_open: int = 0
     num_running: int = 0
     num_waiting: int = 0
@@ -72,7 +73,7 @@ class FairQueue:
         account = self._accounts.get(share.key)
         if account is None:
             account = self._accounts[share.key] = _Account(share.weight, self._floor)
-        account.weight = share.weight
+        account.weight, account.max_waiting = share.weight, share.max_waiting
         if not account.num_open:
             account.service = max(account.service, self._least_busy())
             self.num_busy += 1
@@ -171,6 +172,17 @@ class FairQueue:
         waiting = (account for account in self._accounts.values() if account.num_waiting)
         account = max(waiting, key=lambda one: one.num_waiting / one.weight, default=None)
         return None if account is None else account.lines[min(account.lines)][-1]
+
+    def surplus(self) -> list[Sequence]:
+        """Return what waits beyond what its share may have waiting, the last to be served first; rows that ran stay."""
+        found = []
+        for account in self._accounts.values():
+            if account.max_waiting is None or account.num_waiting <= account.max_waiting:
+                continue
+            line = [seq for priority in sorted(account.lines) for seq in reversed(account.lines[priority])]
+            fresh = [seq for seq in line if seq.scheduled is None]
+            found += fresh[: account.num_waiting - account.max_waiting]
+        return found
 
     def _put(self, account: _Account, seq: Sequence, *, is_first: bool) -> None:
         line = account.lines.setdefault(seq.request.priority, deque())

@@ -71,8 +71,12 @@ class PromptCache:
         """Entries whose K/V is not complete yet, parents before children."""
         return self._loading
 
-    def acquire(self, salt: str, segments: Sequence[Segment]) -> list[PromptEntry] | None:
-        """Pin the chain, making what is missing; None where pinned entries leave no room for it now."""
+    def acquire(self, salt: str, segments: Sequence[Segment], max_bytes: int | None = None) -> list[PromptEntry] | None:
+        """Pin the chain, making what is missing; None where pinned entries leave no room for it now.
+
+        What lies under the caller's own salt never exceeds `max_bytes`: its own idle entries leave for it.
+        """
+        max_slots = None if max_bytes is None else max_bytes // self._pool.bytes_per_slot
         chain: list[PromptEntry] = []
         versions: tuple[str, ...] = ()
         num_misses = 0
@@ -81,7 +85,8 @@ class PromptCache:
             key = (PUBLIC_SALT if segment.is_public else salt, *versions)
             entry = self._entries.get(key)
             if entry is None:
-                entry = self._create(key, segment, chain[-1] if chain else None)
+                own_limit = None if key[0] == PUBLIC_SALT else max_slots
+                entry = self._create(key, segment, chain[-1] if chain else None, own_limit)
                 num_misses += 1
             if entry is None:
                 self.release(chain)
@@ -97,13 +102,24 @@ class PromptCache:
         """Unpin a chain; an entry that nobody waits for any more is not computed."""
         for entry in reversed(chain):
             entry.num_pins -= 1
-            if not entry.num_pins and not entry.is_whole:
+            if not entry.num_pins and (entry.is_erased or not entry.is_whole):
                 self.discard(entry)
 
     def discard(self, entry: PromptEntry) -> None:
         """Drop an unpinned entry whose K/V is incomplete or not to be trusted, unless others build on it."""
         if not entry.num_pins and not entry.num_children and self._entries.get(entry.key) is entry:
             self._remove(entry)
+
+    def erase(self, is_wanted: Callable[[ChainKey], bool]) -> int:
+        """Drop, overwritten, the entries that are wanted with all that builds on them; return how many.
+
+        What running rows need goes when the last of them ends.
+        """
+        found = [entry for key, entry in self._entries.items() if is_wanted(key)]
+        for entry in sorted(found, key=lambda one: len(one.key), reverse=True):  # what builds on another first
+            entry.is_erased = True
+            self.discard(entry)
+        return len(found)
 
     def finish_loading(self) -> None:
         """Forget finished loads; called once a step."""
@@ -112,10 +128,14 @@ class PromptCache:
                 entry.drop_tensors()
         self._loading = [entry for entry in self._loading if not entry.is_ready]
 
-    def _create(self, key: ChainKey, segment: Segment, parent: PromptEntry | None) -> PromptEntry | None:
+    def _create(
+        self, key: ChainKey, segment: Segment, parent: PromptEntry | None, max_slots: int | None
+    ) -> PromptEntry | None:
         if parent is not None:
             parent.num_pins += 1  # must not be evicted to make room for its own child
-        room = self._make_room(key[0], segment.num_slots, parent)
+        room = self._keep_within(key[0], segment.num_slots, max_slots) and self._make_room(
+            key[0], segment.num_slots, parent
+        )
         if parent is not None:
             parent.num_pins -= 1
         if not room:
@@ -143,6 +163,16 @@ class PromptCache:
         self._by_salt[key[0]].move_to_end(key)
         self._used_at[key[0]] = self._clock()
         self._used_at.move_to_end(key[0])
+
+    def _keep_within(self, salt: str, num_slots: int, max_slots: int | None) -> bool:
+        """Evict a salt's own idle entries until so many more are within its limit."""
+        while max_slots is not None and self._held[salt] + num_slots > max_slots:
+            victim = self._idle_entry(salt) if salt in self._by_salt else None
+            if victim is None:
+                return False
+            self._remove(victim)
+            self.stats.evictions += 1
+        return True
 
     def _make_room(self, salt: str, num_slots: int, parent: PromptEntry | None) -> bool:
         while self._extents.num_free < num_slots:
@@ -193,6 +223,8 @@ class PromptCache:
         if not self._by_salt[salt]:
             del self._by_salt[salt], self._used_at[salt], self._held[salt]
         for spans in entry.banks.values():
+            if entry.is_erased:
+                self._pool.clear(spans)
             self._extents.release(spans)
         if entry.parent is not None:
             entry.parent.num_children -= 1

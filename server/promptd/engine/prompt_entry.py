@@ -48,6 +48,8 @@ class PromptEntry:
     num_pins: int = 0
     num_children: int = 0
     slots: list[int] = field(default_factory=list)
+    is_erased: bool = False
+    """Whether it goes as soon as nobody needs it, its slots overwritten."""
 
     @property
     def num_tokens(self) -> int:

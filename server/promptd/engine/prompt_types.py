@@ -13,7 +13,7 @@ class Prompts(Protocol):
     def loading(self) -> Sequence[Any]:
         """Entries whose K/V is not complete yet, parents before children."""
 
-    def acquire(self, salt: str, segments: Any) -> Sequence[Any] | None:
+    def acquire(self, salt: str, segments: Any, max_bytes: int | None = None) -> Sequence[Any] | None:
         """Pin a chain; None where there is no room now."""
 
     def release(self, chain: Sequence[Any]) -> None:

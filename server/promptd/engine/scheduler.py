@@ -231,7 +231,7 @@ class Scheduler:
 
     def _admit(self, seq: Sequence) -> bool:
         """Pin the chain, reuse a cached text prefix; False where there is no room now."""
-        chain = self.prompts.acquire(seq.request.salt, seq.segments)
+        chain = self.prompts.acquire(seq.request.salt, seq.segments, seq.request.share.max_resident_bytes)
         if chain is None:
             return False
         seq.chain = chain

@@ -15,6 +15,10 @@ class Share:
 
     key: str = ""
     weight: float = 1.0
+    max_waiting: int | None = None
+    """Requests that may wait beside those that run; beyond it the newest is refused."""
+    max_resident_bytes: int | None = None
+    """K/V of prompts that may be resident under its own salt."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.weight <= 1e6:

@@ -1,6 +1,7 @@
 """Training jobs and their files, durable in the store: no model, no HTTP."""
 
 from promptd.jobs.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS, Claim, JobClaims, JobData
+from promptd.jobs.erasure import JobEraser
 from promptd.jobs.events import JobEvent
 from promptd.jobs.files import FileRecord, TrainingFiles, count_files
 from promptd.jobs.holdings import TRAINING_JOBS, TRAINING_STEPS, count_jobs, steps_of, trained_prefix
@@ -29,6 +30,7 @@ __all__ = [
     "FileRecord",
     "JobClaims",
     "JobData",
+    "JobEraser",
     "JobError",
     "JobEvent",
     "JobLimits",

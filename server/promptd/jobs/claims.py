@@ -7,10 +7,19 @@ and changes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from promptd_store import BlobCorruptError, BlobNotFoundError, Check, Lease, LeaseLostError, Store
+from promptd_store import (
+    BlobCorruptError,
+    BlobNotFoundError,
+    Check,
+    Lease,
+    LeaseLostError,
+    Store,
+    TenantErasedError,
+    drop_unnamed,
+)
 
 from promptd.errors import ConflictError, NotFoundError, RateLimitError
 from promptd.jobs.events import JobEvent, state_event
@@ -102,7 +111,7 @@ class JobClaims:
     async def heartbeat(self, claim: Claim) -> Claim:
         """Keep the claim alive and look at the job: where it is no longer running, stop and `release` it."""
         lease = await self._store.renew_lease(claim.lease, LEASE_SECONDS)
-        return Claim(lease, (await self._ledger.read(claim.job.tenant, claim.job.id)).job)
+        return Claim(lease, (await self._read(claim)).job)
 
     async def data(self, claim: Claim) -> JobData:
         """Return the job's rows, none where a teacher writes them; raises `NotFoundError` where a file was deleted."""
@@ -124,14 +133,18 @@ class JobClaims:
         A checkpoint of a later step shows that the job gets on: its attempts count from there.
         """
         header = _header(claim.job)  # equal checkpoints of two jobs are two blobs: each may delete its own
-        digest = await self._store.put_blob(claim.job.tenant, header + data)
+        digest = await self._store.put_blob(claim.job.tenant, header + data)  # raises where the tenant was erased
         checkpoint = Checkpoint(digest, step, len(data), self._clock())
 
         def changed(job: JobRecord) -> JobRecord:
             gets_on = step > (job.checkpoint.step if job.checkpoint else 0)
             return replace(job, checkpoint=checkpoint, attempts=0 if gets_on else job.attempts)
 
-        return await self._write(claim, changed)
+        try:
+            return await self._write(claim, changed)
+        except (LeaseLostError, ConflictError):  # the job may have been erased: nobody would ever find this
+            await drop_unnamed(self._store, claim.job.tenant, [digest])
+            raise
 
     async def load_checkpoint(self, claim: Claim) -> bytes | None:
         """Return what was saved last; None where nothing was, or where the disk has lost it (the log says so)."""
@@ -159,7 +172,7 @@ class JobClaims:
 
         Raises `ConflictError` where the job is no longer running. A report in between makes them fail: ask again.
         """
-        stored = await self._ledger.read(claim.job.tenant, claim.job.id)
+        stored = await self._read(claim)
         if stored.job.state is not JobState.RUNNING:
             raise ConflictError(f"job {stored.job.id!r} is {stored.job.state.value}", code="job_state_conflict")
         return claim.lease, Check(job_key(stored.job.tenant, stored.job.id), stored.etag)
@@ -189,7 +202,7 @@ class JobClaims:
             event = state_event(JobState.QUEUED, "The worker was stopped; the job waits for the next one")
             return await self._ledger.move(stored, queued, [event], lease=claim.lease)
 
-        job = await self._ledger.retry(claim.job.tenant, claim.job.id, step)
+        job = await self._retry(claim, step)
         await self._store.release_lease(claim.lease)
         return job
 
@@ -251,22 +264,38 @@ class JobClaims:
                 raise ConflictError(f"job {stored.job.id!r} is {stored.job.state.value}", code="job_state_conflict")
             return await self._ledger.move(stored, changed(stored.job), events, lease=claim.lease)
 
-        return Claim(claim.lease, await self._ledger.retry(claim.job.tenant, claim.job.id, step))
+        return Claim(claim.lease, await self._retry(claim, step))
 
     async def _end(self, claim: Claim, event: JobEvent, **changes: JobError | JobResult) -> JobRecord:
         async def step(stored: StoredJob) -> JobRecord:
             ended = stored.job.moved(JobState(event.data["state"]), self._clock(), **changes)
             return await self._ledger.move(stored, ended, [event], lease=claim.lease)
 
-        job = await self._ledger.retry(claim.job.tenant, claim.job.id, step)
+        job = await self._retry(claim, step)
         await self._store.release_lease(claim.lease)
         return job
+
+    async def _retry(self, claim: Claim, step: Callable[[StoredJob], Awaitable[JobRecord]]) -> JobRecord:
+        try:
+            return await self._ledger.retry(claim.job.tenant, claim.job.id, step)
+        except (NotFoundError, TenantErasedError):
+            raise _erased(claim) from None
+
+    async def _read(self, claim: Claim) -> StoredJob:
+        try:
+            return await self._ledger.read(claim.job.tenant, claim.job.id)
+        except NotFoundError:
+            raise _erased(claim) from None
 
     async def _file(self, job: JobRecord, param: str, file_id: str | None) -> bytes:
         try:
             return await self._files.content(job.tenant, file_id or "")
         except NotFoundError:
             raise NotFoundError(f"{param} {file_id!r} was deleted", param=param, code="file_not_found") from None
+
+
+def _erased(claim: Claim) -> LeaseLostError:
+    return LeaseLostError(f"job {claim.job.id!r} was erased", param=claim.lease.key)
 
 
 def _header(job: JobRecord) -> bytes:

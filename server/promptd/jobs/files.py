@@ -8,8 +8,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from promptd_store import STORED_BYTES, Check, CheckFailedError, Put, Store, check_room, check_tenant, hold
+from promptd_store import (
+    STORED_BYTES,
+    Check,
+    CheckFailedError,
+    Put,
+    Store,
+    check_room,
+    check_tenant,
+    drop_unnamed,
+    hold,
+)
 from promptd_store.schema import read_fields, stamped
+from promptd_store.users import raise_if_erased, user_checks
 
 from promptd.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError
 from promptd.jobs.keys import file_key, new_id
@@ -31,6 +42,8 @@ class FileRecord:
     """Of the blob; equal files of one tenant share it."""
     created_at: float
     """Seconds since 1970."""
+    user: str | None = None
+    """The end user of its tenant whom it belongs to, where it was said."""
 
     def to_bytes(self) -> bytes:
         """Write the record."""
@@ -53,7 +66,7 @@ class TrainingFiles:
         self._clock = clock
         self.max_bytes = max_bytes
 
-    async def create(self, tenant: str, filename: str, content: bytes) -> FileRecord:
+    async def create(self, tenant: str, filename: str, content: bytes, *, user: str | None = None) -> FileRecord:
         """Store a file, durable on return; rows are looked at later, by the job that uses them.
 
         Raises `PayloadTooLargeError`, `InvalidRequestError` where the content cannot be JSON lines, or the store's
@@ -69,6 +82,7 @@ class TrainingFiles:
                 f"file {filename!r} has {len(content)} bytes, at most {self.max_bytes} are allowed", param="file"
             )
         await asyncio.to_thread(check_lines, content, "file")
+        checks = await user_checks(self._store, tenant, user)
         await check_room(self._store, tenant, STORED_BYTES, len(content))
         now = self._clock()
         record = FileRecord(
@@ -78,10 +92,18 @@ class TrainingFiles:
             len(content),
             await self._store.put_blob(tenant, content),
             now,
+            user,
         )
         key = file_key(tenant, record.id)
         added = hold(tenant, STORED_BYTES, len(content))
-        await self._store.transact([Check(key, None)], [Put(key, record.to_bytes())], adds=[added])
+        try:
+            await self._store.transact([Check(key, None), *checks], [Put(key, record.to_bytes())], adds=[added])
+        except CheckFailedError as error:
+            await drop_unnamed(self._store, tenant, [record.digest])
+            raise_if_erased(error, tenant, user)
+            raise
+        if not await self._store.has_blob(tenant, record.digest):  # the same bytes of another file were erased just now
+            await self._store.put_blob(tenant, content)
         return record
 
     async def get(self, tenant: str, file_id: str) -> FileRecord:

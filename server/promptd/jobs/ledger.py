@@ -120,14 +120,14 @@ class JobLedger:
             raise NotFoundError(f"no job {job_id[:80]!r}", param="job_id", code="job_not_found")
         return StoredJob(JobRecord.from_bytes(stored.value), stored.etag)
 
-    async def add(self, jobs: Sequence[JobRecord], event: JobEvent) -> None:
+    async def add(self, jobs: Sequence[JobRecord], event: JobEvent, also: Sequence[Check] = ()) -> None:
         """Store new jobs of one tenant and base model, all or none, as long as the cap has room for all."""
-        checks: list[Check | Lease] = []
+        checks: list[Check | Lease] = list(also)
         puts, appends = [], []
         for job in jobs:
             key = job_key(job.tenant, job.id)
             checks.append(Check(key, None))
-            puts += [Put(key, job.to_bytes()), Put(_entry_key(job) or "", _ref(job))]
+            puts += [Put(key, job.to_bytes()), Put(_entry_key(job) or "", ref_of(job))]
             if job.idempotency_key is not None:
                 once = once_key(job.tenant, job.idempotency_key)
                 checks.append(Check(once, None))
@@ -174,7 +174,7 @@ class JobLedger:
             if left is not None and left != entered:
                 deletes.append(left)
             if entered is not None:
-                puts.append(Put(entered, _ref(changed)))
+                puts.append(Put(entered, ref_of(changed)))
             before, etag = await self.tally(job.base_fingerprint, job.tenant)
             after = before.counted(job.state, -1).counted(changed.state, +1)
             if after != before:
@@ -193,6 +193,26 @@ class JobLedger:
         if old is not None and (new is None or new.digest != old.digest):
             await self.store.delete_blob(job.tenant, old.digest)
         return changed
+
+    async def drop(self, stored: StoredJob) -> None:
+        """Forget a job whatever its state: whoever runs it finds nothing any more. Raises `CheckFailedError`."""
+        job, key = stored.job, job_key(stored.job.tenant, stored.job.id)
+        checks, deletes = [Check(key, stored.etag)], [key]
+        deletes += [one for one in (_entry_key(job),) if one is not None]
+        if job.idempotency_key is not None:
+            deletes.append(once_key(job.tenant, job.idempotency_key))
+        before, etag = await self.tally(job.base_fingerprint, job.tenant)
+        after = before.counted(job.state, -1)
+        puts = []
+        if after != before:
+            tally = tally_key(job.base_fingerprint, job.tenant)
+            checks.append(Check(tally, etag))
+            if after.num_queued or after.num_running:
+                puts.append(Put(tally, after.to_bytes()))
+            else:
+                deletes.append(tally)
+        adds = [] if job.state.is_ended else holds([(job, job.let_go())], self.clock(), is_limited=False)
+        await self.store.transact(checks, puts, deletes, [_signal(job)], adds)
 
     async def retry(self, tenant: str, job_id: str, step: Callable[[StoredJob], Awaitable[_T]]) -> _T:
         """Run read-check-move until no other writer came in between."""
@@ -246,9 +266,10 @@ def _entry_key(job: JobRecord) -> str | None:
     return None
 
 
-def _ref(job: JobRecord) -> bytes:
+def ref_of(job: JobRecord) -> bytes:
+    """Write what names a job in the index and in signals."""
     return JobRef(job.tenant, job.id, job.state).to_bytes()
 
 
 def _signal(job: JobRecord) -> Append:
-    return Append(signals_log(job.base_fingerprint), _ref(job))
+    return Append(signals_log(job.base_fingerprint), ref_of(job))

@@ -18,7 +18,9 @@ from promptd_store import (
     check_name,
     check_room,
     check_tenant,
+    drop_unnamed,
 )
+from promptd_store.users import raise_if_erased, user_checks
 
 from promptd.errors import ConflictError, InvalidRequestError, NotFoundError, PromptdError
 from promptd.jobs.events import JobEvent, state_event
@@ -45,6 +47,8 @@ class JobRequest:
     """What the caller asked for, before anything was looked up; None: the spec says it all."""
     key_id: str = ""
     """The API key that asks."""
+    user: str | None = None
+    """The end user whom the job and its prompt belong to."""
 
     @property
     def digest(self) -> str:
@@ -94,14 +98,21 @@ class JobQueue:
         The good ones are stored in one transaction, in their order; caps and quotas take all of them or none.
         """
         check_tenant(tenant)
+        users = {request.user for request in requests}
+        checks = [check for user in users for check in await user_checks(self._store, tenant, user)]
         faults = [await self._fault(tenant, request.spec) for request in requests]
         for _ in range(MAX_TRIES):
             results, fresh = await self._drafted(tenant, requests, faults)
             try:
                 if fresh:
-                    await self._ledger.add(fresh, state_event(JobState.QUEUED, "The job is waiting for a worker"))
+                    event = state_event(JobState.QUEUED, "The job is waiting for a worker")
+                    await self._ledger.add(fresh, event, checks)
                 return results
-            except CheckFailedError:  # the tally moved, or another request came with the same key
+            except CheckFailedError as error:  # the tally moved, or another request came with the same key
+                if any(error.key == check.key for check in checks):
+                    await drop_unnamed(self._store, tenant, {digest for job in fresh for digest in job.digests})
+                    for user in users:
+                        raise_if_erased(error, tenant, user)
                 continue
             except (PromptdError, LimitReachedError) as error:
                 ids = {job.id for job in fresh}
@@ -250,7 +261,7 @@ class JobQueue:
                 created_at = now + number * 1e-6  # keeps the order of one call
                 job = JobRecord(
                     new_id("ftjob", created_at), tenant, self._base_fingerprint, request.spec, created_at,
-                    idempotency_key=key, wish_digest=request.digest, key_id=request.key_id,
+                    idempotency_key=key, wish_digest=request.digest, key_id=request.key_id, user=request.user,
                 )  # fmt: skip
                 fresh[key or job.id] = job
                 results.append(job)

@@ -153,6 +153,8 @@ class JobRecord:
     """Of what was asked for, to know it again under the same key."""
     key_id: str = ""
     """The API key that it was made with: training counts for it."""
+    user: str | None = None
+    """The end user of its tenant whom it and its prompt belong to, where it was said."""
     unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What a newer release has written down here; it is left as it is."""
 
@@ -160,6 +162,17 @@ class JobRecord:
     def prompt_name(self) -> str:
         """The prompt that it publishes."""
         return self.spec.name or f"ft-{self.id}"
+
+    @property
+    def files(self) -> set[str]:
+        """The files that it reads."""
+        return {file for file in (self.spec.training_file, self.spec.validation_file) if file is not None}
+
+    @property
+    def digests(self) -> set[str]:
+        """The blobs that are its own."""
+        own = (self.spec.rows_digest, self.checkpoint.digest if self.checkpoint else None)
+        return {digest for digest in own if digest is not None}
 
     @property
     def held_bytes(self) -> int:
@@ -188,6 +201,11 @@ class JobRecord:
             spec = replace(self.spec, rows_digest=None, rows_bytes=0)
             changes |= {"finished_at": at, "checkpoint": None, "spec": spec}
         return replace(self, state=state, **changes)
+
+    def let_go(self) -> JobRecord:
+        """Return the job as it would have ended if it had never been run to an end."""
+        spec = replace(self.spec, rows_digest=None, rows_bytes=0)
+        return replace(self, state=JobState.CANCELLED, checkpoint=None, spec=spec)
 
     def to_bytes(self) -> bytes:
         """Write the record."""

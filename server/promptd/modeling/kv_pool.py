@@ -13,8 +13,9 @@ Span = tuple[int, int]
 class KVPool:
     """Keys and values of `num_slots` tokens for every layer.
 
-    Storage is allocated once and never zeroed: a slot is read only after its owner wrote it, because attention
-    reads exactly the spans of a row, so what a former owner left behind (a NaN, say) reaches nobody.
+    Storage is allocated once and not zeroed when it changes hands: a slot is read only after its owner wrote it,
+    because attention reads exactly the spans of a row, so what a former owner left behind (a NaN, say) reaches nobody.
+    Only what is to be erased is overwritten.
     """
 
     def __init__(
@@ -55,6 +56,12 @@ class KVPool:
             self.keys[:layers, :, start : start + length].copy_(part[:, 0], non_blocking=True)
             self.values[:layers, :, start : start + length].copy_(part[:, 1], non_blocking=True)
             done += length
+
+    def clear(self, spans: Sequence[Span]) -> None:
+        """Overwrite slots whose content must be gone."""
+        for start, length in spans:
+            self.keys[:, :, start : start + length].zero_()
+            self.values[:, :, start : start + length].zero_()
 
 
 def kv_bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from promptd_store import Append, Check, CheckFailedError, Put, Store, StoreUnavailableError, check_tenant
+from promptd_store import (
+    Append,
+    Check,
+    CheckFailedError,
+    Put,
+    Store,
+    StoreUnavailableError,
+    TenantErasedError,
+    check_tenant,
+)
 from promptd_store.names import PUBLIC_TENANT
 
 from promptd.errors import ConflictError
@@ -60,6 +69,8 @@ class TenantBook:
             done = step(before)
             if done is None:
                 return before
+            if before.erased_at is not None:
+                raise TenantErasedError(name)
             after, deed = done
             entry = AuditEntry(self.clock(), by, deed.action, name, deed.details, before.audit_head).to_bytes()
             after = replace(after, audit_head=digest_of(entry))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from promptd.errors import AuthenticationError
 from promptd.tenancy.budget import ServerBudgets
 from promptd.tenancy.directory import TenantDirectory
 from promptd.tenancy.limits import NO_LIMITS, TenantLimits
@@ -146,6 +147,8 @@ class Gate:
         try:
             visit.claim(claim)  # first, and without a look into the store: a flood must not cost a thing
             tenant = self._directory.known(principal.tenant) or await self._directory.tenant(principal.tenant)
+            if tenant.erased_at is not None:  # a key of the environment outlives its tenant
+                raise AuthenticationError("this API key is not known")
             visit.limits = tenant.limits
             await visit.enter(is_inference=claim.is_inference)
         except BaseException:

@@ -24,6 +24,10 @@ class TenantLimits:
     """Text tokens in and out, reserved before a request runs; what it did not use is given back."""
     max_concurrent_requests: int | None = None
     """Inference requests at a time, on all servers together."""
+    max_queued_requests: int | None = None
+    """Requests that may wait on each server, beside those that run there."""
+    max_resident_bytes: int | None = None
+    """Of its prompts' keys and values in the memory of each server."""
     max_prompts: int | None = None
     """Names of prompts."""
     max_stored_bytes: int | None = None

@@ -6,6 +6,8 @@ from promptd_store.names import PUBLIC_TENANT
 
 CHANGES_LOG = f"{{{PUBLIC_TENANT}}}:tenant-changes"
 """Names of tenants whose record was changed: every server follows it."""
+ERASURES_LOG = f"{{{PUBLIC_TENANT}}}:erasures"
+"""What every server is to forget."""
 KEY_SECRET = f"{{{PUBLIC_TENANT}}}:key-secret"
 AUDIT_LOGS = f"{{{PUBLIC_TENANT}}}:audit:"
 """What all audit logs begin with."""
@@ -14,6 +16,11 @@ AUDIT_LOGS = f"{{{PUBLIC_TENANT}}}:audit:"
 def tenant_key(tenant: str) -> str:
     """Key of a tenant's record."""
     return f"{{{PUBLIC_TENANT}}}:tenant:{tenant}"
+
+
+def salt_of(tenant: str) -> str:
+    """Return what a tenant's keys and values are cached under: no other tenant's are, and no caller chooses it."""
+    return f"tenant/{tenant}"
 
 
 def owner_key(key_id: str) -> str:

@@ -58,6 +58,8 @@ class Tenant:
     audit_head: str = ""
     """Digest of the newest entry of its audit log; the next entry carries it."""
     quarantined: tuple[QuarantinedPrompt, ...] = ()
+    erased_at: float | None = None
+    """When everything of it was erased; nothing comes after."""
     unknown: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What a newer release has written down here; it is left as it is."""
 

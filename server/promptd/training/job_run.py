@@ -22,6 +22,7 @@ from promptd_store import (
     PromptRecord,
     StoreError,
     StoreUnavailableError,
+    TenantErasedError,
     exact_name,
 )
 from promptd_store.passing_thread import compute
@@ -52,8 +53,8 @@ REPORT_SECONDS = 1.0
 SUSPECT_CHECKPOINT_SECONDS = 1.0
 """A suspected job shows soon that it is none: while it is one, the worker takes no other."""
 MAX_PUBLISH_TRIES = 20
-GIVEN_UP = (LeaseLostError, ConflictError)
-"""The job was taken by another worker, or has been ended or paused by its owner."""
+GIVEN_UP = (LeaseLostError, ConflictError, TenantErasedError)
+"""The job was taken by another worker, has been ended or paused by its owner, or erased."""
 
 _T = TypeVar("_T")
 
@@ -260,6 +261,7 @@ class JobRun:
                     provenance=facts,
                     sidecar=result.sidecar,
                     behind=job.spec.behind,
+                    user=job.user,
                     checks=checks,
                     examine=self._examined if self._examine is not None else None,
                 )
