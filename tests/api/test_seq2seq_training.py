@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
-from tests.engine.seq2seq_oracle import Row, frozen
+from tests.engine.seq2seq_oracle import Row, frozen, library
 from tests.engine.test_seq2seq import start_of
 from tests.engine.test_seq2seq_peft import answer
 from tests.training.site import ROWS
@@ -48,7 +48,8 @@ def live(
 
 def test_upload_train_ask(live: LiveServer, tmp_path: Path) -> None:
     """Three methods at once: each loses less than the bare model; what was learned answers as transformers does under
-    the same tensors, and as PEFT does under its own files; a text without questions to distill is refused."""
+    the same tensors, and as PEFT does under its own files. A text without questions to distill, and a start that would
+    lose its decoder's part, are refused."""
     jobs = []
     for name, method in JOBS.items():
         own = method[method["type"]]["hyperparameters"]
@@ -60,6 +61,11 @@ def test_upload_train_ask(live: LiveServer, tmp_path: Path) -> None:
         jobs.append({"name": name, "rows": rows, "method": method, "publish_worse": True, "seed": 1})
     jobs.append({"name": "told", "distill": {"text": "the lazy dog"}})
     with live.http() as http:
+        both = library(live.folder)[9]
+        assert http.put("/v1/prompts/both", content=both.content).status_code == 201
+        started = {"name": "again", "base_prompt": "both", "rows": ROWS}
+        (lost,) = http.post("/admin/training/jobs", json={"jobs": [started]}).json()["data"]
+        assert (lost["status"], lost["error"]["param"]) == (400, "base_prompt")
         created = http.post("/admin/training/jobs", json={"jobs": jobs})
         assert created.status_code == 207, created.text
         ended = [_ended(live, one["job"]["id"]) for one in created.json()["data"]]

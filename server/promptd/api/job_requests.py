@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 
 from fastapi import Request
-from promptd_store import PromptKind, PromptRecord, exact_name, extend
+from promptd_store import TARGET_TENSOR, PromptKind, PromptRecord, exact_name, extend
 from promptd_store.chains import check_front
 from promptd_store.publication import check_publication
 
@@ -128,6 +128,11 @@ async def _base_prompt(services: Services, principal: Principal, body: JobFields
     if record.kind is PromptKind.TEXT:
         raise InvalidRequestError(
             f"base_prompt {name!r} is a text, which has no parameters to start from", param="base_prompt"
+        )
+    if any(tensor["name"] == TARGET_TENSOR for tensor in record.manifest["tensors"]):
+        raise InvalidRequestError(
+            f"base_prompt {name!r} has a part for the decoder, which training cannot start from: it would be lost",
+            param="base_prompt",
         )
     return record
 
