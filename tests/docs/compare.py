@@ -15,7 +15,7 @@ RELATIVE, ABSOLUTE = 0.02, 1e-3
 _VOLATILE = (
     (r"\b(classify|cmpl|chatcmpl|embd|file|ftjob|ftevent|ftckpt)-[0-9a-f]{8,32}\b", r"\1-ID"),
     (r'("?created(?:_at)?"?\s*[:=]\s*)\d+', r"\1TIME"),
-    (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?\S*", "TIME"),
+    (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d[\d:.Z+-]*", "TIME"),
     (r"\b\d+(\.\d+)?( ?)(s|ms|min)\b", r"SECONDS\2\3"),
     (r"\bpd_[0-9A-Za-z_]{20,}", "KEY"),
     (r"\b\d+(\.\d+)? (requests|tokens|rows)/s\b", r"RATE \2/s"),
