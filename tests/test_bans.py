@@ -18,6 +18,8 @@ CLIENTS = {"httpx", "requests", "aiohttp", "urllib3", "subprocess", "ctypes"}
 """Nothing that serves reaches out, or starts anything."""
 ALLOWED = {
     ("server/promptd/demo/pretrain.py", "torch.load"),  # how the demo's model was made: its own checkpoints
+    # One model over several devices: its own followers, with arguments of its own.
+    ("server/promptd/modeling/tensor_parallel.py", "subprocess"),
     # `promptd convert`, on a person's own files and machine: tensors alone (weights_only, allow_pickle=False).
     ("server/promptd/commands/old_formats.py", "torch.load"),
     ("server/promptd/commands/old_formats.py", "np.load"),

@@ -148,6 +148,7 @@ def _run(folder: Path, *arguments: str) -> dict[str, str]:
     return {name: "\n".join(line for line in lines if line.startswith(f"| tiny | {name} |")) for name in CONTENDERS}
 
 
+@pytest.mark.long
 def test_a_whole_run_fills_the_page_and_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against PEFT: soft prompts, prefixes and both mixed, all greedy answers equal. A peer that cannot be had is
     skipped with its reason. A second run measures nothing."""
