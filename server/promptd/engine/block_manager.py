@@ -4,16 +4,22 @@ A block is `block_size` adjacent slots. Blocks of one row are taken side by side
 attends each run of adjacent slots in one call; nothing but speed depends on it.
 
 States of a block: free, reserved (free, but right behind a growing row), used (reference count > 0), cached (count 0,
-content still valid and findable; evicted least recently used first).
+content still valid and findable; evicted least recently used first, and with one its neighbours that were not used
+lately either: one block here and one there would leave every row of a server at work in pieces).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 _FREE, _RESERVED, _USED, _CACHED = range(4)
+_MAX_ROOM = 16
+"""Blocks that cached ones make way for before they are needed."""
+_NUM_LOOKS = 8
+"""Cached blocks whose neighbourhood is looked at for a run."""
 
 PrefixNode = int
 """Identity of a text prefix: a root for each chain of learned prompts, then one node a full block."""
@@ -28,7 +34,8 @@ class BlockManager:
         self._state = bytearray(num_blocks)
         self._count = [0] * num_blocks
         self._num_allocatable = num_blocks  # free + reserved + cached
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._cached: OrderedDict[int, int] = OrderedDict()  # block -> when; least recently used first
+        self._num_releases = 0
         # Prefixes are compared by value, never by hash alone: (parent node, tokens) -> (node, block).
         self._nodes: dict[tuple[PrefixNode, tuple[int, ...]], tuple[PrefixNode, int]] = {}
         self._node_key: dict[int, tuple[PrefixNode, tuple[int, ...]]] = {}  # block -> its key in _nodes
@@ -57,8 +64,10 @@ class BlockManager:
         taken: list[int] = []
         while len(taken) < num_blocks:
             nxt = (taken[-1] if taken else after if after is not None else self.num_blocks) + 1
+            if nxt < self.num_blocks and self._state[nxt] == _CACHED and self._is_old(nxt):
+                self._evict(nxt)
             if nxt >= self.num_blocks or self._state[nxt] > _RESERVED:
-                nxt = self._new_run(num_blocks - len(taken) + expected)
+                nxt = self._new_run(num_blocks - len(taken), expected)
             self._state[nxt] = _USED
             self._count[nxt] = 1
             taken.append(nxt)
@@ -73,20 +82,59 @@ class BlockManager:
                 return
             self._state[block] = _RESERVED
 
-    def _new_run(self, wanted: int) -> int:
-        """First block of a free run of `wanted` blocks, or of the longest that halving finds."""
-        while wanted > 1:
-            at = self._state.find(bytes(wanted))
-            if at >= 0:
-                return at
+    def _new_run(self, needed: int, expected: int) -> int:
+        """First block of a free run for all, of one that old cached blocks make way for, or of a shorter one."""
+        wanted = needed + expected
+        at = self._state.find(bytes(wanted))
+        if at < 0 and wanted > 1:
+            at = self._cleared_run(needed + min(expected, _MAX_ROOM))
+        while at < 0 and wanted > 1:
             wanted //= 2
+            at = self._state.find(bytes(wanted))
+        if at >= 0:
+            return at
         for state in (_FREE, _RESERVED):
             at = self._state.find(bytes([state]))
             if at >= 0:
                 return at
-        block, _ = self._cached.popitem(last=False)
-        self._forget(block)
+        block = next(iter(self._cached))
+        self._evict(block)
         return block
+
+    def _cleared_run(self, wanted: int) -> int:
+        """First block of a run that is free once old cached blocks are gone; -1 where none has half the length."""
+        first, last = 0, 0
+        for block in islice(self._cached, _NUM_LOOKS):
+            start, end = block, block
+            while end - start < wanted and self._can_clear(end):
+                end += 1
+            while end - start < wanted and self._can_clear(start - 1):
+                start -= 1
+            if end - start > last - first:
+                first, last = start, end
+            if last - first == wanted:
+                break
+        if 2 * (last - first) < wanted:
+            return -1
+        for block in range(first, last):
+            if self._state[block] == _CACHED:
+                self._evict(block)
+        return first
+
+    def _can_clear(self, block: int) -> bool:
+        if not 0 <= block < self.num_blocks:
+            return False
+        state = self._state[block]
+        return state == _FREE or (state == _CACHED and self._is_old(block))
+
+    def _is_old(self, block: int) -> bool:
+        """Whether a cached block is of the older half: a beginning that many texts share is not."""
+        return 2 * self._cached[block] <= next(iter(self._cached.values())) + self._num_releases
+
+    def _evict(self, block: int) -> None:
+        del self._cached[block]
+        self._forget(block)
+        self._state[block] = _FREE
 
     def _forget(self, block: int) -> None:
         del self._nodes[self._node_key.pop(block)]
@@ -105,7 +153,8 @@ class BlockManager:
                 self._num_allocatable += 1
                 if block in self._node_key:
                     self._state[block] = _CACHED
-                    self._cached[block] = None
+                    self._cached[block] = self._num_releases
+                    self._num_releases += 1
                 else:
                     self._state[block] = _FREE
         if blocks:
