@@ -64,7 +64,7 @@ class BlockManager:
         taken: list[int] = []
         while len(taken) < num_blocks:
             nxt = (taken[-1] if taken else after if after is not None else self.num_blocks) + 1
-            if nxt < self.num_blocks and self._state[nxt] == _CACHED and self._is_old(nxt):
+            if nxt < self.num_blocks and self._state[nxt] == _CACHED and self._is_full and self._is_old(nxt):
                 self._evict(nxt)
             if nxt >= self.num_blocks or self._state[nxt] > _RESERVED:
                 nxt = self._new_run(num_blocks - len(taken), expected)
@@ -126,6 +126,11 @@ class BlockManager:
             return False
         state = self._state[block]
         return state == _FREE or (state == _CACHED and self._is_old(block))
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether no block is free: nothing is evicted before that."""
+        return self._state.find(bytes([_FREE])) < 0
 
     def _is_old(self, block: int) -> bool:
         """Whether a cached block is of the older half: a beginning that many texts share is not."""
