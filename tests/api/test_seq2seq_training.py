@@ -46,6 +46,7 @@ def live(
     yield from serve(settings, folder)
 
 
+@pytest.mark.long
 def test_upload_train_ask(live: LiveServer, tmp_path: Path) -> None:
     """Three methods at once: each loses less than the bare model; what was learned answers as transformers does under
     the same tensors, and as PEFT does under its own files. A text without questions to distill, and a start that would
