@@ -21,6 +21,13 @@ torch.set_num_threads(1)
 structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # servers in threads would write into the report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A `long` test may take as long as it needs."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family name -> folder of a tiny random model."""

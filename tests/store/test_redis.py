@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
@@ -22,6 +23,7 @@ from promptd_store import (
 )
 from promptd_store.objects import BucketObjects, FolderObjects
 from promptd_store.redis_backend.store import RedisStore
+from redis.exceptions import AuthenticationError
 
 from tests.fault_proxy import FaultProxy
 from tests.redis_server import RedisServer, running_redis
@@ -177,6 +179,30 @@ async def test_a_lost_answer_does_nothing_twice(server: RedisServer, monkeypatch
         monkeypatch.setattr(store._link, "script", script)
         assert [event.payload for event in await store.read_log("{acme}:e")][5:] == [b"twice", b"twice"]
         await store.close()
+
+
+async def test_closing_ends_a_probe_that_was_not_told(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py writes through `asyncio.wait_for`, which may swallow a cancellation; `close` ends the probe even so.
+
+    Without a look at whether the link was closed the probe would ask a Redis that refuses it for ever.
+    """
+    store = await RedisStore.open(server.url)
+    asked, swallowed = asyncio.Event(), asyncio.Event()
+
+    async def refuse(*words: object) -> None:
+        asked.set()
+        if not swallowed.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            swallowed.set()
+        raise AuthenticationError("no")
+
+    monkeypatch.setattr(store._link._client, "execute_command", refuse)
+    store._link._lost()
+    await asked.wait()
+    closing = asyncio.create_task(store.close())
+    closed, _ = await asyncio.wait({closing}, timeout=10)
+    assert swallowed.is_set() and closed
 
 
 async def test_a_full_redis_refuses_writes_only(server: RedisServer, store: RedisStore) -> None:

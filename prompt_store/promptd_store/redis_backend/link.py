@@ -198,7 +198,7 @@ class RedisLink:
     async def _until_answered(self) -> None:
         """Ask for a sign of life, not all replicas of this server at the same moments, until there is one."""
         pause = FIRST_RETRY_SECONDS
-        while True:
+        while not self._is_closed:  # `close` cancels this too, and redis-py may swallow that: see `_started`
             await self._drop_idle()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(LAST_RETRY_SECONDS, 2 * pause)
