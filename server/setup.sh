@@ -121,6 +121,7 @@ promptd_install_services() {
     PATH="$PATH:/usr/sbin" command -v redis-server >/dev/null || missing+=(redis-server)
     PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || missing+=(haproxy)
     command -v promtool >/dev/null || missing+=(prometheus)
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
         say "Some tests need ${missing[*]}, and installing needs root. They are skipped; to run them:

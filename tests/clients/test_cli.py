@@ -155,7 +155,7 @@ def test_doctor_finds_nothing_wrong(tiny_models: dict[str, Path], tmp_path: Path
     result = run("doctor", "--model", str(tiny_models["llama"]), "--store", str(tmp_path), "--port", "0", *live.options)
     lines = [line.split() for line in result.output.splitlines()]
     assert result.exit_code == 0, result.output
-    assert [words[1] for words in lines] == ["python", "torch", "device", "model", "store", "port", "server"]
+    assert [words[1] for words in lines] == ["python", "torch", "device", "kernels", "model", "store", "port", "server"]
     assert {words[0] for words in lines} <= {"ok", "warn"}
 
 

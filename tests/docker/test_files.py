@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from promptd_store import VolatileStoreError, open_store
 
 from promptd.api.routes import ROUTES
+from promptd.modeling.decode_kernel import FOLDER_VARIABLE
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, server  # noqa: F401 - a fixture
 from tests.haproxy import configured
@@ -37,10 +38,19 @@ def instructions(name: str) -> list[tuple[str, str]]:
 
 
 def settings_named(environment: dict[str, Any]) -> None:
-    """Every PROMPTD_ variable is one that the settings read."""
+    """Every PROMPTD_ variable is one that the settings read, or the place of compiled kernels."""
     for name in environment:
-        if name.startswith("PROMPTD_"):
+        if name.startswith("PROMPTD_") and name != FOLDER_VARIABLE:
             assert name.removeprefix("PROMPTD_").lower() in Settings.model_fields, name
+
+
+def test_the_image_brings_its_kernels() -> None:
+    """They are compiled where the server will look for them: it has no compiler, and a file system that is read-only."""
+    steps = instructions("Dockerfile")
+    (folder,) = re.findall(FOLDER_VARIABLE + r"=(\S+)", " ".join(what for word, what in steps if word == "ENV"))
+    assert any(what.endswith(f"-m promptd.modeling.decode_kernel {folder}") for word, what in steps if word == "RUN")
+    assert "COPY --from=build /opt/promptd /opt/promptd" in (DOCKER / "Dockerfile").read_text()
+    assert folder.startswith("/opt/promptd/")
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptd.modeling.attention import PooledAttention, Site
+from promptd.modeling.attention import Site
+from promptd.modeling.attention_pooled import PooledAttention
 from promptd.modeling.frozen import attention_for
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch, PackedRow

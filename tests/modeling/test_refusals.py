@@ -103,8 +103,8 @@ def test_pickled_weights_are_never_read(tiny_models: dict[str, Path], tmp_path: 
 
 def test_the_probe_sees_a_wrong_attention(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: with the merge of spans broken, the probe refuses a good model."""
-    from promptd.modeling import attention
+    from promptd.modeling import attention_pooled as pooled
 
-    monkeypatch.setattr(attention, "merge_parts", lambda outs, log_sums, parts: outs.unflatten(2, (parts, -1)).mean(2))
+    monkeypatch.setattr(pooled, "merge_parts", lambda outs, log_sums, parts: outs.unflatten(2, (parts, -1)).mean(2))
     with pytest.raises(ModelRefusedError, match="probe row"):
         load_model(tiny_models["llama"])

@@ -1,12 +1,14 @@
-"""A span that adjacent rows read is read once for all of them, with the same numbers; never where bits must hold."""
+"""A span that adjacent rows read is read once for all of them, with the same numbers: by the kernel, and by torch's
+attention where there is none, but there never where bits must hold."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from promptd.modeling import attention
-from promptd.modeling.attention import PooledAttention, Site
+from promptd.modeling import attention_pooled
+from promptd.modeling.attention import Site
+from promptd.modeling.attention_pooled import PooledAttention
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
 
@@ -46,25 +48,56 @@ def attend(batch: PackedBatch) -> torch.Tensor:
     return PooledAttention(batch).attend(Site(0, DIM**-0.5), query, key, value)
 
 
+@pytest.fixture(params=[True, False], ids=["kernel", "torch"])
+def has_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With the compiled kernel, and without."""
+    if not request.param:
+        monkeypatch.setattr(attention_pooled, "decode_kernel", lambda dtype: None)
+    elif attention_pooled.decode_kernel(torch.float32) is None:
+        pytest.skip("no C compiler on this machine: ./tests/run could not install it")
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("num_others", [0, 3])
-def test_shared_equals_apart(num_others: int) -> None:
+def test_shared_equals_apart(has_kernel: bool, num_others: int) -> None:
     """Rows of one prompt, alone and beside others, give what each gives by itself."""
     shared, apart = (attend(batch_of(6, shares_spans=one, num_others=num_others)) for one in (True, False))
     torch.testing.assert_close(shared, apart, atol=1e-6, rtol=1e-5)
 
 
+def test_both_ways_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel and torch's attention agree; rows that were cut into other parts are in the batch, too."""
+    with_kernel = attend(batch_of(6, shares_spans=True, num_others=3))
+    monkeypatch.setattr(attention_pooled, "decode_kernel", lambda dtype: None)
+    torch.testing.assert_close(with_kernel, attend(batch_of(6, shares_spans=True, num_others=3)), atol=1e-6, rtol=1e-5)
+
+
 def test_a_span_is_read_once_for_the_rows_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six rows of three prompts: three products with prompts instead of six, and one with each row's own text."""
+    monkeypatch.setattr(attention_pooled, "decode_kernel", lambda dtype: None)
     reads: list[int] = []
-    flash = attention._flash
+    flash = attention_pooled.flash_cpu
 
     def counted(query: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
         reads.append(query.shape[2])
         return flash(query, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "_flash", counted)
+    monkeypatch.setattr(attention_pooled, "flash_cpu", counted)
     attend(batch_of(6, shares_spans=True))
     assert reads == [2] * 3 + [1] * 6
     reads.clear()
     attend(batch_of(6, shares_spans=False))
     assert reads == [1] * 12
+
+
+def test_the_kernel_is_told_of_shared_spans() -> None:
+    """Six rows of three prompts are three runs; many rows of one are cut, so that more than one thread has work."""
+    batch = batch_of(6, shares_spans=True)
+    kernel = attention_pooled.decode_kernel(torch.float32)
+    if kernel is None:
+        pytest.skip("no C compiler on this machine: ./tests/run could not install it")
+    groups = list(batch.decode_groups.values())
+    assert attention_pooled.KernelDecode(groups, kernel).plan.struct.num_runs == 3
+    groups[0].spans = [[(0, 20), (100 + row, 1)] for row in range(6)]
+    plan = attention_pooled.KernelDecode(groups, kernel).plan
+    assert (plan.struct.num_runs, plan.struct.max_rows) == (1, 6)

@@ -53,6 +53,7 @@ def doctor(
         check_python,
         check_torch,
         check_device,
+        check_kernels,
         lambda: check_model(model or settings.model),
         lambda: check_store(store or settings.store),
         lambda: check_port(*at),
@@ -100,6 +101,21 @@ def check_device() -> Finding:
         return Finding("ok", "device", f"CPU, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads")
     free, total = torch.cuda.mem_get_info()
     return Finding("ok", "device", f"{torch.cuda.get_device_name()}, {free >> 20} of {total >> 20} MiB free")
+
+
+def check_kernels() -> Finding:
+    """Is the CPU's own attention compiled?"""
+    try:
+        import torch
+
+        from promptd.modeling.decode_kernel import decode_kernel
+    except ImportError:
+        return Finding("FAIL", "kernels", "unknown without torch")
+    if torch.cuda.is_available():
+        return Finding("ok", "kernels", "Triton's, compiled for the device at first use")
+    if decode_kernel(torch.float32) is None:
+        return Finding("warn", "kernels", "torch's attention: decoding is slower; a C compiler (gcc) makes ours")
+    return Finding("ok", "kernels", f"decode attention compiled for {torch.backends.cpu.get_cpu_capability()}")
 
 
 def check_model(model: str | None) -> Finding:

@@ -11,7 +11,8 @@ import torch
 from promptd_store import BaseModelSpec, PromptArtifact
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from promptd.modeling.attention import Attends, PooledAttention
+from promptd.modeling.attention import Attends
+from promptd.modeling.attention_pooled import PooledAttention
 from promptd.modeling.attention_rows import RowAttention
 from promptd.modeling.families.base import Arrangement, Asked, Family
 from promptd.modeling.fingerprint import digest_of_tensors

@@ -1,0 +1,178 @@
+"""Attention of texts that continue, on the CPU: each row attends its K/V spans in place, no padding, no gather."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Protocol
+
+import torch
+
+from promptd.modeling.attention import Site, flash_cpu, merge_parts
+from promptd.modeling.decode_kernel import MAX_HEAD_DIM, DecodeKernel, RowPlan, decode_kernel
+from promptd.modeling.packed_batch import DecodeGroup, PackedBatch, PrefillRow
+
+MAX_RUN = 32
+"""Rows of a shared span that one thread of the kernel answers together."""
+
+
+class PooledAttention:
+    """Serving attention: writes the step's keys and values to the pool, then attends."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self.batch = batch
+        self._decodes: dict[int | None, Decode] = {}  # by sliding window; the same in all layers
+
+    def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
+        batch, scale, window = self.batch, site.scale, site.window
+        batch.pool.write(site.layer, batch.slot_mapping, key, value)
+        keys, values = batch.pool.heads(site.layer)
+        out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        if batch.decode_groups:
+            if window not in self._decodes:
+                self._decodes[window] = _decode(batch, window)
+            self._decodes[window].attend(out, query, keys, values, scale)
+        for row in batch.prefill_rows:
+            own = slice(row.start, row.start + row.length)
+            out[:, own] = _prefill(
+                row, query[:, :, own], key[:, :, own], value[:, :, own], keys, values, scale, window
+            ).transpose(1, 2)
+        return out
+
+
+class Decode(Protocol):
+    """Attention of a step's single tokens."""
+
+    def attend(
+        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> None:
+        """Fill these tokens of `out` `[1, num_tokens, num_heads, head_dim]`; see `DecodeKernel.attend`."""
+
+
+def _decode(batch: PackedBatch, window: int | None) -> Decode:
+    groups = list(batch.decode_groups.values())
+    groups = groups if window is None else _clipped(groups, window)
+    kernel = decode_kernel(batch.pool.keys.dtype) if batch.pool.keys.shape[-1] <= MAX_HEAD_DIM else None
+    if kernel is None:
+        return TorchDecode(groups, shares_spans=batch.shares_spans)
+    return KernelDecode(groups, kernel)
+
+
+class KernelDecode:
+    """All rows in one call of the kernel."""
+
+    def __init__(self, groups: Sequence[DecodeGroup], kernel: DecodeKernel) -> None:
+        self._kernel = kernel
+        rows = [row for group in groups for row in zip(group.tokens, group.spans, strict=True)]
+        runs = (list(run) for _, run in groupby(rows, key=lambda row: row[1][0]))
+        self.plan = RowPlan([run[at : at + MAX_RUN] for run in runs for at in range(0, len(run), MAX_RUN)])
+
+    def attend(
+        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> None:
+        """Fill these tokens."""
+        self._kernel.attend(out, query, keys, values, scale, self.plan)
+
+
+class TorchDecode:
+    """Span by span, a span that adjacent rows share once for them; parts are merged by their log-sum-exp."""
+
+    def __init__(self, groups: Sequence[DecodeGroup], *, shares_spans: bool) -> None:
+        self._groups = [
+            (group.tokens, [group.runs(part, shares_spans=shares_spans) for part in range(group.num_parts)])
+            for group in groups
+        ]
+
+    def attend(
+        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    ) -> None:
+        """Fill these tokens."""
+        for tokens, parts in self._groups:
+            rows = query[:, :, tokens]
+            outs: list[torch.Tensor] = []
+            sums: list[torch.Tensor] = []
+            for counts, spans in parts:
+                for own, (start, length) in zip(rows.split(counts, 2), spans, strict=True):
+                    key, value = (stored.narrow(2, start, length) for stored in (keys, values))
+                    part, log_sum = flash_cpu(own, key, value, scale=scale)
+                    outs.append(part)
+                    sums.append(log_sum)
+            merged = torch.cat(outs, 2)
+            if len(parts) > 1:
+                merged = merge_parts(merged, torch.cat(sums, 2), len(parts))
+            out[:, tokens] = merged.transpose(1, 2)
+
+
+def _prefill(
+    row: PrefillRow,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend a row of several tokens `[1, num_heads, length, head_dim]`, its own keys beside those in the pool."""
+    if window is not None and row.length + sum(length for _, length in row.context) > window:
+        return _windowed(row, query, key, value, keys, values, scale, window)
+    own, own_sum = flash_cpu(query, key, value, is_causal=True, scale=scale)
+    if not row.context:
+        return own
+    outs, sums = [own], [own_sum]
+    for start, length in row.context:
+        own_keys, own_values = (stored.narrow(2, start, length) for stored in (keys, values))
+        part, log_sum = flash_cpu(query, own_keys, own_values, scale=scale)
+        outs.append(part)
+        sums.append(log_sum)
+    return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
+
+
+def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
+    """Regroup decode rows after dropping the keys that lie further back than the model's sliding window."""
+    clipped: dict[int, DecodeGroup] = {}
+    rows = [row for group in groups for row in zip(group.tokens, group.spans, strict=True)]
+    for token, spans in sorted(rows):  # groups may join here: a group's tokens stay in the order of the batch
+        left, kept = window, []
+        for start, length in reversed(spans):
+            take = min(length, left)
+            if take:
+                kept.append((start + length - take, take))
+                left -= take
+        target = clipped.setdefault(len(kept), DecodeGroup(len(kept)))
+        target.tokens.append(token)
+        target.spans.append(kept[::-1])
+    return list(clipped.values())
+
+
+def _windowed(
+    row: PrefillRow,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Attend with an explicit band mask: only rows longer than the model's window come here."""
+    spans = [(keys.narrow(2, s, n), values.narrow(2, s, n)) for s, n in row.context]
+    all_keys = torch.cat([*(k for k, _ in spans), key], 2)
+    all_values = torch.cat([*(v for _, v in spans), value], 2)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query,
+        all_keys,
+        all_values,
+        attn_mask=causal_mask(row.length, all_keys.shape[2] - row.length, window, query.device),
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def causal_mask(num_tokens: int, num_context: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return `[num_tokens, num_context + num_tokens]`: True where a token sees a key."""
+    at = torch.arange(num_context, num_context + num_tokens, device=device).unsqueeze(1)
+    seen = torch.arange(num_context + num_tokens, device=device).unsqueeze(0)
+    mask = seen <= at
+    return mask if window is None else mask & (seen > at - window)

@@ -1,0 +1,280 @@
+/* Attention of single tokens over keys and values where they lie, for one layer of one step, on the CPU.
+ *
+ * A row reads a list of spans of the pool; rows of a run begin with the same span, which is read once for all of
+ * them. A row's keys are taken 64 at a time, counted from its first key wherever spans begin and end, with a running
+ * softmax (Milakov and Gimelshein, 2018): what a row gets depends neither on its neighbours nor on how its keys are
+ * cut into spans. Sums are float32; a NaN or an infinity in any key or value stays one.
+ *
+ * Compiled by decode_kernel.py, once for float32 (STORED_FLOAT32) and once for bfloat16.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE inline __attribute__((always_inline))
+
+enum { LANES = 16, CHUNK = 64, MAX_DIM = 256, AHEAD = 16 };
+
+typedef float lanes __attribute__((vector_size(LANES * 4)));
+
+#ifdef STORED_FLOAT32
+typedef float stored;
+static inline float load(stored x) { return x; }
+static inline stored rounded(float x) { return x; }
+static inline lanes load_lanes(const stored *at)
+{
+    lanes values;
+    memcpy(&values, at, sizeof values);
+    return values;
+}
+#else
+typedef uint16_t stored; /* bfloat16: the upper half of a float32 */
+static inline float load(stored x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline lanes load_lanes(const stored *at)
+{
+    typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+    typedef uint32_t wholes __attribute__((vector_size(LANES * 4)));
+    halves upper;
+    memcpy(&upper, at, sizeof upper);
+    return (lanes)(__builtin_convertvector(upper, wholes) << 16);
+}
+static inline stored rounded(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000)
+        return 0x7fc0; /* a NaN, whose payload might round to an infinity */
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+#endif
+
+/* One query's softmax so far: the largest score, the sum of exp(score - largest), the values weighted by it. */
+typedef struct {
+    float query[MAX_DIM];
+    float sum[MAX_DIM];
+    float largest, total;
+    stored *out;
+} state;
+
+typedef struct {
+    const stored *query;
+    const stored *keys, *values; /* [num_kv_heads, num_slots, dim] */
+    stored *out;                 /* [num_tokens, num_heads, dim] */
+    int64_t query_head_stride, query_token_stride, num_slots;
+    int64_t num_heads, num_kv_heads, dim; /* dim <= MAX_DIM */
+    float scale;
+} layer;
+
+/* The rows, the same for every layer: runs [num_runs + 1] index tokens and first_spans; first_spans [num_rows + 1]
+ * index spans, which are pairs of a first slot and a length. */
+typedef struct {
+    int64_t num_runs, max_rows; /* no run has more rows */
+    const int64_t *runs, *tokens, *first_spans, *spans;
+} rows;
+
+/* exp(x) for x <= 0: two to the whole part times a polynomial of the rest, to 2 units in the last place. */
+static inline float exponential(float x)
+{
+    float turns = x * 1.44269504088896341f;
+    turns = turns < -126.0f ? -126.0f : turns; /* false for a NaN */
+    float whole = rintf(turns), rest = (turns - whole) * 0.693147180559945309f;
+    float power = 1.0f + rest * (1.0f + rest * (0.5f + rest * (1.0f / 6 + rest * (1.0f / 24 + rest * (1.0f / 120
+        + rest * (1.0f / 720))))));
+    int32_t bits = ((int32_t)(whole == whole ? whole : 0.0f) + 127) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return power * scale;
+}
+
+static INLINE void prefetch(const stored *at, int64_t dim)
+{
+    for (int64_t byte = 0; byte < dim * (int64_t)sizeof(stored); byte += 64)
+        __builtin_prefetch((const char *)at + byte);
+}
+
+/* The lanes' sum, always in this order. */
+static inline float sum_of(lanes values)
+{
+    float parts[LANES];
+    memcpy(parts, &values, sizeof parts);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            parts[i] += parts[i + width];
+    return parts[0];
+}
+
+/* Scores of `count` keys that lie side by side. */
+static INLINE void score(const state *row, const stored *keys, int64_t count, int64_t dim, float *scores)
+{
+    for (int64_t key = 0; key < count; key++) {
+        const stored *at = keys + key * dim;
+        prefetch(at + AHEAD * dim, dim);
+        lanes products = {0};
+        int64_t i = 0;
+        for (; i + LANES <= dim; i += LANES) {
+            lanes query;
+            memcpy(&query, row->query + i, sizeof query);
+            products += query * load_lanes(at + i);
+        }
+        float product = sum_of(products);
+        for (; i < dim; i++)
+            product += row->query[i] * load(at[i]);
+        scores[key] = product;
+    }
+}
+
+/* Turn a chunk's scores, of which the last may be -inf for no key, into weights; what was summed before shrinks to
+ * the same scale. */
+static INLINE void weigh(state *row, float *scores, int64_t dim)
+{
+    float largest = row->largest;
+    for (int64_t key = 0; key < CHUNK; key++)
+        largest = scores[key] > largest ? scores[key] : largest;
+    if (largest > row->largest) {
+        float shrunk = row->total == 0.0f ? 0.0f : exponential(row->largest - largest);
+        row->total *= shrunk;
+        for (int64_t i = 0; i < dim; i++)
+            row->sum[i] *= shrunk;
+        row->largest = largest;
+    }
+    lanes totals = {0};
+    for (int64_t key = 0; key < CHUNK; key++)
+        scores[key] = exponential(scores[key] - largest);
+    for (int64_t key = 0; key < CHUNK; key += LANES) {
+        lanes weights;
+        memcpy(&weights, scores + key, sizeof weights);
+        totals += weights;
+    }
+    row->total += sum_of(totals);
+}
+
+static INLINE void add_values(state *row, const stored *values, int64_t count, int64_t dim, const float *weights)
+{
+    for (int64_t key = 0; key < count; key++) {
+        const stored *at = values + key * dim;
+        prefetch(at + AHEAD * dim, dim);
+        int64_t i = 0;
+        for (; i + LANES <= dim; i += LANES) {
+            lanes sum;
+            memcpy(&sum, row->sum + i, sizeof sum);
+            sum += weights[key] * load_lanes(at + i);
+            memcpy(row->sum + i, &sum, sizeof sum);
+        }
+        for (; i < dim; i++)
+            row->sum[i] += weights[key] * load(at[i]);
+    }
+}
+
+/* All of one row's keys from number `done` on, for the `group` queries that share a head of keys. */
+static INLINE void attend_row(state *queries, int64_t group, const stored *keys, const stored *values,
+                              const int64_t *spans, int64_t num_spans, int64_t done, int64_t dim)
+{
+    float scores[CHUNK];
+    int64_t span = 0, at = done; /* `done` keys lie in the first span */
+    while (span < num_spans) {
+        int64_t end_span = span, end_at = at;
+        for (int64_t query = 0; query < group; query++) {
+            int64_t filled = 0;
+            end_span = span, end_at = at;
+            while (end_span < num_spans && filled < CHUNK) {
+                int64_t left = spans[2 * end_span + 1] - end_at;
+                int64_t count = left < CHUNK - filled ? left : CHUNK - filled;
+                score(queries + query, keys + (spans[2 * end_span] + end_at) * dim, count, dim, scores + filled);
+                filled += count;
+                end_at += count;
+                if (end_at == spans[2 * end_span + 1])
+                    end_span++, end_at = 0;
+            }
+            for (int64_t key = filled; key < CHUNK; key++)
+                scores[key] = -INFINITY;
+            weigh(queries + query, scores, dim);
+            int64_t used = 0, value_span = span, value_at = at;
+            while (used < filled) {
+                int64_t left = spans[2 * value_span + 1] - value_at;
+                int64_t count = left < filled - used ? left : filled - used;
+                add_values(queries + query, values + (spans[2 * value_span] + value_at) * dim, count, dim,
+                           scores + used);
+                used += count;
+                value_at += count;
+                if (value_at == spans[2 * value_span + 1])
+                    value_span++, value_at = 0;
+            }
+        }
+        span = end_span, at = end_at;
+    }
+}
+
+static INLINE void attend_run(const layer *one, const rows *all, int64_t run,
+                                                             int64_t head, int64_t dim, state *states)
+{
+    int64_t group = one->num_heads / one->num_kv_heads;
+    int64_t first = all->runs[run], num_rows = all->runs[run + 1] - first;
+    const stored *keys = one->keys + head * one->num_slots * dim;
+    const stored *values = one->values + head * one->num_slots * dim;
+    for (int64_t row = 0; row < num_rows; row++)
+        for (int64_t query = 0; query < group; query++) {
+            state *own = states + row * group + query;
+            int64_t token = all->tokens[first + row], at = head * group + query;
+            const stored *from = one->query + at * one->query_head_stride + token * one->query_token_stride;
+            for (int64_t i = 0; i < dim; i++)
+                own->query[i] = load(from[i]) * one->scale, own->sum[i] = 0.0f;
+            own->largest = -INFINITY, own->total = 0.0f;
+            own->out = one->out + (token * one->num_heads + at) * dim;
+        }
+    const int64_t *shared = all->spans + 2 * all->first_spans[first];
+    int64_t done = num_rows > 1 ? shared[1] / CHUNK * CHUNK : 0;
+    for (int64_t at = 0; at < done; at += CHUNK) /* these 64 keys stay in the nearest cache for all rows */
+        for (int64_t query = 0; query < num_rows * group; query++) {
+            float scores[CHUNK];
+            score(states + query, keys + (shared[0] + at) * dim, CHUNK, dim, scores);
+            weigh(states + query, scores, dim);
+            add_values(states + query, values + (shared[0] + at) * dim, CHUNK, dim, scores);
+        }
+    for (int64_t row = 0; row < num_rows; row++) {
+        const int64_t *own = all->first_spans + first + row;
+        int64_t skipped = done == all->spans[2 * own[0] + 1]; /* nothing is left of the first span */
+        attend_row(states + row * group, group, keys, values, all->spans + 2 * (own[0] + skipped),
+                   own[1] - own[0] - skipped, skipped ? 0 : done, dim);
+    }
+    for (int64_t query = 0; query < num_rows * group; query++) {
+        state *own = states + query;
+        float share = 1.0f / own->total;
+        for (int64_t i = 0; i < dim; i++)
+            own->out[i] = rounded(own->sum[i] * share);
+    }
+}
+
+/* Returns 0, or 1 where there is no memory: then nothing may be read from `out`. */
+int promptd_decode_attention(const layer *one, const rows *all, int64_t num_threads)
+{
+    int64_t num_states = all->max_rows * (one->num_heads / one->num_kv_heads), failed = 0;
+#pragma omp parallel num_threads(num_threads)
+    {
+        state *states = malloc(num_states * sizeof(state));
+        if (states == NULL) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < all->num_runs * one->num_kv_heads; task++) {
+            int64_t run = task / one->num_kv_heads, head = task % one->num_kv_heads;
+            if (states == NULL)
+                continue;
+            if (one->dim == 64)
+                attend_run(one, all, run, head, 64, states);
+            else if (one->dim == 128)
+                attend_run(one, all, run, head, 128, states);
+            else
+                attend_run(one, all, run, head, one->dim, states);
+        }
+        free(states);
+    }
+    return (int)failed;
+}

@@ -1,0 +1,184 @@
+"""The CPU's decode attention in C: compiled once for a machine by its own compiler, tried, and loaded.
+
+Torch's attention is called once for every run of rows and every span of their keys; each call wakes all threads and
+reads a few kilobytes at a third of the memory's speed. `decode_attention.c` does a layer in one call. Where there is
+no compiler (`cc`, or what `CC` names), or what it made does not pass its trial, torch's attention serves as before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import hashlib
+import logging
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "PROMPTD_KERNELS"
+"""Environment: the folder where compiled kernels are kept; `off` for none."""
+MAX_HEAD_DIM = 256
+COMPILE_SECONDS = 120
+_SOURCE = Path(__file__).with_name("decode_attention.c")
+_STORED = {torch.float32: "STORED_FLOAT32", torch.bfloat16: "STORED_BFLOAT16"}
+# No -ffast-math: sums keep their order, and NaN and infinity stay what they are.
+_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -fopenmp -fPIC -shared"
+_FLAGS_OF = {
+    "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512",
+    "AVX2": "-mavx2 -mfma",
+}
+
+
+class _Layer(ctypes.Structure):
+    """`layer` of the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "keys", "values", "out")),
+        *((name, ctypes.c_int64) for name in ("query_head_stride", "query_token_stride", "num_slots")),
+        *((name, ctypes.c_int64) for name in ("num_heads", "num_kv_heads", "head_dim")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class _Rows(ctypes.Structure):
+    """`rows` of the source."""
+
+    _fields_ = [("num_runs", ctypes.c_int64), ("max_rows", ctypes.c_int64)] + [
+        (name, ctypes.c_void_p) for name in ("runs", "tokens", "first_spans", "spans")
+    ]
+
+
+class RowPlan:
+    """Which spans a step's single tokens read; the same for all layers.
+
+    `runs` are lists of `(token, spans)`: the rows of a run begin with the same span, which is read once for them.
+    """
+
+    def __init__(self, runs: list[list[tuple[int, list[tuple[int, int]]]]]) -> None:
+        rows = [row for run in runs for row in run]
+        ends, starts = [0], [0]
+        for run in runs:
+            ends.append(ends[-1] + len(run))
+        for _, spans in rows:
+            starts.append(starts[-1] + len(spans))
+        tokens = [token for token, _ in rows]
+        slots = [number for _, spans in rows for span in spans for number in span]
+        self._kept = [torch.tensor(numbers, dtype=torch.int64) for numbers in (ends, tokens, starts, slots)]
+        longest = max((len(run) for run in runs), default=0)
+        self.struct = _Rows(len(runs), longest, *(numbers.data_ptr() for numbers in self._kept))
+
+
+class DecodeKernel:
+    """The compiled function for one dtype."""
+
+    def __init__(self, library: Path) -> None:
+        self._run = ctypes.CDLL(str(library)).promptd_decode_attention
+        self._run.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Rows), ctypes.c_int64]
+        self._run.restype = ctypes.c_int
+
+    def attend(
+        self,
+        out: torch.Tensor,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float,
+        plan: RowPlan,
+    ) -> None:
+        """Fill the plan's tokens of `out` `[1, num_tokens, num_heads, head_dim]`, contiguous.
+
+        `query` is `[1, num_heads, num_tokens, head_dim]`; keys and values `[1, num_kv_heads, num_slots, head_dim]`,
+        contiguous. All of one dtype, on the CPU. Raises `MemoryError`.
+        """
+        if query.stride(3) != 1:
+            query = query.contiguous()
+        layer = _Layer(
+            query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(),
+            query.stride(1), query.stride(2), keys.shape[2],
+            query.shape[1], keys.shape[1], query.shape[3],
+            scale,
+        )  # fmt: skip
+        if self._run(layer, plan.struct, torch.get_num_threads()):
+            raise MemoryError("no memory for the attention of a step")
+
+
+@functools.cache
+def decode_kernel(dtype: torch.dtype) -> DecodeKernel | None:
+    """Return the kernel for keys and values of this dtype, or None where it cannot be had; says why in the log."""
+    if dtype not in _STORED or os.environ.get(FOLDER_VARIABLE) == "off":
+        return None
+    try:
+        kernel = DecodeKernel(_library(_folder(), dtype, torch.backends.cpu.get_cpu_capability()))
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        logger.info("decode attention of torch is used, which is slower: %s", error)
+        return None
+    if not _passes(kernel, dtype):
+        logger.warning("decode attention of torch is used: the compiled one is wrong on this machine")
+        return None
+    return kernel
+
+
+def _folder() -> Path:
+    if os.environ.get(FOLDER_VARIABLE):
+        return Path(os.environ[FOLDER_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptd" / "kernels"
+
+
+def _library(folder: Path, dtype: torch.dtype, capability: str) -> Path:
+    """Return the compiled library, compiling it where it is not there. Raises `OSError`, `SubprocessError`."""
+    flags = [*_FLAGS.split(), *_FLAGS_OF.get(capability, "").split(), f"-D{_STORED[dtype]}"]
+    name = hashlib.sha256(_SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
+    library = folder / f"decode_attention-{name}.so"
+    if not library.exists():
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        if shutil.which(compiler[0]) is None:
+            raise FileNotFoundError(f"there is no C compiler {compiler[0]!r}")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # two processes may do this at once
+            made = Path(scratch) / library.name
+            words = [*compiler, *flags, "-o", str(made), str(_SOURCE), "-lm"]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)  # noqa: S603 - the user's compiler
+            if done.returncode:
+                raise OSError(f"{compiler[0]} failed: {done.stderr.strip()[-300:]}")
+            made.replace(library)
+    status = library.stat()
+    if status.st_uid not in {0, os.getuid()} or status.st_mode & 0o022:
+        raise PermissionError(f"{library} belongs to, or can be changed by, somebody else")
+    return library
+
+
+def _passes(kernel: DecodeKernel, dtype: torch.dtype) -> bool:
+    """Whether two rows that share a span, and one of its own, come out as by plain products."""
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        torch.randn(1, heads, count, 20, generator=generator).to(dtype) for heads, count in ((4, 3), (2, 200), (2, 200))
+    )
+    runs = [[(0, [(10, 70), (90, 1)]), (2, [(10, 70), (100, 65)])], [(1, [(7, 3)])]]
+    out = torch.full((1, 3, 4, 20), math.nan, dtype=dtype)
+    kernel.attend(out, query, keys, values, 0.3, RowPlan(runs))
+    for token, spans in (row for run in runs for row in run):
+        own = torch.cat([torch.arange(start, start + length) for start, length in spans])
+        key, value = (stored[:, :, own].repeat_interleave(2, 1).float() for stored in (keys, values))
+        weights = (query[:, :, token : token + 1].float() @ key.transpose(-1, -2) * 0.3).softmax(-1)
+        expected = (weights @ value)[:, :, 0]
+        if not torch.allclose(out[:, token].float(), expected, atol=2e-2 if dtype is torch.bfloat16 else 1e-5):
+            return False
+    return True
+
+
+if __name__ == "__main__":  # what an image does that has no compiler later
+    parser = argparse.ArgumentParser(description="Compile the kernels for every kind of processor into a folder.")
+    parser.add_argument("folder", type=Path)
+    into = parser.parse_args().folder
+    for capability in _FLAGS_OF:
+        for stored in _STORED:
+            _library(into, stored, capability)
