@@ -45,7 +45,7 @@ def settings_named(environment: dict[str, Any]) -> None:
 
 
 def test_the_image_brings_its_kernels() -> None:
-    """They are compiled where the server will look for them: it has no compiler, and a file system that is read-only."""
+    """They are compiled where the server will look for them: it has no compiler, and writes nothing."""
     steps = instructions("Dockerfile")
     (folder,) = re.findall(FOLDER_VARIABLE + r"=(\S+)", " ".join(what for word, what in steps if word == "ENV"))
     assert any(what.endswith(f"-m promptd.modeling.decode_kernel {folder}") for word, what in steps if word == "RUN")
