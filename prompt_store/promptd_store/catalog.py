@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from promptd_store.bounds import Bounds
 from promptd_store.cache import CacheStats
 from promptd_store.chains import check_front, exact_name, extend, in_front
 from promptd_store.codec import decode
+from promptd_store.draft import write_draft
 from promptd_store.errors import (
     BlobNotFoundError,
     CheckFailedError,
@@ -24,36 +25,22 @@ from promptd_store.errors import (
     PromptNotFoundError,
     StoreUnavailableError,
 )
-from promptd_store.garbage import drop_unnamed
-from promptd_store.holdings import PROMPTS, STORED_BYTES, check_room
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
 from promptd_store.namebook import NameBook, StoredName
-from promptd_store.names import (
-    PUBLIC_TENANT,
-    PromptRef,
-    check_name,
-    check_tenant,
-    digest_key,
-    parse_name,
-    parse_pin,
-    parse_ref,
-    version_key,
-)
+from promptd_store.names import check_name, check_tenant, digest_key, parse_pin, version_key
 from promptd_store.passing_thread import compute
 from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
 from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
 from promptd_store.remembered import OUTAGE_SECONDS, RememberedNames
 from promptd_store.sharing import PromptShares
-from promptd_store.strict_json import canonical_json
 from promptd_store.users import raise_if_erased, user_checks
+from promptd_store.visible import VisiblePrompts
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
 Examine = Callable[[PromptArtifact], Awaitable[None]]
 """Raises what speaks against publishing an artifact."""
-MAX_READS = 20
-"""How often a read is repeated whose name moved between its two look-ups."""
 
 
 class PromptCatalog:
@@ -76,6 +63,7 @@ class PromptCatalog:
         self._reserved_names = frozenset(reserved_names)
         self._clock = clock
         self._names = NameBook(store)
+        self._visible = VisiblePrompts(self._names, spec)
         self._remembered = RememberedNames(outage_seconds)
         self.shares = PromptShares(self._names)
         """With whom prompts are shared."""
@@ -127,20 +115,32 @@ class PromptCatalog:
         )
         if examine is not None:
             await examine(artifact)
-        draft, blobs = await self._draft(tenant, name, artifact, plain, visibility, sidecar)
-        draft = replace(draft, behind=tuple(map(exact_name, front)), user=user)
-        base = draft.base_fingerprint or ANY_BASE
+        draft = await write_draft(
+            self.store,
+            self.spec,
+            (await self._names.read(tenant, name)).state,
+            artifact,
+            tenant=tenant,
+            name=name,
+            provenance=plain,
+            visibility=visibility,
+            sidecar=sidecar,
+            behind=tuple(map(exact_name, front)),
+            user=user,
+            created_at=int(self._clock()),
+        )
+        base = draft.record.base_fingerprint or ANY_BASE
 
         async def step(stored: StoredName) -> PromptRecord:
             current = stored.state.current_for(self.spec.fingerprint)
             self._check_preconditions(stored.state, if_match, if_none_match)
             if current is not None:
                 present = await self._names.version(tenant, name, current.number)
-                if present is not None and is_same_publication(present, draft):
+                if present is not None and is_same_publication(present, draft.record):
                     return current.applied_to(present)
             number = stored.state.next_number
-            moved = stored.state.moved(base, number, draft.version, visibility)
-            record = replace(draft, number=number, etag=moved.current[base].etag)
+            moved = stored.state.moved(base, number, draft.record.version, visibility)
+            record = replace(draft.record, number=number, etag=moved.current[base].etag)
             puts = [
                 Put(version_key(tenant, name, number), record.to_bytes()),
                 Put(digest_key(tenant, name, record.version), str(number).encode()),
@@ -153,13 +153,11 @@ class PromptCatalog:
         try:
             record = await self._names.retry(tenant, name, step)
         except (CheckFailedError, LeaseLostError, LimitReachedError) as error:
-            await drop_unnamed(self.store, tenant, draft.digests)  # it comes too late, perhaps for someone erased
+            await draft.drop(self.store)  # it comes too late, perhaps for someone erased
             if isinstance(error, CheckFailedError):
                 raise_if_erased(error, tenant, user)
             raise
-        for digest, data in blobs.items():  # what was erased meanwhile may have been the same bytes
-            if not await self.store.has_blob(tenant, digest):
-                await self.store.put_blob(tenant, data)
+        await draft.keep(self.store)
         return record
 
     async def check(
@@ -194,7 +192,7 @@ class PromptCatalog:
         """
         num_changes = self._remembered.num_changes
         try:
-            record = await self._resolve(tenant, ref)
+            record = await self._visible.resolve(tenant, ref)
         except StoreUnavailableError:
             remembered = self._remembered.recall(tenant, ref)
             if remembered is None:
@@ -206,14 +204,6 @@ class PromptCatalog:
     async def follow_changes(self) -> None:
         """Keep what is remembered of names true, until cancelled."""
         await self._remembered.follow(self.store)
-
-    async def _resolve(self, tenant: str, ref: str) -> PromptRecord:
-        parsed = parse_ref(ref)
-        async for owner in self._owners(check_tenant(tenant), parsed):
-            found = await self._find(owner, parsed.name, parsed.number, parsed.version, viewer=tenant)
-            if found is not None:
-                return found
-        raise PromptNotFoundError(f"no prompt {ref!r}", param="prompt")
 
     async def in_front(self, tenant: str, record: PromptRecord) -> Records:
         """Return what a prompt stands behind, as this tenant may see it. Raises `PromptChainBrokenError`."""
@@ -229,7 +219,7 @@ class PromptCatalog:
 
     async def load(self, record: PromptRecord) -> PromptArtifact:
         """Return the artifact of a record, from memory where possible; concurrent loads of one are one."""
-        self._check_base(record.base_fingerprint, record.name)
+        self._visible.check_base(record)
         try:
             return await self._loader.load(record)
         except BlobNotFoundError:
@@ -245,32 +235,11 @@ class PromptCatalog:
 
     async def list(self, tenant: str, *, include_public: bool = False, all_bases: bool = False) -> Records:
         """Return what the tenant's names point to, by name; then public and shared ones of others, where asked for."""
-        found = await self._names.names(check_tenant(tenant))
-        if include_public:
-            others = {*await self._names.public_names(), *await self._names.granted_names(tenant)}
-            by_name = sorted((name, owner) for owner, name in others if owner != tenant)
-            found += [await self._names.read(owner, name) for name, owner in by_name]
-        records: Records = []
-        for stored in found:
-            usable = stored.state.current_for(self.spec.fingerprint)
-            for current in stored.state.current.values() if all_bases else [usable] if usable else []:
-                record = await self._names.version(stored.tenant, stored.name, current.number)
-                seen = None if record is None else _as_seen(tenant, stored.state, record)
-                if seen is not None:
-                    records.append(current.applied_to(seen))
-        return records
+        return await self._visible.all(tenant, include_public=include_public, all_bases=all_bases)
 
     async def versions(self, tenant: str, ref: str) -> Records:
         """Return the versions of `[owner/]name` that the tenant may see, newest first."""
-        parsed = parse_name(ref)
-        async for owner in self._owners(check_tenant(tenant), parsed):
-            state = (await self._names.read(owner, parsed.name)).state
-            records = await self._names.versions(owner, parsed.name) if _may_see_name(tenant, owner, state) else []
-            visible = [_as_seen(tenant, state, record) for record in reversed(records)]
-            seen = [state.applied_to(record, self.spec.fingerprint) for record in visible if record is not None]
-            if seen:
-                return seen
-        raise PromptNotFoundError(f"no prompt {ref!r}", param="prompt")
+        return await self._visible.versions(tenant, ref)
 
     async def rollback(self, tenant: str, name: str, to: int | str, *, if_match: str | None = None) -> PromptRecord:
         """Point the name to an earlier version, `3` or `sha256:…`, of this base model."""
@@ -278,7 +247,7 @@ class PromptCatalog:
         _check_owned(tenant, name)
 
         async def step(stored: StoredName) -> PromptRecord:
-            record = await self._find(tenant, name, number, version, viewer=tenant)
+            record = await self._visible.find(tenant, name, number, version, viewer=tenant)
             current = stored.state.current_for(self.spec.fingerprint)
             if record is None:
                 raise PromptNotFoundError(f"no prompt '{name}@{to}'", param="prompt")
@@ -322,101 +291,9 @@ class PromptCatalog:
         check_front(front, visibility)
         return front
 
-    async def _draft(
-        self,
-        tenant: str,
-        name: str,
-        artifact: PromptArtifact,
-        provenance: Mapping[str, Any],
-        visibility: Visibility,
-        sidecar: bytes | None,
-    ) -> tuple[PromptRecord, dict[str, bytes]]:
-        """Store the blobs and return them; the record that names them still lacks its number and etag."""
-        config = artifact.adapter_config
-        base = artifact.manifest.base_fingerprint
-        manifest = artifact.manifest.to_dict()
-        size = len(artifact.content) + len(config or b"") + len(sidecar or b"")
-        size += len(canonical_json([manifest, provenance]))
-        state = (await self._names.read(tenant, name)).state
-        current = state.current_for(self.spec.fingerprint)
-        if current is None or current.version != artifact.version:  # else it may be what is there already
-            await check_room(self.store, tenant, PROMPTS, int(not state.current))
-            await check_room(self.store, tenant, STORED_BYTES, size)
-        data = [artifact.content, *(one for one in (config, sidecar) if one is not None)]
-        digests = [await self.store.put_blob(tenant, one) for one in data]
-        record = PromptRecord(
-            tenant=tenant,
-            name=name,
-            version=artifact.version,
-            number=0,
-            kind=artifact.kind,
-            num_virtual_tokens=artifact.num_virtual_tokens,
-            num_bytes=len(artifact.content),
-            base_fingerprint=base if artifact.kind is PromptKind.TEXT else self.spec.fingerprint,
-            created_at=int(self._clock()),
-            etag="",
-            provenance=provenance,
-            visibility=visibility,
-            verified=artifact.verified,
-            manifest=manifest,
-            content_digest=digests[0],
-            adapter_config_digest=None if config is None else digests[1],
-            sidecar_digest=None if sidecar is None else digests[-1],
-            stored_bytes=size,
-        )
-        return record, dict(zip(digests, data, strict=True))
-
-    async def _owners(self, tenant: str, parsed: PromptRef) -> AsyncIterator[str]:
-        """Yield whose name a reference may mean: the tenant's own first, then the named owner's or the public one."""
-        if parsed.owner in (None, tenant):
-            yield tenant
-        owner = parsed.owner
-        if owner in (None, PUBLIC_TENANT):
-            owner = await self._names.public_owner(parsed.name)
-        if owner is not None and owner != tenant:
-            yield owner
-
-    async def _find(
-        self, owner: str, name: str, number: int | None, version: str | None, *, viewer: str
-    ) -> PromptRecord | None:
-        """Read one version of an owner's name as a viewer may see it; None is the same for absent and foreign."""
-        for _ in range(MAX_READS):
-            state = (await self._names.read(owner, name)).state
-            if not _may_see_name(viewer, owner, state):
-                return None
-            current = state.current_for(self.spec.fingerprint)
-            chosen = number
-            if version is not None:
-                chosen = await self._names.number_of(owner, name, version)
-            elif number is None:
-                if current is None:
-                    raise self._mismatch(name)
-                chosen = current.number
-            if chosen is None:
-                return None
-            record = await self._names.version(owner, name, chosen)
-            if record is None and number is None and version is None:
-                continue  # deleted between the two reads: look again
-            record = None if record is None else _as_seen(viewer, state, record)
-            if record is None:
-                return None
-            self._check_base(record.base_fingerprint, name)
-            return current.applied_to(record) if current else replace(record, is_current=False)
-        return None
-
     def _check_preconditions(self, state: PromptName, if_match: str | None, if_none_match: str | None = None) -> None:
         current = state.current_for(self.spec.fingerprint)
         check_preconditions(current.etag if current else None, if_match, if_none_match)
-
-    def _check_base(self, fingerprint: str | None, name: str) -> None:
-        if fingerprint not in (None, self.spec.fingerprint):
-            raise self._mismatch(name)
-
-    def _mismatch(self, name: str) -> PromptModelMismatchError:
-        return PromptModelMismatchError(
-            f"prompt {name!r} has no version for the base model {self.spec.architecture} ({self.spec.fingerprint})",
-            param="prompt",
-        )
 
     def _event(self, what: str, record: PromptRecord) -> dict[str, object]:
         return {
@@ -431,14 +308,3 @@ class PromptCatalog:
 def _check_owned(tenant: str, name: str) -> None:
     check_tenant(tenant)
     check_name(name)
-
-
-def _may_see_name(viewer: str, owner: str, state: PromptName) -> bool:
-    return state.is_public or (bool(state.current) and (viewer == owner or viewer in state.shared_with))
-
-
-def _as_seen(viewer: str, state: PromptName, record: PromptRecord) -> PromptRecord | None:
-    """Return a version as a tenant sees it; None where it may not."""
-    if viewer == record.tenant or record.visibility == "public":
-        return record
-    return replace(record, is_granted=True) if viewer in state.shared_with else None
