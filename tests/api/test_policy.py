@@ -16,11 +16,12 @@ from promptd_store import PromptArtifact, PromptRecord, encode
 from pydantic import SecretStr
 
 from promptd.api.uploads import TRAINED_HERE, seal_headers
-from promptd.app import create_app, make_worker
+from promptd.app import create_app
 from promptd.engine.engine import Engine
 from promptd.engine.runner import Answers, Runner
 from promptd.engine.scheduler import Schedule
 from promptd.errors import InvalidRequestError
+from promptd.parts import make_worker
 from promptd.settings import Settings
 from promptd.vetting import Vetting, read_probes
 from tests.api.conftest import MODEL, LiveServer, serve

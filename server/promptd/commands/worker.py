@@ -69,8 +69,8 @@ def worker(
 
 async def run_worker(settings: Settings) -> None:
     """Run jobs until a signal comes, then let go of them. Raises what ends the training thread."""
-    from promptd.app import load_base_model, make_worker, open_catalog
     from promptd.erasures import Forgetter
+    from promptd.parts import load_base_model, make_worker, open_catalog
     from promptd.training import TrainingLoop
 
     stop = stop_signal()
