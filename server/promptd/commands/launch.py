@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from promptd.commands.console import fail
 
 if TYPE_CHECKING:
     from promptd.settings import Settings
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 StoreAddress = Annotated[
     str | None,
@@ -60,16 +63,22 @@ def shown_store(settings: Settings) -> str:
     return shown_address(settings.store)
 
 
-def stop_signal() -> asyncio.Event:
-    """Return what SIGTERM or SIGINT sets; a second signal ends the process at once."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+def on_first_signal(act: Callable[[signal.Signals], None]) -> None:
+    """Call `act` with the first SIGTERM or SIGINT; a second one ends the process where it stands."""
+    loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
-        stop.set()
-        for one in (signal.SIGINT, signal.SIGTERM):
+    def on_signal(which: signal.Signals) -> None:
+        for one in STOP_SIGNALS:
             loop.remove_signal_handler(one)
             signal.signal(one, signal.SIG_DFL)
+        act(which)
 
-    for one in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(one, on_signal)
+    for one in STOP_SIGNALS:
+        loop.add_signal_handler(one, on_signal, one)
+
+
+def stop_signal() -> asyncio.Event:
+    """Return what SIGTERM or SIGINT sets; a second signal ends the process at once."""
+    stop = asyncio.Event()
+    on_first_signal(lambda which: stop.set())
     return stop

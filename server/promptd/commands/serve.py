@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,12 +16,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from promptd.settings import Settings
-
-KEEP_ALIVE_SECONDS = 75
-"""Longer than load balancers keep idle connections, so that it is they who close them."""
-FLUSH_SECONDS = 5
-"""After the time to drain: for the last answers to reach their clients."""
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _MODEL, _ENGINE, _TRAINING, _LIMITS, _SWITCHES = "Model", "Engine", "Training", "Limits", "Switches"
 
@@ -253,13 +244,14 @@ def _start(settings: Settings, listener: socket.socket) -> None:
 
     from promptd import logs
     from promptd.app import create_app
+    from promptd.commands.http_server import run_server
     from promptd.errors import PromptdError
 
     try:
         app = create_app(settings)
         logs.configure(secrets=settings.secrets)
         quiet_loading()
-        asyncio.run(_run(app, settings, listener))
+        asyncio.run(run_server(app, settings, listener, partial(_announce, app, settings, listener)))
     except (PromptdError, StoreError) as error:
         fail(str(error))
 
@@ -283,61 +275,6 @@ def _listen(settings: Settings) -> socket.socket:
             hint="Another server may be running there; --port takes another port, 0 any free one.",
         )
     return listener
-
-
-async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
-    """Start the application, serve until a signal comes, and end both in order."""
-    import uvicorn
-
-    from promptd.connections import AbortableHttp
-
-    class Server(uvicorn.Server):
-        """Leaves at a signal: not ready, for a while still serving, then no longer listening, then gone.
-
-        uvicorn alone closes the door first, and a load balancer goes on sending requests to it until its next check.
-        """
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            loop = asyncio.get_running_loop()
-
-            def leave(after_seconds: float) -> None:
-                left = app.state.services.leaving.end(after_seconds)
-                loop.call_later(left, setattr, self, "should_exit", True)
-                for one in _STOP_SIGNALS:  # a second signal ends the process where it stands
-                    loop.remove_signal_handler(one)
-                    signal.signal(one, signal.SIG_DFL)
-
-            loop.add_signal_handler(signal.SIGTERM, leave, settings.leave_seconds)
-            loop.add_signal_handler(signal.SIGINT, leave, 0.0)  # a person at the terminal
-            try:
-                yield
-            finally:
-                for one in _STOP_SIGNALS:
-                    loop.remove_signal_handler(one)
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            _announce(app, settings, listener)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # The engine ends what it cannot finish while the connections are still open to say so.
-            draining = asyncio.create_task(app.state.services.drain())
-            await super().shutdown(sockets)
-            await draining
-
-    config = uvicorn.Config(
-        app,
-        http=AbortableHttp,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + FLUSH_SECONDS,
-    )
-    async with app.router.lifespan_context(app):
-        await Server(config).serve(sockets=[listener])
 
 
 def _announce(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
