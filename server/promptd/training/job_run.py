@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,35 +16,23 @@ from promptd_store import (
     LeaseLostError,
     PromptArtifact,
     PromptCatalog,
-    PromptChainBrokenError,
-    PromptModelMismatchError,
-    PromptNotFoundError,
     PromptRecord,
     StoreError,
     StoreUnavailableError,
     TenantErasedError,
-    exact_name,
 )
 from promptd_store.passing_thread import compute
 
-from promptd.errors import ConflictError, InvalidRequestError, OverloadedError
-from promptd.jobs import (
-    HEARTBEAT_SECONDS,
-    Claim,
-    JobClaims,
-    JobEvent,
-    JobRecord,
-    JobResult,
-    JobSpec,
-    JobState,
-)
+from promptd.errors import ConflictError, OverloadedError
+from promptd.jobs import HEARTBEAT_SECONDS, Claim, JobClaims, JobEvent, JobRecord, JobResult, JobState
 from promptd.training.artifact import make_artifact, provenance
 from promptd.training.counters import TrainingCounters
 from promptd.training.job import CHECKPOINT_SECONDS, Progress, TrainingJob, Watcher
+from promptd.training.job_prompts import load_prompts
 from promptd.training.loop import TrainingLoop
 from promptd.training.pace import Pace
-from promptd.training.plan import JobPrompts, make_job
-from promptd.training.reasons import reason_of
+from promptd.training.plan import make_job
+from promptd.training.reasons import not_better, reason_of
 from promptd.training.result import TrainingResult
 from promptd.training.scores import Scores
 
@@ -167,18 +155,7 @@ class JobRun:
         """Read rows, prompts and checkpoint, put the job into the loop; return the prompt that it would replace."""
         job, spec = self.claim.job, self.claim.job.spec
         data = await self._claims.data(self.claim)
-        warm_start = None
-        if spec.base_prompt is not None:
-            warm_start = (await self._load([spec.base_prompt], "base_prompt"))[-1].learned
-        behind = await self._load(spec.behind, "behind")
-        taught = (spec.distill or {}).get("prompt")
-        teacher = [] if taught is None else await self._load([taught], "distill.prompt")
-        replaced = await self._own(job.tenant, job.prompt_name)
-        in_service: list[PromptArtifact] = []
-        if replaced is not None:
-            with suppress(InvalidRequestError):  # what it stands behind is gone: nobody can ask it
-                in_service = await self._load([exact_name(replaced)], "name")
-        prompts = JobPrompts(warm_start, in_service, behind, teacher)
+        prompts, replaced = await load_prompts(self._catalog, job)
         checkpoint = await self._claims.load_checkpoint(self.claim)
 
         def make() -> TrainingJob:
@@ -199,20 +176,6 @@ class JobRun:
         """Take a checkpoint; the next one is wanted when this one is safe, so that a slow store never has two."""
         self._watcher.on_checkpoint = None
         self._put(checkpoint)
-
-    async def _own(self, tenant: str, name: str) -> PromptRecord | None:
-        with suppress(PromptNotFoundError):
-            record = await self._catalog.resolve(tenant, f"{tenant}/{name}")
-            return record if record.tenant == tenant else None
-        return None
-
-    async def _load(self, names: Sequence[str], param: str) -> list[PromptArtifact]:
-        """Load a chain; an error names the job's field."""
-        try:
-            chain = await self._catalog.chain(self.claim.job.tenant, names)
-            return [await self._catalog.load(record) for record in chain]
-        except (PromptNotFoundError, PromptChainBrokenError, PromptModelMismatchError) as error:
-            raise InvalidRequestError(f"{param}: {error.message}", param=param, code=error.code) from None
 
     async def _follow(self) -> TrainingResult:
         """Write down what the training thread tells, until it tells the end."""
@@ -246,8 +209,7 @@ class JobRun:
         job = self.claim.job
         must_be_better = not job.spec.settings.get("publish_worse", False)
         if must_be_better and result.report.rank < max(result.before.rank, result.bare.rank):
-            reason = _worse(job.spec, result, replaced)
-            raise InvalidRequestError(reason, param="publish_worse", code="prompt_not_better")
+            raise not_better(job.spec, result, replaced)
         artifact = await compute(make_artifact, self._loop.model, self._task, result)
         facts = {**provenance(result), "job": job.id}
         for _ in range(MAX_PUBLISH_TRIES):
@@ -263,7 +225,7 @@ class JobRun:
                     behind=job.spec.behind,
                     user=job.user,
                     checks=checks,
-                    examine=self._examined if self._examine is not None else None,
+                    examine=self._examined,
                 )
                 record = await _patiently(publish)
                 break
@@ -282,25 +244,19 @@ class JobRun:
         self._ended_as(await _patiently(partial(self._claims.finish, self.claim, published)))
 
     async def _examined(self, artifact: PromptArtifact) -> None:
-        """Have the artifact examined, however long that has to wait: no job fails because the server is busy."""
-        examine, is_done = self._examine, False
-        while examine is not None and not is_done:
-            try:
-                await examine(artifact, self.claim.job.tenant)
-                is_done = True
-            except OverloadedError:
-                await asyncio.sleep(random.uniform(0.5, 1.5))
+        if self._examine is not None:
+            await _patiently(partial(self._examine, artifact, self.claim.job.tenant), OverloadedError)
 
 
-async def _patiently(step: Callable[[], Awaitable[_T]]) -> _T:
-    """Repeat a step until the store answers: training goes on meanwhile, and no job fails for want of a store.
+async def _patiently(step: Callable[[], Awaitable[_T]], passing: type[Exception] = StoreUnavailableError) -> _T:
+    """Repeat a step until what passes has passed: no job fails for want of a store, or because a server is busy.
 
     Every step may be repeated: it is fenced by the lease, or changes nothing the second time.
     """
     while True:
         try:
             return await step()
-        except StoreUnavailableError:
+        except passing:
             await asyncio.sleep(random.uniform(0.5, 1.5))
 
 
@@ -311,18 +267,3 @@ def _evaluated(step: int, scores: Scores) -> JobEvent:
 
 def _numbers(scores: Scores) -> dict[str, float]:
     return {name: value for name, value in scores.to_json().items() if value is not None}
-
-
-def _worse(spec: JobSpec, result: TrainingResult, replaced: PromptRecord | None) -> str:
-    is_bare = replaced is None or result.bare.rank > result.before.rank
-    bare = "the chain in front of it alone" if spec.behind else "the bare model"
-    rival = bare if is_bare or replaced is None else f"{replaced.name}@{replaced.number}"
-    return (
-        f"not published: {_told(result.report)} on {result.report.num_rows} held-out rows, {rival} has "
-        f"{_told(result.bare if is_bare else result.before)}; publish_worse publishes it all the same"
-    )
-
-
-def _told(scores: Scores) -> str:
-    accuracy = "" if scores.accuracy is None else f"accuracy {scores.accuracy:.3f}, "
-    return f"{accuracy}loss {scores.loss:.4f}"
