@@ -23,7 +23,8 @@ from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint_files
 from promptd.modeling.frozen import FrozenModel
-from promptd.modeling.packed_linear import PackedLinear, can_pack, replace_linears
+from promptd.modeling.frozen_linear import replace_linears
+from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
 from promptd.modeling.ranks import Rank
 
