@@ -87,35 +87,36 @@ class Housekeeper:
 
     async def clean_up(self) -> None:
         """Go through all tenants once; what goes wrong with one is logged and counted, and the others follow."""
-        tenants = scan_tenants(self._store)
         retention: Retention | None = None
         try:
             retention = await self._retention()
         except StoreError as error:
             self._failed(error)
-        while True:
-            try:
-                tenant = await anext(tenants, None)
-                if tenant is None:
-                    await self._store.erase()
-                    return
-                if await self._store.get(ERASED + tenant) is not None:  # a server died while it erased
-                    await self._store.erase_tenant(tenant)
-                    continue
-                if retention is not None:
-                    await self._prune(retention, tenant)
-                deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
-                await self._store.sweep_blobs(tenant, older_than_seconds=self._min_age_seconds)
-                num_trimmed = await trim_events(self._store, events_log(tenant))
-                await self._count(tenant)
-                num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
-                if tenant == PUBLIC_TENANT:
-                    num_trimmed += await trim_signals(self._store) + await trim_changes(self._store)
-                    num_trimmed += await trim_events(self._store, ERASURES_LOG) + await trim_calls(self._store)
-            except Exception as error:  # noqa: BLE001 - serving never depends on a clean-up
-                self._failed(error)
-            else:
-                self._metrics.count(len(deleted), num_trimmed, num_jobs)
+        try:
+            async for tenant in scan_tenants(self._store):
+                try:
+                    await self._clean_up_tenant(tenant, retention)
+                except Exception as error:  # noqa: BLE001 - serving never depends on a clean-up
+                    self._failed(error)
+            await self._store.erase()
+        except Exception as error:  # noqa: BLE001 - not even its tenants are told: the rest waits for the next round
+            self._failed(error)
+
+    async def _clean_up_tenant(self, tenant: str, retention: Retention | None) -> None:
+        if await self._store.get(ERASED + tenant) is not None:  # a server died while it erased
+            await self._store.erase_tenant(tenant)
+            return
+        if retention is not None:
+            await self._prune(retention, tenant)
+        deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
+        await self._store.sweep_blobs(tenant, older_than_seconds=self._min_age_seconds)
+        num_trimmed = await trim_events(self._store, events_log(tenant))
+        await self._count(tenant)
+        num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
+        if tenant == PUBLIC_TENANT:
+            num_trimmed += await trim_signals(self._store) + await trim_changes(self._store)
+            num_trimmed += await trim_events(self._store, ERASURES_LOG) + await trim_calls(self._store)
+        self._metrics.count(len(deleted), num_trimmed, num_jobs)
 
     async def _count(self, tenant: str) -> None:
         """Put right what was not counted, note what lies in the store today, drop the counts of days gone by."""

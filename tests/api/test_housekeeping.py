@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -105,6 +106,52 @@ def test_a_failing_clean_up_is_counted_and_goes_on(
         assert soon(lambda: metric(server, "promptd_housekeeping_failures_total") >= 2)
         assert asked[0] == "default"
         assert http.get("/v1/prompts/one/content").status_code == 200
+
+
+def test_a_store_that_goes_away_ends_the_round(tmp_path: Path) -> None:
+    """It is not asked again and again: a call to a store that is known to be away fails at once, so that a round which
+    went on would leave the event loop, and whoever waits for the store to come back, not a moment."""
+    asked: list[str] = []
+
+    class AskedForEver(BaseException):
+        """Ends a round that does not end by itself."""
+
+    class Leaving:
+        """A store that is away from its second call on."""
+
+        def __init__(self, store: EmbeddedStore) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            async def call(*args: Any, **kwargs: Any) -> Any:
+                asked.append(name)
+                if len(asked) == 1:
+                    return await getattr(self._store, name)(*args, **kwargs)
+                if len(asked) > 100:
+                    raise AskedForEver
+                raise StoreUnavailableError("the store is away")
+
+            return call
+
+    async def run() -> None:
+        store = EmbeddedStore(tmp_path)
+        try:
+            await PromptCatalog(store, SPEC).publish("acme", "tone", soft_file(1))
+            registry = CollectorRegistry()
+            keeper = housekeeping.Housekeeper(
+                cast(Store, Leaving(store)),
+                housekeeping.HousekeepingMetrics(registry),
+                interval_seconds=600,
+                min_age_seconds=DAY,
+                keep_jobs_seconds=DAY,
+            )
+            await keeper.clean_up()
+            assert asked == ["scan", "get", "scan"]  # the first tenant, what to do with it, the next one
+            assert registry.get_sample_value("promptd_housekeeping_failures_total") == 2
+        finally:
+            await store.close()
+
+    asyncio.run(run())
 
 
 def test_counts_are_put_right_and_noted_for_the_ledger(busy: tuple[LiveServer, Path]) -> None:
