@@ -38,7 +38,7 @@ from promptd_store.errors import (
     UserErasedError,
     VolatileStoreError,
 )
-from promptd_store.garbage import collect_garbage, drop_unnamed, scan_tenants, trim_changes, trim_events
+from promptd_store.garbage import collect_garbage, drop_unnamed, trim_changes, trim_events
 from promptd_store.holdings import (
     PROMPTS,
     STORED_BYTES,
@@ -59,6 +59,7 @@ from promptd_store.peft import read_peft, to_peft, write_peft
 from promptd_store.reading import read_prompt
 from promptd_store.record import PromptRecord
 from promptd_store.retention import prune_unused, prune_versions
+from promptd_store.scanning import scan_records, scan_tenants
 from promptd_store.template import render_template, template_fields
 from promptd_store.transfer import copy_store
 
@@ -142,6 +143,7 @@ __all__ = [
     "read_peft",
     "read_prompt",
     "render_template",
+    "scan_records",
     "scan_tenants",
     "shown_address",
     "template_fields",

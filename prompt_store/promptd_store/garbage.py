@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 
 from promptd_store.base import Store
 from promptd_store.names import CHANGES_LOG
+from promptd_store.scanning import scan_records
 
 UNUSED_FOR_SECONDS = 24 * 3600.0
 KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
 KEEP_CHANGES_SECONDS = 3600.0
 """A server that has not read the store for so long has forgotten what it remembered."""
 PAGE = 1000
-LAST_CHAR = "\U0010ffff"
 
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
 
@@ -24,15 +24,6 @@ def digests_of(value: bytes) -> set[str]:
     return {match.decode() for match in _DIGEST.findall(value)}
 
 
-async def scan_tenants(store: Store) -> AsyncIterator[str]:
-    """Yield every tenant that has a record, in order; one look-up each."""
-    after = ""
-    while page := await store.scan("{", after=after, limit=1):
-        tenant = page[0].key[1:].partition("}")[0]
-        yield tenant
-        after = f"{{{tenant}}}{LAST_CHAR}"
-
-
 async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: float = UNUSED_FOR_SECONDS) -> list[str]:
     """Delete a tenant's unreferenced blobs and return their digests.
 
@@ -40,11 +31,8 @@ async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: floa
     puts the blob first and the record last; the age limit covers the time in between, because every put renews it.
     """
     used: set[str] = set()
-    after = ""
-    while page := await store.scan(f"{{{tenant}}}:", after=after, limit=PAGE):
-        for record in page:
-            used |= digests_of(record.value)
-        after = page[-1].key
+    async for record in scan_records(store, f"{{{tenant}}}:"):
+        used |= digests_of(record.value)
     deleted = []
     for blob in await store.scan_blobs(tenant):
         if blob.digest in used:

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from promptd_store.base import Add, Check, Put, Store
 from promptd_store.errors import CheckFailedError, LimitReachedError
-from promptd_store.names import prompt_key
+from promptd_store.names import prompt_key, versions_prefix
 from promptd_store.record import PromptName, PromptRecord
+from promptd_store.scanning import scan_records
 
 PROMPTS = "prompts"
 """Names that point to something."""
 STORED_BYTES = "stored_bytes"
 """Of all versions of prompts, of files, and of what open jobs keep."""
-PAGE = 500
 
 
 def held_key(tenant: str, what: str) -> str:
@@ -59,15 +59,10 @@ async def number_held(store: Store, tenant: str, what: str) -> int:
 async def count_prompts(store: Store, tenant: str) -> dict[str, int]:
     """Count a tenant's prompts and the bytes of their versions, record by record."""
     num_names = num_bytes = 0
-    for prefix in (prompt_key(tenant, ""), f"{{{tenant}}}:version:"):
-        after = prefix
-        while page := await store.scan(prefix, after=after, limit=PAGE):
-            for stored in page:
-                if prefix.endswith(":prompt:"):
-                    num_names += bool(PromptName.from_bytes(stored.value).current)
-                else:
-                    num_bytes += PromptRecord.from_bytes(stored.value).held_bytes
-            after = page[-1].key
+    async for stored in scan_records(store, prompt_key(tenant, "")):
+        num_names += bool(PromptName.from_bytes(stored.value).current)
+    async for stored in scan_records(store, versions_prefix(tenant)):
+        num_bytes += PromptRecord.from_bytes(stored.value).held_bytes
     return {PROMPTS: num_names, STORED_BYTES: num_bytes}
 
 

@@ -6,11 +6,9 @@ from collections.abc import AsyncIterator
 
 from promptd_store.base import Record, Store
 from promptd_store.errors import StoreError
-from promptd_store.garbage import scan_tenants
-from promptd_store.names import prompt_key, version_key
+from promptd_store.names import prompt_key, version_key, versions_prefix
 from promptd_store.record import PromptName, PromptRecord
-
-PAGE = 500
+from promptd_store.scanning import scan_records, scan_tenants
 
 
 async def find_faults(store: Store) -> AsyncIterator[str]:
@@ -27,17 +25,14 @@ async def find_faults(store: Store) -> AsyncIterator[str]:
                 bad.add(blob.digest)
                 yield f"{tenant}: {error.message}"
         held = {blob.digest for blob in await store.scan_blobs(tenant)}
-        names, versions = prompt_key(tenant, ""), f"{{{tenant}}}:version:"
-        after = ""
-        while page := await store.scan(f"{{{tenant}}}:", after=after, limit=PAGE):
-            for record in page:
-                if record.key.startswith(names):
-                    async for fault in _name_faults(store, tenant, record, record.key.removeprefix(names)):
-                        yield fault
-                elif record.key.startswith(versions):
-                    for fault in _version_faults(record, held | bad):
-                        yield f"{tenant}: {fault}"
-            after = page[-1].key
+        names, versions = prompt_key(tenant, ""), versions_prefix(tenant)
+        async for record in scan_records(store, f"{{{tenant}}}:"):
+            if record.key.startswith(names):
+                async for fault in _name_faults(store, tenant, record, record.key.removeprefix(names)):
+                    yield fault
+            elif record.key.startswith(versions):
+                for fault in _version_faults(record, held | bad):
+                    yield f"{tenant}: {fault}"
 
 
 async def _name_faults(store: Store, tenant: str, record: Record, name: str) -> AsyncIterator[str]:

@@ -10,7 +10,17 @@ from typing import TypeVar
 from promptd_store.base import Append, Check, Lease, Put, Store
 from promptd_store.errors import CheckFailedError, StoreUnavailableError
 from promptd_store.holdings import PROMPTS, STORED_BYTES, hold
-from promptd_store.names import CHANGES_LOG, digest_key, events_log, granted_key, prompt_key, public_key, version_key
+from promptd_store.names import (
+    CHANGES_LOG,
+    digest_key,
+    events_log,
+    granted_key,
+    granted_prefix,
+    prompt_key,
+    public_key,
+    version_key,
+    versions_prefix,
+)
 from promptd_store.record import PromptName, PromptRecord
 from promptd_store.strict_json import canonical_json
 
@@ -58,8 +68,8 @@ class NameBook:
 
     async def versions(self, tenant: str, name: str) -> list[PromptRecord]:
         """Read all versions of a name, oldest first."""
-        prefix = f"{{{tenant}}}:version:{name}:"
-        return [PromptRecord.from_bytes(record.value) for record in await self._store.scan(prefix)]
+        found = await self._store.scan(versions_prefix(tenant, name))
+        return [PromptRecord.from_bytes(record.value) for record in found]
 
     async def number_of(self, tenant: str, name: str, version: str) -> int | None:
         """Return the number that a content digest was last published under."""
@@ -78,7 +88,7 @@ class NameBook:
 
     async def granted_names(self, tenant: str) -> list[tuple[str, str]]:
         """Return (owner, name) of all that others share with a tenant, ordered by name."""
-        prefix = f"{{{tenant}}}:granted:"
+        prefix = granted_prefix(tenant)
         found = [one.key.removeprefix(prefix).split(":") for one in await self._store.scan(prefix)]
         return [(owner, name) for name, owner in found]
 

@@ -78,7 +78,12 @@ def prompt_key(tenant: str, name: str) -> str:
 
 def version_key(tenant: str, name: str, number: int) -> str:
     """Key of one immutable version; numbers sort as text."""
-    return f"{{{tenant}}}:version:{name}:{number:0{MAX_NUMBER_DIGITS}d}"
+    return f"{versions_prefix(tenant, name)}{number:0{MAX_NUMBER_DIGITS}d}"
+
+
+def versions_prefix(tenant: str, name: str | None = None) -> str:
+    """What the keys of all versions begin with, of one name or of all of a tenant's."""
+    return f"{{{tenant}}}:version:" + ("" if name is None else f"{name}:")
 
 
 def digest_key(tenant: str, name: str, version: str) -> str:
@@ -91,9 +96,14 @@ def public_key(name: str) -> str:
     return f"{{{PUBLIC_TENANT}}}:owner:{name}"
 
 
+def granted_prefix(grantee: str) -> str:
+    """What the keys of all that others share with a tenant begin with; behind it `name:owner`."""
+    return f"{{{grantee}}}:granted:"
+
+
 def granted_key(grantee: str, owner: str, name: str) -> str:
     """Key of the entry by which a tenant finds a prompt that another shares with it; entries sort by name."""
-    return f"{{{grantee}}}:granted:{name}:{owner}"
+    return f"{granted_prefix(grantee)}{name}:{owner}"
 
 
 ERASED = f"{{{PUBLIC_TENANT}}}:erased:"

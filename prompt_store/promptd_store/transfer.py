@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from promptd_store.base import Append, Check, Put, Record, Store
 from promptd_store.errors import BlobNotFoundError, StoreNotEmptyError
-from promptd_store.garbage import digests_of, scan_tenants
+from promptd_store.garbage import digests_of
 from promptd_store.names import PUBLIC_TENANT
+from promptd_store.scanning import PAGE, scan_tenants
 
 CURSOR = f"{{{PUBLIC_TENANT}}}:copied-events"
 """In the target: the seq of the source up to which events were copied. Its being there says that this is a copy."""
 MAX_PASSES = 10
-PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from promptd_store import STORED_BYTES, Add, Store, day_of, hold
+from promptd_store import STORED_BYTES, Add, Store, day_of, hold, scan_records
 
 from promptd.jobs.keys import job_key
 from promptd.jobs.record import JobRecord
@@ -14,7 +14,6 @@ TRAINING_JOBS = "training_jobs"
 """Jobs that have not ended."""
 TRAINING_STEPS = "training_steps"
 """Steps of jobs made today: the most that they take, less what they turned out not to take."""
-PAGE = 500
 
 
 def steps_of(day: str) -> str:
@@ -51,11 +50,8 @@ def holds(changes: Sequence[tuple[JobRecord | None, JobRecord]], now: float, *, 
 async def count_jobs(store: Store, tenant: str) -> dict[str, int]:
     """Count a tenant's open jobs and what they keep, record by record."""
     num_jobs = num_bytes = 0
-    prefix = after = job_key(tenant, "")
-    while page := await store.scan(prefix, after=after, limit=PAGE):
-        for stored in page:
-            job = JobRecord.from_bytes(stored.value)
-            num_jobs += not job.state.is_ended
-            num_bytes += job.held_bytes
-        after = page[-1].key
+    async for stored in scan_records(store, job_key(tenant, "")):
+        job = JobRecord.from_bytes(stored.value)
+        num_jobs += not job.state.is_ended
+        num_bytes += job.held_bytes
     return {TRAINING_JOBS: num_jobs, STORED_BYTES: num_bytes}

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from promptd_store import Check, CheckFailedError, Store, trim_events
+from promptd_store import Check, CheckFailedError, Store, scan_records, trim_events
 
 from promptd.jobs.keys import SIGNALS, job_key, job_log, once_key
 from promptd.jobs.record import JobRecord
@@ -22,16 +22,13 @@ async def forget_old_jobs(
 ) -> int:
     """Delete a tenant's jobs that ended longer ago than this; return how many. The prompts that they made stay."""
     oldest_kept, num_forgotten = clock() - keep_seconds, 0
-    prefix = after = job_key(tenant, "")
-    while page := await store.scan(prefix, after=after, limit=PAGE):
-        for stored in page:
-            job = JobRecord.from_bytes(stored.value)
-            if job.finished_at is None or job.finished_at >= oldest_kept:
-                continue
-            with contextlib.suppress(CheckFailedError):  # another process forgets it too
-                await forget_job(store, job, stored.etag)
-                num_forgotten += 1
-        after = page[-1].key
+    async for stored in scan_records(store, job_key(tenant, "")):
+        job = JobRecord.from_bytes(stored.value)
+        if job.finished_at is None or job.finished_at >= oldest_kept:
+            continue
+        with contextlib.suppress(CheckFailedError):  # another process forgets it too
+            await forget_job(store, job, stored.etag)
+            num_forgotten += 1
     return num_forgotten
 
 

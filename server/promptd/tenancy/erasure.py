@@ -22,8 +22,9 @@ from promptd_store import (
     Store,
     check_tenant,
     drop_unnamed,
+    scan_records,
 )
-from promptd_store.names import ERASED, PUBLIC_TENANT, granted_key, prompt_key, public_key
+from promptd_store.names import ERASED, granted_key, granted_prefix, prompt_key, public_key, versions_prefix
 from promptd_store.record import PromptName
 from promptd_store.users import mark_erased
 
@@ -32,7 +33,7 @@ from promptd.jobs import JobEraser, TrainingFiles
 from promptd.tenancy.book import Deed
 from promptd.tenancy.calls import calls_log
 from promptd.tenancy.directory import TenantDirectory
-from promptd.tenancy.store_keys import ERASURES_LOG, owner_key
+from promptd.tenancy.store_keys import ERASURES_LOG, owner_key, rate_key, slots_key
 from promptd.tenancy.tenant import Tenant
 
 PAGE = 500
@@ -101,8 +102,7 @@ class Eraser:
         report["jobs"] = await self._jobs.forget_tenant(name)
         report.update(await self._store.erase_tenant(name))
         await self._store.trim_log(calls_log(name), before_seq=1 << 62)  # it names prompts
-        for prefix in ("rate:requests:", "rate:tokens:", "slots:"):
-            await self._store.transact(deletes=[f"{{{PUBLIC_TENANT}}}:{prefix}{name}"])
+        await self._store.transact(deletes=[rate_key(name, "requests"), rate_key(name, "tokens"), slots_key(name)])
         return await self._finish(report)
 
     async def user(self, tenant: str, user: str, *, by: str) -> Report:
@@ -166,27 +166,25 @@ class Eraser:
 
     async def _take_back(self, tenant: str, report: Counter[str]) -> None:
         """End what others have of a tenant: public names, shares in both directions."""
-        prefix = after = prompt_key(tenant, "")
-        while page := await self._store.scan(prefix, after=after, limit=PAGE):
-            for stored in page:
-                name, state = stored.key.removeprefix(prefix), PromptName.from_bytes(stored.value)
-                report["prompts"] += bool(state.current)
-                entries = [granted_key(grantee, tenant, name) for grantee in state.shared_with]
-                report["shares"] += len(entries)
-                public = await self._store.get(public_key(name))
-                if public is not None and public.value.decode() == tenant:
-                    entries.append(public.key)
-                if entries:
-                    await self._store.transact(deletes=entries)
-            after = page[-1].key
-        received = f"{{{tenant}}}:granted:"
+        prefix = prompt_key(tenant, "")
+        async for stored in scan_records(self._store, prefix):
+            name, state = stored.key.removeprefix(prefix), PromptName.from_bytes(stored.value)
+            report["prompts"] += bool(state.current)
+            entries = [granted_key(grantee, tenant, name) for grantee in state.shared_with]
+            report["shares"] += len(entries)
+            public = await self._store.get(public_key(name))
+            if public is not None and public.value.decode() == tenant:
+                entries.append(public.key)
+            if entries:
+                await self._store.transact(deletes=entries)
+        received = granted_prefix(tenant)
         for stored in await self._store.scan(received):
             name, owner = stored.key.removeprefix(received).split(":")
             with suppress(PromptNotFoundError):
                 await self._catalog.shares.remove(owner, name, tenant)
 
     async def _versions(self, tenant: str) -> list[PromptRecord]:
-        return [PromptRecord.from_bytes(one.value) for one in await self._store.scan(f"{{{tenant}}}:version:")]
+        return [PromptRecord.from_bytes(one.value) for one in await self._store.scan(versions_prefix(tenant))]
 
 
 def _sorted(tenant: str, records: Collection[tuple[PromptRecord, bool]]) -> Erasure:

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from promptd_store import Check, CheckFailedError, Put, Store, StoreUnavailableError
-from promptd_store.names import PUBLIC_TENANT
 
 from promptd.errors import QuotaError, RateLimitError
+from promptd.tenancy.store_keys import rate_key
 
 WINDOW_SECONDS = 60
 NUM_PARTS = 16
@@ -104,7 +104,7 @@ class RateMeter:
 
     async def _refill(self, tenant: str, kind: str, limit: int, amount: int) -> _Window:
         """Return a window with room for the amount, taking a part of the allowance from the store."""
-        key = f"{{{PUBLIC_TENANT}}}:rate:{kind}:{tenant}"
+        key = rate_key(tenant, kind)
         for _ in range(MAX_TRIES):
             window = self._window(tenant, kind)  # another request may have refilled it, or the minute is over
             missing = amount - (window.taken - window.given)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from promptd_store import Check, CheckFailedError, Put, Store, StoreUnavailableError
-from promptd_store.names import PUBLIC_TENANT
 
 from promptd.errors import RateLimitError
+from promptd.tenancy.store_keys import slots_key
 
 HOLD_SECONDS = 15.0
 SETTLE_SECONDS = 2.0
@@ -86,7 +86,7 @@ class SlotPool:
 
     async def _write(self, tenant: str, holding: _Holding, wanted: int, limit: int | None = None) -> int:
         """Hold so many, or what others leave of the limit; return how many."""
-        key = f"{{{PUBLIC_TENANT}}}:slots:{tenant}"
+        key = slots_key(tenant)
         for _ in range(MAX_TRIES):
             now = self._clock()
             stored = await self._store.get(key)

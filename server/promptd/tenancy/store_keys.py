@@ -18,6 +18,16 @@ def tenant_key(tenant: str) -> str:
     return f"{{{PUBLIC_TENANT}}}:tenant:{tenant}"
 
 
+def rate_key(tenant: str, kind: str) -> str:
+    """Key of what a tenant has left of a minute's allowance of one kind."""
+    return f"{{{PUBLIC_TENANT}}}:rate:{kind}:{tenant}"
+
+
+def slots_key(tenant: str) -> str:
+    """Key of the requests that a tenant has open, by server."""
+    return f"{{{PUBLIC_TENANT}}}:slots:{tenant}"
+
+
 def salt_of(tenant: str) -> str:
     """Return what a tenant's keys and values are cached under: no other tenant's are, and no caller chooses it."""
     return f"tenant/{tenant}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from promptd_store import (
@@ -26,6 +26,8 @@ from promptd_store import (
 )
 from promptd_store.names import PUBLIC_TENANT
 from promptd_store.schema import NOTHING, read_fields, stamped, unknown_fields
+
+from promptd.jobs import trained_prefix
 
 FLUSH_SECONDS = 1.0
 BATCH = 200
@@ -108,8 +110,8 @@ class UsageLedger:
         """Return a tenant's counts of some days, by day, key and prompt; what this server has gathered is in."""
         await self.flush()
         found: dict[UsageKey, Counts] = {}
-        for prefix, read in _KINDS.items():
-            start = f"{{{tenant}}}:{prefix}:"
+        for prefix_of, read in _KINDS:
+            start = prefix_of(tenant)
             for stored in await self._store.scan(start, after=f"{start}{first_day}"):
                 day, key_id, prompt = stored.key.removeprefix(start).split(":", 2)
                 if day > last_day:
@@ -148,20 +150,24 @@ class UsageLedger:
 
 async def note_stored_bytes(store: Store, tenant: str, day: str) -> None:
     """Write down what a tenant has in the store; of several times a day the most counts."""
-    held, key = await number_held(store, tenant, STORED_BYTES), f"{{{tenant}}}:stored:{day}::"
+    held, key = await number_held(store, tenant, STORED_BYTES), f"{_stored_prefix(tenant)}{day}::"
     before = await store.get(key)
     if held > (0 if before is None else int(before.value)):
         await store.transact(puts=[Put(key, b"%d" % held)])
 
 
-_KINDS: Mapping[str, Callable[[bytes], Counts]] = {
-    "usage": lambda value: Counts(**read_fields(Counts, value)),
-    "trained": lambda value: Counts(training_tokens=int(value)),
-    "stored": lambda value: Counts(stored_byte_days=int(value)),
-}
-"""Where counts lie, each under `day:key id:prompt`: this ledger's, the training jobs', the store's own size."""
-
-
 def usage_key_prefix(tenant: str) -> str:
     """What the keys of a tenant's counts begin with."""
     return f"{{{tenant}}}:usage:"
+
+
+def _stored_prefix(tenant: str) -> str:
+    return f"{{{tenant}}}:stored:"
+
+
+_KINDS: Sequence[tuple[Callable[[str], str], Callable[[bytes], Counts]]] = (
+    (usage_key_prefix, lambda value: Counts(**read_fields(Counts, value))),
+    (trained_prefix, lambda value: Counts(training_tokens=int(value))),
+    (_stored_prefix, lambda value: Counts(stored_byte_days=int(value))),
+)
+"""Where counts lie, each under `day:key id:prompt`: this ledger's, the training jobs', the store's own size."""

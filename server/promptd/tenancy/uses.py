@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from promptd_store import Check, CheckFailedError, Put, Store, day_of, scan_tenants
+from promptd_store import Check, CheckFailedError, Put, Store, day_of, scan_records, scan_tenants
 from promptd_store.names import PUBLIC_TENANT
 
 from promptd.tenancy.usage import usage_key_prefix
@@ -13,7 +13,6 @@ from promptd.tenancy.usage import usage_key_prefix
 DAY_SECONDS = 86400
 SINCE_KEY = f"{{{PUBLIC_TENANT}}}:uses-since"
 """The first day from which the ledger names every prompt that was used, also those in front of others."""
-PAGE = 1000
 
 
 async def note_beginning(store: Store, now: float) -> None:
@@ -37,10 +36,7 @@ async def used_prompts(store: Store, unused_days: int, now: float) -> Mapping[st
     used: defaultdict[str, set[str]] = defaultdict(set)
     async for tenant in scan_tenants(store):
         prefix = usage_key_prefix(tenant)
-        after = f"{prefix}{first_day}"
-        while page := await store.scan(prefix, after=after, limit=PAGE):
-            for stored in page:
-                owner, _, name = stored.key.removeprefix(prefix).split(":", 2)[2].rpartition("/")
-                used[owner or tenant].add(name)
-            after = page[-1].key
+        async for stored in scan_records(store, prefix, after=f"{prefix}{first_day}"):
+            owner, _, name = stored.key.removeprefix(prefix).split(":", 2)[2].rpartition("/")
+            used[owner or tenant].add(name)
     return used

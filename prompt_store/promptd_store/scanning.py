@@ -1,0 +1,27 @@
+"""Walks through a store, a page at a time: never all of it in memory. What is written ahead of the walker comes too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from promptd_store.base import Record, Store
+
+PAGE = 500
+_LAST_CHAR = "\U0010ffff"
+
+
+async def scan_tenants(store: Store) -> AsyncIterator[str]:
+    """Yield every tenant that has a record, in order; one look-up each."""
+    after = ""
+    while page := await store.scan("{", after=after, limit=1):
+        tenant = page[0].key[1:].partition("}")[0]
+        yield tenant
+        after = f"{{{tenant}}}{_LAST_CHAR}"
+
+
+async def scan_records(store: Store, prefix: str, *, after: str = "") -> AsyncIterator[Record]:
+    """Yield the records whose key starts with `prefix` and is greater than `after`, in order."""
+    while page := await store.scan(prefix, after=after, limit=PAGE):
+        for record in page:
+            yield record
+        after = page[-1].key
