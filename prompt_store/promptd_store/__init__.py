@@ -52,6 +52,7 @@ from promptd_store.holdings import (
     quota_key,
 )
 from promptd_store.integrity import find_faults
+from promptd_store.log_tail import LogTail
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
 from promptd_store.opening import is_shared, open_store, shown_address
@@ -88,6 +89,7 @@ __all__ = [
     "Lease",
     "LeaseLostError",
     "LimitReachedError",
+    "LogTail",
     "Manifest",
     "PreconditionFailedError",
     "PromptArtifact",

@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 from promptd_store.base import Store
 from promptd_store.errors import StoreUnavailableError
+from promptd_store.log_tail import LogTail
 from promptd_store.names import CHANGES_LOG
 from promptd_store.record import PromptRecord
 
 POLL_SECONDS = 0.5
 OUTAGE_SECONDS = 300.0
 MAX_NAMES = 50_000
-PAGE = 1000
 
 
 class RememberedNames:
@@ -32,14 +32,14 @@ class RememberedNames:
         self._clock = clock
         self._records: OrderedDict[tuple[str, str], PromptRecord] = OrderedDict()
         self._by_name: dict[str, set[tuple[str, str]]] = {}
-        self._cursor: int | None = None
+        self._changes = LogTail(CHANGES_LOG)
         self._heard_at = float("-inf")
         self.num_changes = 0
         """Grows with every change that was heard of; `keep` compares it."""
 
     def keep(self, viewer: str, ref: str, record: PromptRecord, num_changes: int) -> None:
         """Remember what a reference meant; not where a change was heard of since `num_changes`."""
-        if self._cursor is None or num_changes != self.num_changes:
+        if self._changes.seq is None or num_changes != self.num_changes:
             return
         key = (viewer, ref)
         self._records[key] = record
@@ -80,14 +80,9 @@ class RememberedNames:
     async def poll(self, store: Store) -> None:
         """Read the log of changes once."""
         began = self._clock()
-        if self._cursor is None:
-            newest = await store.read_tail(CHANGES_LOG, limit=1)
-            self._cursor = newest[0].seq if newest else 0
-        while page := await store.read_log(CHANGES_LOG, after=self._cursor, limit=PAGE):
-            for event in page:
-                tenant, name, revision = event.payload.decode().split("/")
-                self.forget(tenant, name, int(revision))
-            self._cursor = page[-1].seq
+        async for event in self._changes.news(store):
+            tenant, name, revision = event.payload.decode().split("/")
+            self.forget(tenant, name, int(revision))
         self._heard_at = began
 
     def _drop(self, key: tuple[str, str], record: PromptRecord) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from promptd_store import StoreUnavailableError
+from promptd_store import LogTail, StoreUnavailableError
 
 from promptd.tenancy.book import TenantBook
 from promptd.tenancy.limits import NO_LIMITS
@@ -25,7 +25,6 @@ MAX_STALE_SECONDS = 0.6
 """With the poll before it, a change is known everywhere in less than a second."""
 MAX_OUTAGE_SECONDS = 30.0
 MAX_KNOWN = 20_000
-PAGE = 1000
 
 
 class TenantDirectory:
@@ -37,7 +36,7 @@ class TenantDirectory:
         self._tenants: OrderedDict[str, tuple[Tenant, float]] = OrderedDict()  # with the time of reading
         self._owners: OrderedDict[str, str] = OrderedDict()  # never changes: ids of keys are not given twice
         self._num_changes = 0
-        self._cursor: int | None = None
+        self._changes = LogTail(CHANGES_LOG)
         self._polled_at = float("-inf")
 
     async def tenant(self, name: str) -> Tenant:
@@ -98,13 +97,9 @@ class TenantDirectory:
     async def poll(self) -> None:
         """Read the log of changes once."""
         began, store = self._clock(), self.book.store
-        if self._cursor is None:
-            newest = await store.read_tail(CHANGES_LOG, limit=1)
-            self._cursor = newest[0].seq if newest else 0
+        if await self._changes.begin(store):
             self._num_changes += 1
-            self._tenants.clear()  # what was read before the cursor was known
-        while page := await store.read_log(CHANGES_LOG, after=self._cursor, limit=PAGE):
-            for event in page:
-                self.forget(event.payload.decode())
-            self._cursor = page[-1].seq
+            self._tenants.clear()  # what was read before the log's end was known
+        async for event in self._changes.news(store):
+            self.forget(event.payload.decode())
         self._polled_at = began
