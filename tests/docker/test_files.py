@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from promptd_store import VolatileStoreError, open_store
 
 from promptd.api.routes import ROUTES
-from promptd.modeling.decode_kernel import FOLDER_VARIABLE
+from promptd.modeling.kernels import FOLDER_VARIABLE
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, server  # noqa: F401 - a fixture
 from tests.haproxy import configured
@@ -48,7 +48,7 @@ def test_the_image_brings_its_kernels() -> None:
     """They are compiled where the server will look for them: it has no compiler, and writes nothing."""
     steps = instructions("Dockerfile")
     (folder,) = re.findall(FOLDER_VARIABLE + r"=(\S+)", " ".join(what for word, what in steps if word == "ENV"))
-    assert any(what.endswith(f"-m promptd.modeling.decode_kernel {folder}") for word, what in steps if word == "RUN")
+    assert any(what.endswith(f"-m promptd.modeling.kernels {folder}") for word, what in steps if word == "RUN")
     assert "COPY --from=build /opt/promptd /opt/promptd" in (DOCKER / "Dockerfile").read_text()
     assert folder.startswith("/opt/promptd/")
 

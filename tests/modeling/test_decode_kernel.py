@@ -1,29 +1,21 @@
-"""The compiled decode attention against plain products in float64; its bits; and how it is had or not had."""
+"""The compiled decode attention against plain products in float64, and its bits."""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from promptd.modeling import decode_kernel as kernels
 from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, decode_kernel
 from promptd.modeling.kv_pool import Span
 
 Run = list[tuple[int, list[Span]]]
 NUM_SLOTS = 700
 
-
-@pytest.fixture(autouse=True)
-def _compiler() -> None:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler on this machine: ./tests/run could not install it")
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def kernel_for(dtype: torch.dtype = torch.float32) -> DecodeKernel:
@@ -125,62 +117,12 @@ def test_what_is_not_a_number_stays_so_and_alone(bad: float, where: str) -> None
     assert torch.equal(found[others], clean[others])
 
 
-def compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> DecodeKernel | None:
-    """Ask as a new process would, with this folder."""
-    monkeypatch.setenv(kernels.FOLDER_VARIABLE, str(folder))
+def test_a_kernel_that_computes_something_else_is_not_used(
+    fresh_kernels: Path, changed_source: Callable[[str, str, str], None]
+) -> None:
+    """A miscompiled kernel fails its trial; the control is the kernel as it is."""
+    assert decode_kernel(torch.float32) is not None
     decode_kernel.cache_clear()
-    try:
-        return decode_kernel(torch.float32)
-    finally:
-        decode_kernel.cache_clear()
-
-
-def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second process finds the first one's; a compiler that fails then is not asked."""
-    assert compiled(tmp_path / "kernels", monkeypatch) is not None
-    (made,) = (tmp_path / "kernels").iterdir()
-    monkeypatch.setenv("CC", "false")
-    assert compiled(tmp_path / "kernels", monkeypatch) is not None
-    made.unlink()
-    assert compiled(tmp_path / "kernels", monkeypatch) is None
-
-
-@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
-def test_without_a_compiler_torch_serves(compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No compiler, or one that fails: None, and no file is left behind."""
-    monkeypatch.setenv("CC", compiler)
-    assert compiled(tmp_path / "kernels", monkeypatch) is None
-    assert not list(tmp_path.rglob("*.so"))
-    assert compiled(Path("off"), monkeypatch) is None
-
-
-def test_a_library_that_others_can_change_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What anybody may write is not run; the control is the same file with its rights put right."""
-    assert compiled(tmp_path, monkeypatch) is not None
-    (made,) = tmp_path.iterdir()
-    made.chmod(0o777)
-    assert compiled(tmp_path, monkeypatch) is None
-    made.chmod(0o700)
-    assert compiled(tmp_path, monkeypatch) is not None
-
-
-def test_a_kernel_that_computes_something_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A miscompiled kernel fails its trial."""
-    wrong = tmp_path / "wrong.c"
-    wrong.write_text(kernels._SOURCE.read_text().replace("share = 1.0f / own->total", "share = 1.01f / own->total"))
-    monkeypatch.setattr(kernels, "_SOURCE", wrong)
-    assert compiled(tmp_path / "kernels", monkeypatch) is None
-    assert list((tmp_path / "kernels").iterdir())  # it was compiled, and tried
-
-
-def test_an_image_compiles_for_every_processor(tmp_path: Path) -> None:
-    """`python -m promptd.modeling.decode_kernel FOLDER` makes what any machine will look for."""
-    done = subprocess.run(
-        [sys.executable, "-m", "promptd.modeling.decode_kernel", str(tmp_path)],
-        env={**os.environ, "CC": "cc"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    names = {path.name for path in tmp_path.iterdir()}
-    assert len(names) == 4
-    capability = torch.backends.cpu.get_cpu_capability()
-    assert kernels._library(tmp_path, torch.float32, capability).name in names
+    changed_source("decode_attention.c", "share = 1.0f / own->total", "share = 1.01f / own->total")
+    assert decode_kernel(torch.float32) is None
+    assert len(list(fresh_kernels.iterdir())) == 2  # it was compiled, and tried

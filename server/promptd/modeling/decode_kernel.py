@@ -1,41 +1,24 @@
-"""The CPU's decode attention in C: compiled once for a machine by its own compiler, tried, and loaded.
+"""The CPU's decode attention in C, `kernels/decode_attention.c`.
 
 Torch's attention is called once for every run of rows and every span of their keys; each call wakes all threads and
-reads a few kilobytes at a third of the memory's speed. `decode_attention.c` does a layer in one call. Where there is
-no compiler (`cc`, or what `CC` names), or what it made does not pass its trial, torch's attention serves as before.
+reads a few kilobytes at a third of the memory's speed. The kernel does a layer in one call. Where it cannot be
+compiled, or does not pass its trial, torch's attention serves.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import functools
-import hashlib
-import logging
 import math
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 
-logger = logging.getLogger(__name__)
+from promptd.modeling.kernels import load_kernel, logger
 
-FOLDER_VARIABLE = "PROMPTD_KERNELS"
-"""Environment: the folder where compiled kernels are kept; `off` for none."""
 MAX_HEAD_DIM = 256
-COMPILE_SECONDS = 120
-_SOURCE = Path(__file__).with_name("decode_attention.c")
-_STORED = {torch.float32: "STORED_FLOAT32", torch.bfloat16: "STORED_BFLOAT16"}
-# No -ffast-math: sums keep their order, and NaN and infinity stay what they are.
-_FLAGS = "-std=gnu11 -O3 -fno-math-errno -fno-trapping-math -fopenmp -fPIC -shared"
-_FLAGS_OF = {
-    "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512",
-    "AVX2": "-mavx2 -mfma",
-}
+DECODE_ATTENTION = "decode_attention.c"
+STORED = {torch.float32: "STORED_FLOAT32", torch.bfloat16: "STORED_BFLOAT16"}
+"""Dtypes that there is a kernel for, and what the source calls them."""
 
 
 class _Layer(ctypes.Structure):
@@ -80,8 +63,8 @@ class RowPlan:
 class DecodeKernel:
     """The compiled function for one dtype."""
 
-    def __init__(self, library: Path) -> None:
-        self._run = ctypes.CDLL(str(library)).promptd_decode_attention
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._run = library.promptd_decode_attention
         self._run.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Rows), ctypes.c_int64]
         self._run.restype = ctypes.c_int
 
@@ -113,47 +96,15 @@ class DecodeKernel:
 
 @functools.cache
 def decode_kernel(dtype: torch.dtype) -> DecodeKernel | None:
-    """Return the kernel for keys and values of this dtype, or None where it cannot be had; says why in the log."""
-    if dtype not in _STORED or os.environ.get(FOLDER_VARIABLE) == "off":
+    """Return the kernel for keys and values of this dtype, or None where it cannot be had; the log says why."""
+    library = load_kernel(DECODE_ATTENTION, STORED[dtype]) if dtype in STORED else None
+    if library is None:
         return None
-    try:
-        kernel = DecodeKernel(_library(_folder(), dtype, torch.backends.cpu.get_cpu_capability()))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        logger.info("decode attention of torch is used, which is slower: %s", error)
-        return None
-    if not _passes(kernel, dtype):
-        logger.warning("decode attention of torch is used: the compiled one is wrong on this machine")
-        return None
-    return kernel
-
-
-def _folder() -> Path:
-    if os.environ.get(FOLDER_VARIABLE):
-        return Path(os.environ[FOLDER_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptd" / "kernels"
-
-
-def _library(folder: Path, dtype: torch.dtype, capability: str) -> Path:
-    """Return the compiled library, compiling it where it is not there. Raises `OSError`, `SubprocessError`."""
-    flags = [*_FLAGS.split(), *_FLAGS_OF.get(capability, "").split(), f"-D{_STORED[dtype]}"]
-    name = hashlib.sha256(_SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
-    library = folder / f"decode_attention-{name}.so"
-    if not library.exists():
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        if shutil.which(compiler[0]) is None:
-            raise FileNotFoundError(f"there is no C compiler {compiler[0]!r}")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # two processes may do this at once
-            made = Path(scratch) / library.name
-            words = [*compiler, *flags, "-o", str(made), str(_SOURCE), "-lm"]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)  # noqa: S603 - the user's compiler
-            if done.returncode:
-                raise OSError(f"{compiler[0]} failed: {done.stderr.strip()[-300:]}")
-            made.replace(library)
-    status = library.stat()
-    if status.st_uid not in {0, os.getuid()} or status.st_mode & 0o022:
-        raise PermissionError(f"{library} belongs to, or can be changed by, somebody else")
-    return library
+    kernel = DecodeKernel(library)
+    if _passes(kernel, dtype):
+        return kernel
+    logger.warning("%s: torch's is used: the compiled one is wrong on this machine", DECODE_ATTENTION)
+    return None
 
 
 def _passes(kernel: DecodeKernel, dtype: torch.dtype) -> bool:
@@ -173,12 +124,3 @@ def _passes(kernel: DecodeKernel, dtype: torch.dtype) -> bool:
         if not torch.allclose(out[:, token].float(), expected, atol=2e-2 if dtype is torch.bfloat16 else 1e-5):
             return False
     return True
-
-
-if __name__ == "__main__":  # what an image does that has no compiler later
-    parser = argparse.ArgumentParser(description="Compile the kernels for every kind of processor into a folder.")
-    parser.add_argument("folder", type=Path)
-    into = parser.parse_args().folder
-    for capability in _FLAGS_OF:
-        for stored in _STORED:
-            _library(into, stored, capability)

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from promptd.errors import ModelRefusedError
 from promptd.modeling.activations import fuse_activations
 from promptd.modeling.attention import ATTENTION_NAME
+from promptd.modeling.compiled_linear import CompiledLinear, can_compile
 from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint_files
@@ -136,8 +137,10 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
         raise ModelRefusedError(
             f"layer 0: {model.spec.architecture} does not take positions and a registered attention function ({error})"
         ) from error
-    pack = packed_linears and model.device.type == "cpu" and can_pack(model.dtype)
-    if pack or strict:
+    packs = packed_linears and model.device.type == "cpu"
+    if packs and model.dtype is torch.float32 and can_compile():
+        replace_linears(hf, CompiledLinear)
+    elif (pack := packs and can_pack(model.dtype)) or strict:
         replace_linears(hf, partial(PackedLinear, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0))
     fuse_activations(hf)
     largest = prove(model)

@@ -5,7 +5,7 @@
  * softmax (Milakov and Gimelshein, 2018): what a row gets depends neither on its neighbours nor on how its keys are
  * cut into spans. Sums are float32; a NaN or an infinity in any key or value stays one.
  *
- * Compiled by decode_kernel.py, once for float32 (STORED_FLOAT32) and once for bfloat16.
+ * Compiled by kernels/__init__.py, once for float32 (STORED_FLOAT32) and once for bfloat16.
  */
 #include <math.h>
 #include <stdint.h>

@@ -1,0 +1,81 @@
+"""The CPU's own kernels, in C: compiled once for a machine by its own compiler, and kept.
+
+Where there is no compiler (`cc`, or what `CC` names) torch's products and attention serve, which are slower.
+`python -m promptd.modeling.kernels FOLDER` compiles them for machines of every kind, for an image without a compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "PROMPTD_KERNELS"
+"""Environment: the folder where compiled kernels are kept; `off` for none."""
+COMPILE_SECONDS = 120
+SOURCES = Path(__file__).parent
+# No -ffast-math: sums keep their order, and NaN and infinity stay what they are.
+_FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+_FLAGS_OF = {
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
+    "AVX2": ["-mavx2", "-mfma"],
+}
+CAPABILITIES = tuple(_FLAGS_OF)
+"""Kinds of processors that kernels are compiled for apart, as torch names them."""
+
+
+def load_kernel(source: str, *defines: str) -> ctypes.CDLL | None:
+    """Return a compiled source of this folder, or None where it cannot be had; the log says why."""
+    if os.environ.get(FOLDER_VARIABLE) == "off":
+        return None
+    try:
+        return ctypes.CDLL(str(compiled(source, defines, _folder(), torch.backends.cpu.get_cpu_capability())))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("%s: torch's is used, which is slower: %s", source, error)
+        return None
+
+
+def compiled(source: str, defines: Sequence[str], folder: Path, capability: str) -> Path:
+    """Return the library of a source, compiling it where it is not there. Raises `OSError`, `SubprocessError`."""
+    flags = [*_FLAGS, *_FLAGS_OF.get(capability, ()), *(f"-D{name}" for name in defines)]
+    text = (SOURCES / source).read_bytes()
+    name = hashlib.sha256(text + " ".join(flags).encode()).hexdigest()[:16]
+    library = folder / f"{Path(source).stem}-{name}.so"
+    if not library.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # two processes may do this at once
+            made = Path(scratch) / library.name
+            _compile([*flags, "-o", str(made), str(SOURCES / source), "-lm"])
+            made.replace(library)
+    status = library.stat()
+    if status.st_uid not in {0, os.getuid()} or status.st_mode & 0o022:
+        raise PermissionError(f"{library} belongs to, or can be changed by, somebody else")
+    return library
+
+
+def _compile(words: list[str]) -> None:
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise FileNotFoundError(f"there is no C compiler {compiler[0]!r}")
+    done = subprocess.run(  # noqa: S603 - the user's own compiler
+        [*compiler, *words], capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+    )
+    if done.returncode:
+        raise OSError(f"{compiler[0]} failed: {done.stderr.strip()[-300:]}")
+
+
+def _folder() -> Path:
+    if os.environ.get(FOLDER_VARIABLE):
+        return Path(os.environ[FOLDER_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "promptd" / "kernels"

@@ -1,0 +1,18 @@
+"""Compile all kernels for every kind of processor: `python -m promptd.modeling.kernels FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from promptd.modeling.compiled_linear import LINEAR
+from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED
+from promptd.modeling.kernels import CAPABILITIES, compiled
+
+parser = argparse.ArgumentParser(prog="python -m promptd.modeling.kernels", description=__doc__)
+parser.add_argument("folder", type=Path)
+folder: Path = parser.parse_args().folder
+for capability in CAPABILITIES:
+    compiled(LINEAR, (), folder, capability)
+    for define in STORED.values():
+        compiled(DECODE_ATTENTION, (define,), folder, capability)

@@ -1,0 +1,130 @@
+/* A frozen linear layer in float32 on the CPU: [num_rows, in] times [in, out], from a weight packed once.
+ *
+ * The weight lies in panels of PANEL outputs, [num_panels, in, PANEL], the last filled up with zeros. A tile of up to
+ * TILE rows by one panel stays in registers while it goes through DEPTH inputs; other tiles of the same panel then find
+ * these inputs' weights in the second-level cache, and the last one fetches the next inputs' from memory meanwhile.
+ * Every output is the sum over its inputs from first to last in one accumulator, so a row's bits depend neither on
+ * its neighbours nor on their number.
+ *
+ * Compiled by kernels/__init__.py.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE inline __attribute__((always_inline))
+
+#ifdef __AVX512F__ /* 32 registers of 16 numbers */
+enum { LANES = 16, WIDTH = 3, TILE = 8 };
+#else /* 16 of 8, or fewer */
+enum { LANES = 8, WIDTH = 2, TILE = 6 };
+#endif
+enum { PANEL = LANES * WIDTH, DEPTH = 256, ROWS = 24 * TILE };
+/* Fewer products than this are not worth waking other threads for. */
+enum { ALONE = 1 << 17 };
+
+typedef float lanes __attribute__((vector_size(LANES * 4)));
+
+static INLINE lanes load_lanes(const float *at)
+{
+    lanes values;
+    memcpy(&values, at, sizeof values);
+    return values;
+}
+
+/* One tile through `depth` inputs, from `first` (a bias) or from what is in `out` already. */
+static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride, const float *weight, int64_t depth,
+                            const float *first, int fetches, float *out, int64_t out_stride)
+{
+    lanes sums[TILE][WIDTH];
+    for (int row = 0; row < num_rows; row++)
+        for (int i = 0; i < WIDTH; i++)
+            sums[row][i] = load_lanes((first ? first : out + row * out_stride) + i * LANES);
+    for (int64_t input = 0; input < depth; input++, weight += PANEL) {
+        lanes weights[WIDTH];
+        for (int i = 0; i < WIDTH; i++) {
+            if (fetches)
+                __builtin_prefetch(weight + DEPTH * PANEL + i * LANES, 0, 2);
+            weights[i] = load_lanes(weight + i * LANES);
+        }
+        for (int row = 0; row < num_rows; row++) {
+            float value = rows[row * row_stride + input];
+            for (int i = 0; i < WIDTH; i++)
+                sums[row][i] += weights[i] * value;
+        }
+    }
+    for (int row = 0; row < num_rows; row++)
+        for (int i = 0; i < WIDTH; i++)
+            memcpy(out + row * out_stride + i * LANES, &sums[row][i], sizeof(lanes));
+}
+
+#define OF_ROWS(n)                                                                                  \
+    case n:                                                                                         \
+        multiply(n, rows, row_stride, weight, depth, first, fetches, out, out_stride);              \
+        break;
+
+static void multiply_tile(int num_rows, const float *rows, int64_t row_stride, const float *weight, int64_t depth,
+                          const float *first, int fetches, float *out, int64_t out_stride)
+{
+    switch (num_rows) {
+        OF_ROWS(1) OF_ROWS(2) OF_ROWS(3) OF_ROWS(4) OF_ROWS(5) OF_ROWS(6)
+#if defined(__AVX512F__)
+        OF_ROWS(7) OF_ROWS(8)
+#endif
+    }
+}
+
+/* `num_rows` <= ROWS rows times one panel, of which `width` outputs are real. */
+static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stride, const float *weight,
+                           int64_t num_inputs, const float *bias, float *out, int64_t out_stride, int64_t width)
+{
+    float aside[ROWS * PANEL]; /* of the last panel, which is wider than what is left of a row */
+    float *target = width < PANEL ? aside : out;
+    int64_t stride = width < PANEL ? PANEL : out_stride, num_tiles = (num_rows + TILE - 1) / TILE;
+    for (int64_t at = 0; at < num_inputs; at += DEPTH) {
+        int64_t depth = num_inputs - at < DEPTH ? num_inputs - at : DEPTH;
+        for (int64_t tile = 0; tile < num_tiles; tile++) { /* of sizes that differ by one at most */
+            int64_t begin = tile * num_rows / num_tiles, end = (tile + 1) * num_rows / num_tiles;
+            multiply_tile(end - begin, rows + begin * row_stride + at, row_stride, weight + at * PANEL, depth,
+                          at ? NULL : bias, tile == num_tiles - 1, target + begin * stride, stride);
+        }
+    }
+    for (int64_t row = 0; width < PANEL && row < num_rows; row++)
+        memcpy(out + row * out_stride, aside + row * PANEL, width * sizeof(float));
+}
+
+/* Outputs of a panel: the weight is packed, and the bias filled up, to a multiple of it. */
+int64_t promptd_linear_panel(void) { return PANEL; }
+
+void promptd_linear(const float *rows, int64_t num_rows, int64_t num_inputs, const float *packed, const float *bias,
+                    float *out, int64_t num_outputs, int64_t num_threads)
+{
+    int64_t num_panels = (num_outputs + PANEL - 1) / PANEL;
+    int64_t chunk = num_panels / (8 * num_threads) + 1; /* small enough that nobody waits long for the last */
+    float *copy = NULL;
+    if (num_rows > TILE && num_inputs % 1024 == 0) /* a tile's rows would lie in one set of the nearest cache */
+        copy = malloc(num_rows * (num_inputs + LANES) * sizeof(float));
+    const float *from = copy ? copy : rows;
+    int64_t stride = num_inputs + (copy ? LANES : 0);
+    if (num_rows * num_inputs * num_outputs < ALONE)
+        num_threads = 1;
+#pragma omp parallel num_threads(num_threads)
+    {
+        if (copy) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < num_rows; row++)
+                memcpy(copy + row * stride, rows + row * num_inputs, num_inputs * sizeof(float));
+        }
+        for (int64_t start = 0; start < num_rows; start += ROWS) {
+            int64_t count = num_rows - start < ROWS ? num_rows - start : ROWS;
+#pragma omp for schedule(dynamic, chunk) nowait
+            for (int64_t panel = 0; panel < num_panels; panel++) {
+                int64_t output = panel * PANEL, left = num_outputs - output;
+                multiply_panel(from + start * stride, count, stride, packed + output * num_inputs, num_inputs,
+                               bias + output, out + start * num_outputs + output, num_outputs,
+                               left < PANEL ? left : PANEL);
+            }
+        }
+    }
+    free(copy);
+}

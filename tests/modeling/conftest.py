@@ -1,0 +1,47 @@
+"""Kernels compiled into a test's own folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from promptd.modeling import compiled_linear, decode_kernel, kernels
+
+_CACHES = (decode_kernel.decode_kernel, compiled_linear._kernel, compiled_linear.can_compile)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """A C compiler, which the kernels need."""
+    if shutil.which("cc") is None:
+        pytest.skip(
+            "no C compiler on this machine, and ./tests/run could not install it: apt-get install gcc libc6-dev"
+        )
+
+
+@pytest.fixture
+def fresh_kernels(compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder for kernels; nothing is loaded yet, as in a new process."""
+    folder = tmp_path / "kernels"
+    monkeypatch.setenv(kernels.FOLDER_VARIABLE, str(folder))
+    for cache in _CACHES:
+        cache.cache_clear()
+    yield folder
+    for cache in _CACHES:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def changed_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """Change a line of a kernel's source for this test."""
+
+    def change(source: str, old: str, new: str) -> None:
+        text = (kernels.SOURCES / source).read_text()
+        assert text.count(old) == 1
+        (tmp_path / source).write_text(text.replace(old, new))
+        monkeypatch.setattr(kernels, "SOURCES", tmp_path)
+
+    return change

@@ -1,0 +1,92 @@
+"""How kernels are had: compiled once, by the machine's compiler; and what serves where they cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from promptd.modeling import compiled_linear, load_model
+from promptd.modeling.compiled_linear import LINEAR, CompiledLinear
+from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED, decode_kernel
+from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled, load_kernel
+from promptd.modeling.packed_linear import PackedLinear, can_pack
+
+
+def test_they_are_compiled_once(fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process finds the first one's; a compiler that fails then is not asked."""
+    assert load_kernel(LINEAR) is not None
+    (made,) = fresh_kernels.iterdir()
+    monkeypatch.setenv("CC", "false")
+    assert load_kernel(LINEAR) is not None
+    made.unlink()
+    assert load_kernel(LINEAR) is None
+
+
+@pytest.mark.parametrize("compiler_name", ["false", "no-such-compiler"])
+def test_without_a_compiler_there_are_none(
+    compiler_name: str, fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No compiler, or one that fails: None, and no file is left behind; nor where they are switched off."""
+    monkeypatch.setenv("CC", compiler_name)
+    assert load_kernel(LINEAR) is None
+    assert not list(fresh_kernels.rglob("*.so"))
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setenv(FOLDER_VARIABLE, "off")
+    assert load_kernel(LINEAR) is None
+
+
+def test_a_library_that_others_can_change_is_not_loaded(fresh_kernels: Path) -> None:
+    """What anybody may write is not run; the control is the same file with its rights put right."""
+    assert load_kernel(LINEAR) is not None
+    (made,) = fresh_kernels.iterdir()
+    made.chmod(0o777)
+    assert load_kernel(LINEAR) is None
+    made.chmod(0o700)
+    assert load_kernel(LINEAR) is not None
+
+
+def test_a_model_is_served_with_them_and_without(
+    tiny_models: dict[str, Path], fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a compiler the layers are compiled; without one they are packed for torch's kernels: both are proven."""
+    layer = load_model(tiny_models["llama"]).hf.model.layers[0].mlp.up_proj
+    assert isinstance(layer, CompiledLinear) and decode_kernel(torch.float32) is not None
+    for cache in (compiled_linear._kernel, compiled_linear.can_compile, decode_kernel):
+        cache.cache_clear()
+    monkeypatch.setenv(FOLDER_VARIABLE, "off")
+    layer = load_model(tiny_models["llama"]).hf.model.layers[0].mlp.up_proj
+    assert isinstance(layer, PackedLinear if can_pack(torch.float32) else torch.nn.Linear)
+    assert decode_kernel(torch.float32) is None
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "DEFAULT"])
+def test_other_processors_kernels_are_right(
+    capability: str, fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an older processor would compile and load passes its trial, too."""
+    if capability == "AVX2" and torch.backends.cpu.get_cpu_capability() not in CAPABILITIES:
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert compiled_linear.can_compile()
+    assert decode_kernel(torch.float32) is not None
+    assert len(list(fresh_kernels.iterdir())) == 2
+
+
+@pytest.mark.long
+def test_an_image_compiles_for_every_processor(fresh_kernels: Path) -> None:
+    """`python -m promptd.modeling.kernels FOLDER` makes what any machine will look for."""
+    done = subprocess.run(
+        [sys.executable, "-m", "promptd.modeling.kernels", str(fresh_kernels)],
+        env={**os.environ, "CC": "cc"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in fresh_kernels.iterdir()}
+    assert len(names) == 6  # three kernels for two kinds
+    for capability in CAPABILITIES:
+        assert compiled(LINEAR, (), fresh_kernels, capability).name in names
+        assert compiled(DECODE_ATTENTION, (STORED[torch.float32],), fresh_kernels, capability).name in names
