@@ -104,18 +104,19 @@ def check_device() -> Finding:
 
 
 def check_kernels() -> Finding:
-    """Is the CPU's own attention compiled?"""
+    """Are the CPU's own kernels compiled?"""
     try:
         import torch
 
+        from promptd.modeling.compiled_linear import can_compile
         from promptd.modeling.decode_kernel import decode_kernel
     except ImportError:
         return Finding("FAIL", "kernels", "unknown without torch")
     if torch.cuda.is_available():
         return Finding("ok", "kernels", "Triton's, compiled for the device at first use")
-    if decode_kernel(torch.float32) is None:
-        return Finding("warn", "kernels", "torch's attention: decoding is slower; a C compiler (gcc) makes ours")
-    return Finding("ok", "kernels", f"decode attention compiled for {torch.backends.cpu.get_cpu_capability()}")
+    if decode_kernel(torch.float32) is None or not can_compile():
+        return Finding("warn", "kernels", "torch's: answers come slower than with ours, which need a C compiler (gcc)")
+    return Finding("ok", "kernels", f"compiled for {torch.backends.cpu.get_cpu_capability()}")
 
 
 def check_model(model: str | None) -> Finding:
