@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from typing import Literal
 
 Mode = Literal["pass", "swallow", "cut"]
@@ -64,3 +65,23 @@ class FaultProxy:
             server.close()
             for task in list(self._tasks):
                 task.cancel()
+
+
+@contextlib.contextmanager
+def proxied(port: int) -> Iterator[FaultProxy]:
+    """Run one in a thread for a block, in front of a server on this port."""
+    proxy, is_ready, end = FaultProxy(port), threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with proxy.running():
+            is_ready.set()
+            await asyncio.to_thread(end.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    try:
+        assert is_ready.wait(20), "the proxy does not listen"
+        yield proxy
+    finally:
+        end.set()
+        thread.join()

@@ -60,9 +60,17 @@ async def drop_unnamed(store: Store, tenant: str, digests: Collection[str]) -> i
 
 
 async def trim_events(
-    store: Store, log: str, *, keep_seconds: float = KEEP_EVENTS_SECONDS, clock: Callable[[], float] = time.time
+    store: Store,
+    log: str,
+    *,
+    keep_seconds: float = KEEP_EVENTS_SECONDS,
+    keep_newest: bool = False,
+    clock: Callable[[], float] = time.time,
 ) -> int:
-    """Delete a log's events that are older than this; return how many."""
+    """Delete a log's events that are older than this; return how many.
+
+    With `keep_newest` the last of these stays: whoever comes then learns how far the log has come.
+    """
     oldest_kept, after = clock() - keep_seconds, 0
     while page := await store.read_log(log, after=after, limit=PAGE):
         old = [event for event in page if event.at < oldest_kept]
@@ -70,7 +78,7 @@ async def trim_events(
             after = old[-1].seq
         if len(old) < len(page):
             break
-    return await store.trim_log(log, before_seq=after + 1)
+    return await store.trim_log(log, before_seq=after if keep_newest else after + 1)
 
 
 async def trim_changes(store: Store, *, clock: Callable[[], float] = time.time) -> int:

@@ -88,7 +88,7 @@ def create_app(
         server_id = secrets.token_hex(8)
         gate = make_gate(tenants, make_budgets(settings, served.engine), server_id)
         roster = Roster(prompts.store, server_id, describe_server(served), is_shared=is_shared(settings.store))
-        forgetter = Forgetter(prompts, served)
+        forgetter = Forgetter(prompts, served, roster.acknowledge)
         vetting = Vetting(served, probes, settings.request_timeout_seconds, tenants.weight_of)
         calls = CallLog(prompts.store)
         await note_beginning(prompts.store, time.time())
@@ -109,7 +109,7 @@ def create_app(
             vetting,
             Quarantine(tenants, vetting),
             roster,
-            Eraser(prompts, tenants, forgetter.forget),
+            Eraser(prompts, tenants, forgetter.forget, roster.acknowledged),
             calls,
             limits,
             RequestMetrics(registry).observe,

@@ -115,7 +115,8 @@ class Housekeeper:
         num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
         if tenant == PUBLIC_TENANT:
             num_trimmed += await trim_signals(self._store) + await trim_changes(self._store)
-            num_trimmed += await trim_events(self._store, ERASURES_LOG) + await trim_calls(self._store)
+            num_trimmed += await trim_events(self._store, ERASURES_LOG, keep_newest=True)
+            num_trimmed += await trim_calls(self._store)
         self._metrics.count(len(deleted), num_trimmed, num_jobs)
 
     async def _count(self, tenant: str) -> None:

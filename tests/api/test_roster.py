@@ -10,7 +10,7 @@ from promptd_store import EmbeddedStore
 
 from promptd.engine.request import GenerateRequest
 from promptd.engine.share import Share
-from promptd.roster import HOLD_SECONDS, Roster
+from promptd.roster import HOLD_SECONDS, REMEMBER_SECONDS, Roster
 from tests.api.conftest import LiveServer
 from tests.engine.harness import greedy, make_engine
 
@@ -38,9 +38,40 @@ def test_servers_find_each_other_and_the_silent_are_forgotten(tmp_path: Path) ->
         assert await listed(first) == ["a", "b"]
         now[0] += 1
         assert await listed(first) == ["a"] and await listed(second) == ["a", "b"], "each reads itself"
-        now[0] += HOLD_SECONDS + 1
+        now[0] += REMEMBER_SECONDS
         await first.write()
         assert len(await store.scan("{public}:server:")) == 1
+        await store.close()
+
+    asyncio.run(run())
+
+
+def test_who_has_forgotten_what_was_erased(tmp_path: Path) -> None:
+    """Each tells how far it is; a silent one is not listed and still counts, until nobody can be served by it."""
+
+    async def run() -> None:
+        store, now = EmbeddedStore(tmp_path), [1000.0]
+
+        def roster(name: str) -> Roster:
+            told = {"started_at": 1.0, "host": "here", "pid": ord(name)}
+            return Roster(store, name, lambda: told, is_shared=True, clock=lambda: now[0])
+
+        async def seen(erasure: int) -> list[tuple[str, bool, bool]]:
+            found = await first.acknowledged(erasure)
+            return [(one["id"], one["has_forgotten"], one["is_silent"]) for one in found]
+
+        first, second = roster("a"), roster("b")
+        await first.acknowledge(7)
+        await second.acknowledge(6)
+        assert await seen(6) == [("a", True, False), ("b", True, False)]
+        assert await seen(7) == [("a", True, False), ("b", False, False)]
+        now[0] += HOLD_SECONDS
+        assert await seen(7) == [("a", True, False), ("b", False, True)]
+        await second.acknowledge(8)
+        assert await seen(8) == [("a", False, False), ("b", True, False)]
+        now[0] += REMEMBER_SECONDS + 1
+        await first.acknowledge(9)
+        assert await seen(9) == [("a", True, False)]
         await store.close()
 
     asyncio.run(run())
@@ -53,6 +84,7 @@ def test_a_store_of_its_own_is_not_written(tmp_path: Path) -> None:
         store = EmbeddedStore(tmp_path)
         alone = Roster(store, "a", lambda: {"started_at": 1.0}, is_shared=False)
         await alone.keep()
+        await alone.acknowledge(1)
         assert [entry["id"] for entry in await alone.list()] == ["a"]
         assert await store.scan("{public}:") == []
         await store.close()

@@ -287,11 +287,12 @@ async def test_other_catalogs_are_never_stale(open_store: StoreFactory) -> None:
 
 
 async def test_old_events_can_be_trimmed(catalog: PromptCatalog, store: Store) -> None:
-    """Events beyond the age go, younger ones and other logs stay."""
+    """Events beyond the age go, or all of them but the last; younger ones and other logs stay."""
     await catalog.publish("acme", "tone", soft_file(1))
     await catalog.publish("eve", "tone", soft_file(1))
     log = events_log("acme")
     assert await trim_events(store, log) == 0
+    assert await trim_events(store, log, keep_seconds=-1, keep_newest=True) == 0
     assert await trim_events(store, log, keep_seconds=-1) == 1
     assert len(await store.read_log("{eve}:")) == 1
 

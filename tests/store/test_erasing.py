@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from promptd_store import (
@@ -53,7 +54,10 @@ def eraser_of(catalog: PromptCatalog, told: list[Erasure] | None = None) -> Eras
         (told if told is not None else []).append(erasure)
         return catalog.forget(erasure.tenant, None if erasure.is_whole else (*erasure.versions, *erasure.spread))
 
-    return Eraser(catalog, TenantDirectory(TenantBook(catalog.store)), forget)
+    async def acknowledged(erasure: int) -> list[dict[str, Any]]:
+        return [{"is_silent": False, "has_forgotten": True}]
+
+    return Eraser(catalog, TenantDirectory(TenantBook(catalog.store)), forget, acknowledged)
 
 
 def queue_of(store: Store) -> JobQueue:

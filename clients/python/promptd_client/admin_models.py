@@ -43,6 +43,17 @@ class TenantLimits(Reply):
     training_steps_per_day: int | None = None
 
 
+class Acknowledgement(Reply):
+    """Whether one server has forgotten what was erased."""
+
+    id: str
+    host: str
+    pid: int
+    has_forgotten: bool
+    is_silent: bool
+    """It was not heard of for 15 s: killed, and its memory with it, or cut off from the store."""
+
+
 class Tenant(Reply):
     """One tenant as an admin sees it."""
 
@@ -53,6 +64,8 @@ class Tenant(Reply):
     """What it holds of what there are quotas for; not in lists."""
     erased: int | None = None
     """When everything of it was erased, in seconds since 1970."""
+    servers: tuple[Acknowledgement, ...] | None = None
+    """Of an erased tenant: the servers that may have had something of it in memory."""
 
 
 class UsageCounts(Reply):

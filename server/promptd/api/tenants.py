@@ -51,7 +51,7 @@ async def list_tenants(request: Request) -> Response:
 
 
 async def get_tenant(tenant: str, request: Request) -> Response:
-    """Show one tenant and what it holds; one that nothing was set for has no limits of its own."""
+    """Show one tenant and what it holds; of an erased one, which servers have forgotten it."""
     services = services_of(request)
     return await _shown(services, await services.tenants.book.read(check_tenant(tenant)))
 
@@ -94,7 +94,8 @@ async def _usage(services: Services, tenants: Sequence[str], first: str | None, 
 
 async def _shown(services: Services, tenant: Tenant) -> Response:
     held = await holdings_of(services.catalog.store, tenant.name, day_of(time.time()))
-    return JSONResponse({**_view(services, tenant), "held": held})
+    told = {} if tenant.erased_at is None else {"servers": await services.eraser.servers(tenant.name)}
+    return JSONResponse({**_view(services, tenant), "held": held, **told})
 
 
 def _view(services: Services, tenant: Tenant) -> dict[str, Any]:

@@ -34,6 +34,9 @@ def show(tenant: Name, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key:
     rows = {name: "none" if value is None else str(value) for name, value in found.limits.model_dump().items()}
     rows |= {f"held: {name}": str(value) for name, value in (found.held or {}).items()}
     rows["keys"] = ", ".join(found.active_keys) or "none"
+    for server in found.servers or ():
+        has = "has forgotten it" if server.has_forgotten else "has not said that it has forgotten it"
+        rows[f"{server.host} {server.pid}"] = has + ("; silent" if server.is_silent else "")
     for name, value in rows.items():
         out().print(f"[bold]{name:<26}[/]  {value}", soft_wrap=True)
 
@@ -69,7 +72,10 @@ def erase_user(
 
 
 def _print(erased: Mapping[str, int]) -> None:
-    counts = {name.replace("_", " "): count for name, count in erased.items() if name != "is_out_of_files"}
+    told = ("is_out_of_files", "pending_servers")
+    counts = {name.replace("_", " "): count for name, count in erased.items() if name not in told}
     out().print(", ".join(f"{count} {name}" for name, count in counts.items()), soft_wrap=True)
+    if late := erased.get("pending_servers"):
+        err().print(f"[yellow]not yet said by {late} of the servers that they have forgotten it[/]")
     if not erased.get("is_out_of_files"):
         err().print("[yellow]the store's own files still have it: they are rewritten by the next clean-up[/]")

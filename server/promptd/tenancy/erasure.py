@@ -2,17 +2,21 @@
 
 First what stops everybody: the tombstone of a tenant, which every store looks at in every step that would write for it;
 the mark of a user; the records of prompts, files and jobs, without which nobody finds their bytes and no worker may
-publish. Then the bytes. Every server reads one log of what it is to forget, a few times a second.
+publish. Then the bytes. Every server reads one log of what it is to forget, a few times a second, and acknowledges how
+far it is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from promptd_store import (
     PromptCatalog,
@@ -37,8 +41,13 @@ from promptd.tenancy.store_keys import ERASURES_LOG, owner_key, rate_key, slots_
 from promptd.tenancy.tenant import Tenant
 
 PAGE = 500
+ACKNOWLEDGE_SECONDS = 1.0
+"""How long an erasure waits for the servers that are heard of; how late ones are doing can be asked later."""
 Report = dict[str, int]
-"""How many of what are gone."""
+"""How many of what are gone, and how many servers have not acknowledged yet."""
+Acknowledged = Callable[[int], Awaitable[list[dict[str, Any]]]]
+"""Returns every server that may have what an erasure names, by its place in the log, each with `is_silent` and
+`has_forgotten`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +79,17 @@ class Eraser:
     """
 
     def __init__(
-        self, catalog: PromptCatalog, directory: TenantDirectory, forget: Callable[[Erasure], Awaitable[int]]
+        self,
+        catalog: PromptCatalog,
+        directory: TenantDirectory,
+        forget: Callable[[Erasure], Awaitable[int]],
+        acknowledged: Acknowledged,
     ) -> None:
         self._catalog = catalog
         self._store: Store = catalog.store
         self._directory = directory
         self._forget = forget
+        self._acknowledged = acknowledged
         self._files = TrainingFiles(catalog.store)
         self._jobs = JobEraser(catalog.store, directory.book.clock)
 
@@ -96,14 +110,21 @@ class Eraser:
         self._directory.forget(name)
         versions = await self._versions(name)
         report["versions"] = len(versions)
-        await self._tell(await self._erasure(name, versions, is_whole=True), report)
+        told = await self._tell(await self._erasure(name, versions, is_whole=True), report)
+        await self._store.transact(puts=[Put(ERASED + name, json.dumps({"at": now, "told": told}).encode())])
         await self._take_back(name, report)
         report["files"] = len(await self._files.list(name))
         report["jobs"] = await self._jobs.forget_tenant(name)
         report.update(await self._store.erase_tenant(name))
         await self._store.trim_log(calls_log(name), before_seq=1 << 62)  # it names prompts
         await self._store.transact(deletes=[rate_key(name, "requests"), rate_key(name, "tokens"), slots_key(name)])
-        return await self._finish(report)
+        return await self._finish(report, told)
+
+    async def servers(self, name: str) -> list[dict[str, Any]] | None:
+        """Return which servers have forgotten an erased tenant; None where they were not told, or it is not erased."""
+        tombstone = await self._store.get(ERASED + name)
+        told = None if tombstone is None else json.loads(tombstone.value).get("told")
+        return None if told is None else await self._acknowledged(told)
 
     async def user(self, tenant: str, user: str, *, by: str) -> Report:
         """Erase one end user's prompts, files and jobs. A name that has any version of the user goes whole."""
@@ -114,7 +135,7 @@ class Eraser:
         report["jobs"] = len(jobs)
         versions = await self._versions(tenant)  # read behind the jobs: none of them publishes any more
         names = {one.name for one in versions if one.user == user}
-        await self._tell(await self._erasure(tenant, [one for one in versions if one.name in names]), report)
+        told = await self._tell(await self._erasure(tenant, [one for one in versions if one.name in names]), report)
         gone: list[PromptRecord] = []
         for name in sorted(names):
             with suppress(PromptNotFoundError):
@@ -131,7 +152,7 @@ class Eraser:
         await self._directory.book.change(
             tenant, by, lambda before: (before, Deed("user.erased", {"user_sha256": who, **report}))
         )
-        return await self._finish(report)
+        return await self._finish(report, told)
 
     async def prompt(self, tenant: str, name: str, *, if_match: str | None = None) -> Report:
         """Delete a prompt, its bytes now and not when they are old; raises `PromptNotFoundError`."""
@@ -139,8 +160,8 @@ class Eraser:
         gone = await self._catalog.delete(tenant, name, if_match=if_match)
         digests = {digest for one in gone for digest in one.digests}
         report = Counter(versions=len(gone), blobs=await drop_unnamed(self._store, tenant, digests))
-        await self._tell(_sorted(tenant, [(one, was_shared) for one in gone]), report)
-        return await self._finish(report)
+        told = await self._tell(_sorted(tenant, [(one, was_shared) for one in gone]), report)
+        return await self._finish(report, told)
 
     async def file(self, tenant: str, file_id: str) -> Report:
         """Delete a file, its bytes now; raises `NotFoundError`."""
@@ -148,17 +169,28 @@ class Eraser:
         await self._files.delete(tenant, file_id)
         return await self._finish(Counter(blobs=await drop_unnamed(self._store, tenant, [record.digest])))
 
-    async def _tell(self, erasure: Erasure, report: Counter[str]) -> None:
-        """Have every server forget it, this one at once."""
+    async def _tell(self, erasure: Erasure, report: Counter[str]) -> int:
+        """Have every server forget it, this one at once; return its place in the log."""
+        told = 0
         for at in range(0, max(1, len(erasure.versions), len(erasure.spread)), PAGE):
             some = slice(at, at + PAGE)
             part = replace(erasure, versions=erasure.versions[some], spread=erasure.spread[some])
-            await self._store.publish(ERASURES_LOG, part.to_bytes())
+            told = await self._store.publish(ERASURES_LOG, part.to_bytes())
             report["resident_prompts"] += await self._forget(part)
+        return told
 
-    async def _finish(self, report: Counter[str]) -> Report:
-        """Take what was deleted out of the store's own files."""
-        return {**report, "is_out_of_files": int(await self._store.erase())}
+    async def _finish(self, report: Counter[str], told: int | None = None) -> Report:
+        """Take what was deleted out of the store's own files, and wait a little for what all servers say."""
+        is_out_of_files = int(await self._store.erase())
+        until = time.monotonic() + ACKNOWLEDGE_SECONDS
+        late = await self._late(told)
+        while not all(one["is_silent"] for one in late) and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+            late = await self._late(told)
+        return {**report, "pending_servers": len(late), "is_out_of_files": is_out_of_files}
+
+    async def _late(self, told: int | None) -> list[dict[str, Any]]:
+        return [] if told is None else [one for one in await self._acknowledged(told) if not one["has_forgotten"]]
 
     async def _erasure(self, tenant: str, records: Collection[PromptRecord], *, is_whole: bool = False) -> Erasure:
         shared = {name: await self._catalog.shares.were_made(tenant, name) for name in {one.name for one in records}}
