@@ -3,7 +3,8 @@
 One JSON order a line on stdin, one line back: `{"load": folder}` loads a model once, so that what loading imports is
 imported before the forks; `{"settings": {…}, "log": path}` forks a server and answers its pid; `{"wait": pid}` answers
 its exit status when it has ended (negative: the signal). Beside the settings, `{"lease_seconds": s}` gives a
-worker shorter leases than the product's, and `{"step_seconds": s}` makes each step of a job take at least so long.
+worker shorter leases than the product's, `{"step_seconds": s}` makes each step of a job take at least so long, and
+`{"model_seconds": s}` puts a model in the served one's place that sleeps so long in each step and says nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 import promptd.app  # noqa: F401 - imported here, once for all servers
 from promptd.commands.serve import _listen, _start
 from promptd.commands.worker import run_worker
+from promptd.engine.runner import Answers, Runner
+from promptd.engine.schedule import Schedule
 from promptd.jobs import claims
 from promptd.modeling import load_model
 from promptd.settings import Settings
@@ -47,6 +50,8 @@ def become(order: dict[str, object]) -> int:
         job_run.HEARTBEAT_SECONDS = training_worker.POLL_SECONDS = claims.LEASE_SECONDS / 5
     if "step_seconds" in order:
         slow_down(float(order["step_seconds"]))  # type: ignore[arg-type]
+    if "model_seconds" in order:
+        sleep_for_the_model(float(order["model_seconds"]))  # type: ignore[arg-type]
     try:
         if order.get("worker"):
             import asyncio
@@ -74,6 +79,17 @@ def slow_down(step_seconds: float) -> None:
         return learn(self, *args)
 
     job.TrainingJob._learn = slow  # type: ignore[method-assign]
+
+
+def sleep_for_the_model(model_seconds: float) -> None:
+    """Have every step of the engine take so long without any processor's time: what is left is everything around it."""
+
+    def run(self: Runner, step: Schedule) -> Answers:
+        time.sleep(model_seconds)
+        num_logits = sum(row.is_final for row in step.rows)
+        return Answers([], torch.zeros(num_logits, self._model.spec.vocab_size))
+
+    Runner.run = run  # type: ignore[method-assign]
 
 
 def main() -> None:

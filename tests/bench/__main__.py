@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import console, encoders, latency, memory, seq2seq, server, stored, throughput, training
+from tests.bench import console, encoders, fleet, latency, memory, seq2seq, server, stored, throughput, training
 from tests.bench.book import Book, Row, markdown
 from tests.bench.machine import machine
 from tests.bench.models import folder_of
@@ -46,6 +46,8 @@ CHECKS: dict[str, Check] = {
     "after-job": server.check_after_job,
     "console": console.check_console,
     "listing": console.check_listing,
+    "replicas": fleet.check_replicas,
+    "publish": fleet.check_publish,
 }
 DEFAULT_FOLDER = Path("build/bench")  # ignored by git
 

@@ -61,6 +61,12 @@ class Scale:
     num_listed_prompts: int = 10_000
     num_listed_tenants: int = 1000
     num_scrapes: int = 50
+    fleet_step_seconds: float = 0.01
+    fleet_tokens: int = 24
+    fleet_seconds: float = 12.0
+    num_fleet_rounds: int = 5
+    publish_bytes: int = 160_000
+    num_publishes: int = 1000
 
 
 FULL = Scale()
@@ -111,4 +117,10 @@ SMOKE = Scale(
     num_listed_prompts=150,
     num_listed_tenants=3,
     num_scrapes=2,
+    fleet_step_seconds=0.001,
+    fleet_tokens=2,
+    fleet_seconds=0.2,
+    num_fleet_rounds=1,
+    publish_bytes=1024,
+    num_publishes=5,
 )

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests.bench.__main__ import CHECKS, main
+from tests.bench.fleet import measure_publishes, measure_replicas
 from tests.bench.memory import measure_growth, measure_resident
 from tests.bench.scale import SMOKE
+from tests.replicas import ReplicaForge
 
 QUICK = ["w1", "mixing", "overhead", "encoders", "seq2seq", "resident", "first-use"]
 IN_PROCESSES = sorted(set(CHECKS) - set(QUICK))
@@ -50,6 +52,19 @@ def test_a_small_budget_evicts_and_answers_everything(tmp_path: Path) -> None:
     found = measure_growth(SMOKE, tmp_path)
     assert found["resident"] == SMOKE.num_growth_budget
     assert found["evictions"] == SMOKE.num_growth_requests - SMOKE.num_growth_budget
+
+
+def test_one_server_and_two_are_asked_in_turn(forge: ReplicaForge, tmp_path: Path) -> None:
+    """Behind the balancer of one the other one has nothing to do; behind that of two both answer."""
+    found = measure_replicas(forge, tmp_path, SMOKE, SMOKE.fleet_step_seconds)
+    assert [len(rates) for rates in found.rates.values()] == [1, 1]
+    assert found.answered[1][0] > 0 == found.answered[1][1] and min(found.answered[2]) > 0
+    assert set(found.cores[2][0]) == {"HAProxy", "Redis", "load generator", "server 1", "server 2"}
+
+
+def test_publications_are_timed(forge: ReplicaForge, tmp_path: Path) -> None:
+    """Each of them, and what was published last is there."""
+    assert len(measure_publishes(forge, tmp_path, SMOKE, None)) == SMOKE.num_publishes
 
 
 @pytest.mark.long
