@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 
 from promptd.jobs import LEASE_SECONDS
+from promptd.training.job import CHECKPOINT_SECONDS
 from tests.redis_server import RedisServer
 from tests.replicas import Replica, ReplicaForge, running_replicas
 from tests.training.site import ROWS, method_of
@@ -18,6 +21,8 @@ from tests.training.site import ROWS, method_of
 SHORT_LEASE_SECONDS = 2.0
 STEP_SECONDS = 0.01
 """Of 80 steps of both jobs: on no machine are they done before they are killed."""
+END_SECONDS = 1800.0
+"""What it takes to make all steps."""
 START_SECONDS = 120.0
 """What a machine with much else to do takes to bring a worker up and to its first claim."""
 
@@ -37,7 +42,7 @@ class Watched:
         """All jobs as they are."""
         return [self._http.get(f"/v1/fine_tuning/jobs/{job_id}").json() for job_id in self._ids]
 
-    def until(self, holds: Any, seconds: float) -> None:
+    def until(self, holds: Callable[[dict[str, Any]], bool], seconds: float) -> None:
         """Wait until something holds of all jobs."""
         until = time.monotonic() + seconds
         while not all(holds(job) for job in self.look()):
@@ -49,6 +54,11 @@ class Watched:
         events = self._http.get(f"/v1/fine_tuning/jobs/{job['id']}/events", params={"limit": 100}).json()["data"]
         return sorted(event["created_at"] for event in events if "has started the job" in event["message"])
 
+    def kept(self, job: dict[str, Any]) -> float:
+        """Up to when a job's work is safe: its checkpoint, or the start without one; in whole seconds, rounded down."""
+        saved = self._http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"]
+        return max([self.starts(job)[-1], *(one["created_at"] for one in saved)])
+
     def num_versions(self, job: dict[str, Any]) -> int:
         """How many versions a job has published."""
         return len(self._http.get(f"/v1/prompts/{job['fine_tuned_model']}/versions").json()["data"])
@@ -57,6 +67,16 @@ class Watched:
 def is_ended(job: dict[str, Any]) -> bool:
     """Whether a job is over."""
     return job["status"] in ("succeeded", "failed", "cancelled")
+
+
+@dataclass
+class Slowest:
+    """The worst of all kills; times on the wire are whole seconds, so both are up to one too long."""
+
+    redelivery_seconds: float = 0.0
+    """From a kill until a job went on."""
+    lost_seconds: float = 0.0
+    """Work of a job that a kill has undone."""
 
 
 def train_and_kill(
@@ -70,14 +90,12 @@ def train_and_kill(
     lease_seconds: float = LEASE_SECONDS,
     step_seconds: float = 0.0,
     max_pause_seconds: float = 0.5,
-) -> float:
-    """Two workers, killed together amid their work and started again: whatever ran must go on.
-
-    Returns the seconds that the slowest job took to go on.
-    """
-    dice, killed, num_seen, slowest = random.Random(3), 0.0, 0, 0.0
+    **options: Any,
+) -> Slowest:
+    """Two workers, killed together amid their work and started again: whatever ran must go on, and end once."""
+    dice, killed, num_seen, slowest = random.Random(3), 0.0, 0, Slowest()
     left: list[dict[str, Any]] = []
-    settings = {"training": "worker", "checkpoint_seconds": 0.5}
+    settings = {"training": "worker", **options}
     traits = {"lease_seconds": lease_seconds, "step_seconds": step_seconds}
     workers = [Replica(forge, folder, redis.url, worker=True, traits=traits, **settings) for _ in range(2)]
     with (
@@ -89,30 +107,33 @@ def train_and_kill(
         def is_back(job: dict[str, Any]) -> bool:
             return is_ended(job) or jobs.starts(job)[-1:] > [killed]
 
+        def go_on() -> None:
+            for worker in workers:
+                worker.start()
+            jobs.until(is_back, lease_seconds + START_SECONDS)
+            waited = [jobs.starts(job)[-1] + 1 - killed for job in left]
+            slowest.redelivery_seconds = max([slowest.redelivery_seconds, *waited])
+
         try:
             for _ in range(num_kills):
-                for worker in workers:
-                    worker.start()
-                jobs.until(is_back, lease_seconds + START_SECONDS)
-                slowest = max([slowest, *(jobs.starts(job)[-1] - killed for job in left)])
+                go_on()
                 time.sleep(max_pause_seconds * dice.random())
                 for worker in workers:
                     worker.kill()
                 killed = time.time()
                 left = [job for job in jobs.look() if not is_ended(job)]
                 num_seen += len(left)
-            for worker in workers:
-                worker.start()
-            jobs.until(is_back, lease_seconds + START_SECONDS)
-            slowest = max([slowest, *(jobs.starts(job)[-1] - killed for job in left)])
-            jobs.until(is_ended, 600)
+                slowest.lost_seconds = max([slowest.lost_seconds, *(killed - jobs.kept(job) for job in left)])
+            go_on()
+            print(
+                f"{num_kills} times both workers killed: {num_jobs} jobs, continued {num_seen} times, "
+                f"within {slowest.redelivery_seconds:.1f} s, at most {slowest.lost_seconds:.1f} s of work lost"
+            )
+            jobs.until(is_ended, END_SECONDS)
         finally:
             for worker in workers:
                 worker.close()
         ended = jobs.look()
-        print(
-            f"{num_kills} times all workers killed: {num_jobs} jobs, continued {num_seen} times, within {slowest:.1f} s"
-        )
         assert [job["status"] for job in ended] == ["succeeded"] * num_jobs, [job.get("error") for job in ended]
         assert [jobs.num_versions(job) for job in ended] == [1] * num_jobs
         assert num_seen, "the control: the kills met running jobs"
@@ -121,14 +142,15 @@ def train_and_kill(
 
 def test_killed_workers_lose_no_job(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
     """A kill -9: what ran goes on from its checkpoint when the lease is over; each job publishes one version."""
-    short = {"lease_seconds": SHORT_LEASE_SECONDS, "step_seconds": STEP_SECONDS}
+    short = {"lease_seconds": SHORT_LEASE_SECONDS, "step_seconds": STEP_SECONDS, "checkpoint_seconds": 0.5}
     train_and_kill(forge, redis, tmp_path, num_jobs=2, num_steps=80, num_kills=1, **short)
 
 
 @pytest.mark.long
 def test_thirty_times_both_workers(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
-    """60 kills of a worker, over 8 jobs."""
+    """60 kills of a worker, over 8 jobs, with leases and checkpoints as they are without a choice."""
     slowest = train_and_kill(
-        forge, redis, tmp_path, num_jobs=8, num_steps=4000, num_kills=30, max_pause_seconds=6.0, step_seconds=0.005
+        forge, redis, tmp_path, num_jobs=8, num_steps=1200, num_kills=30, max_pause_seconds=16.0, step_seconds=0.05
     )
-    assert slowest <= 20
+    assert slowest.redelivery_seconds <= 20
+    assert slowest.lost_seconds <= CHECKPOINT_SECONDS

@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from promptd.jobs import LEASE_SECONDS as REAL_LEASE_SECONDS
-from promptd.jobs import JobState
+from promptd.jobs import JobRecord, JobState
 from promptd.modeling import FrozenModel, load_model
 from promptd.training.worker import POLL_SECONDS
 from tests.training.process import LEASE_SECONDS, POISON_SEED
@@ -84,11 +84,16 @@ async def test_kill_9_changes_no_bit(site: Site, num_jobs: int) -> None:
     assert len(starts) == num_kills + 1 and all("continuing after step" in start for start in starts[1:])
 
 
+def is_beyond_its_checkpoint(job: JobRecord) -> bool:
+    """Whether a job has got further than where it would go on."""
+    return job.progress is not None and job.checkpoint is not None and job.progress.step > job.checkpoint.step
+
+
 async def test_a_signal_puts_jobs_back_in_line(site: Site) -> None:
     """SIGTERM: a last checkpoint, the job waits, no attempt is counted; the next worker goes on from there."""
     job = await site.create("later", **ENDLESS)
     with site.worker(checkpoint_seconds=3600.0) as child:
-        seen = await site.until(job, lambda job: job.progress is not None)
+        seen = await site.until(job, is_beyond_its_checkpoint)
         child.terminate()
         child.join(20)
         assert child.exitcode == 0, site.log

@@ -28,8 +28,8 @@ from promptd.jobs.keys import job_key, signals_log
 from promptd.jobs.ledger import JobLedger, JobLimits, JobRef, StoredJob, Tally
 from promptd.jobs.record import Checkpoint, JobError, JobProgress, JobRecord, JobResult, JobState
 
-LEASE_SECONDS = 15.0
-HEARTBEAT_SECONDS = 5.0
+LEASE_SECONDS = 12.0
+HEARTBEAT_SECONDS = 4.0
 """How often `heartbeat` must be called, also while training blocks everything else."""
 MAX_ATTEMPTS = 5
 MAX_SHARED_ATTEMPTS = 2

@@ -38,8 +38,10 @@ from promptd.training.scores import Scores
 
 REPORT_SECONDS = 1.0
 """Progress is written down this often; evaluations always are."""
-SUSPECT_CHECKPOINT_SECONDS = 1.0
-"""A suspected job shows soon that it is none: while it is one, the worker takes no other."""
+SAVING_SHARE = 0.8
+"""When this share of the time between two checkpoints has passed the next is begun: it is safe before all of it has."""
+FIRST_CHECKPOINT_SECONDS = 1.0
+"""An attempt's first one comes soon: a job that has saved is not suspected of taking its workers down."""
 MAX_PUBLISH_TRIES = 20
 GIVEN_UP = (LeaseLostError, ConflictError, TenantErasedError)
 """The job was taken by another worker, has been ended or paused by its owner, or erased."""
@@ -64,8 +66,11 @@ class JobRun:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         examine: Examine | None = None,
         counters: TrainingCounters | None = None,
+        on_cleared: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_cleared` is told when a suspected job has got on: the worker may take others now."""
         self.claim = claim
+        self._on_cleared = on_cleared
         self._examine = examine
         self.look = asyncio.Event()
         self._claims = claims
@@ -74,9 +79,9 @@ class JobRun:
         self._counters = counters or TrainingCounters()
         self._has_lease = True
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
-        if claim.is_suspect:
-            checkpoint_seconds = min(checkpoint_seconds, SUSPECT_CHECKPOINT_SECONDS)
-        self._watcher = Watcher(self._put, self._put_checkpoint, checkpoint_seconds)
+        self._checkpoint_seconds = SAVING_SHARE * checkpoint_seconds
+        first_seconds = min(self._checkpoint_seconds, FIRST_CHECKPOINT_SECONDS)
+        self._watcher = Watcher(self._put, self._put_checkpoint, first_seconds)
         self._events = asyncio.get_running_loop()
         self._saved = asyncio.Event()
         self._pace = Pace()
@@ -175,6 +180,7 @@ class JobRun:
     def _put_checkpoint(self, checkpoint: bytes) -> None:
         """Take a checkpoint; the next one is wanted when this one is safe, so that a slow store never has two."""
         self._watcher.on_checkpoint = None
+        self._watcher.checkpoint_seconds = self._checkpoint_seconds
         self._put(checkpoint)
 
     async def _follow(self) -> TrainingResult:
@@ -186,8 +192,10 @@ class JobRun:
             if isinstance(message, Exception):
                 raise message
             if isinstance(message, bytes):
-                step = self._pace.newest_step or 0
+                step, was_suspect = self._pace.newest_step or 0, self.claim.is_suspect
                 self.claim = await _patiently(partial(self._claims.save_checkpoint, self.claim, message, step))
+                if was_suspect:
+                    self._on_cleared()
                 self._watcher.on_checkpoint = self._put_checkpoint
                 self._saved.set()
             else:

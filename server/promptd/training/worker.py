@@ -97,6 +97,7 @@ class TrainingWorker:
             checkpoint_seconds=self._checkpoint_seconds,
             examine=self._examine,
             counters=self.counters,
+            on_cleared=self._signal.set,
         )
         task = asyncio.create_task(run.run(), name=claim.job.id)
         self._runs[task] = run
