@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from promptd.modeling import compiled_linear, decode_kernel, kernels
+from promptd.modeling import activations, compiled_linear, decode_kernel, kernels
 
-_CACHES = (decode_kernel.decode_kernel, compiled_linear._kernel, compiled_linear.can_compile)
+_CACHES = (decode_kernel.decode_kernel, compiled_linear._kernel, compiled_linear.can_compile, activations._kernel)
 
 
 @pytest.fixture
@@ -39,9 +39,10 @@ def changed_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     """Change a line of a kernel's source for this test."""
 
     def change(source: str, old: str, new: str) -> None:
-        text = (kernels.SOURCES / source).read_text()
+        shutil.copytree(kernels.SOURCES, tmp_path / "sources")
+        text = (tmp_path / "sources" / source).read_text()
         assert text.count(old) == 1
-        (tmp_path / source).write_text(text.replace(old, new))
-        monkeypatch.setattr(kernels, "SOURCES", tmp_path)
+        (tmp_path / "sources" / source).write_text(text.replace(old, new))
+        monkeypatch.setattr(kernels, "SOURCES", tmp_path / "sources")
 
     return change

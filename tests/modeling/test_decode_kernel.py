@@ -117,6 +117,29 @@ def test_what_is_not_a_number_stays_so_and_alone(bad: float, where: str) -> None
     assert torch.equal(found[others], clean[others])
 
 
+@pytest.mark.parametrize("num_tokens", [1, 5, 300])
+def test_tokens_are_stored_at_their_slots(num_tokens: int) -> None:
+    """Strided tokens go where torch's `index_copy_` puts them, and nothing else changes."""
+    tokens = torch.randn(num_tokens, 9, 20)[:, 2:5].transpose(0, 1)  # [3, num_tokens, 20]
+    slots = torch.randperm(NUM_SLOTS)[:num_tokens]
+    into, expected = torch.zeros(3, NUM_SLOTS, 20), torch.zeros(3, NUM_SLOTS, 20)
+    kernel_for().store(into, slots, tokens)
+    assert torch.equal(into, expected.index_copy_(1, slots, tokens))
+
+
+@pytest.mark.parametrize("slot", [-1, NUM_SLOTS])
+def test_what_is_outside_the_pool_is_an_error(slot: int) -> None:
+    """A slot or a span that the pool does not have is an `IndexError`, and nothing is written."""
+    query, keys, values = make(4, 2, 64, 8)
+    before = keys.clone()
+    with pytest.raises(IndexError):
+        kernel_for().store(keys[0], torch.tensor([3, slot]), torch.zeros(2, 2, 64))
+    assert torch.equal(keys, before)
+    for span in ((slot, 1), (0, NUM_SLOTS + 1), (5, 0)):
+        with pytest.raises(IndexError):
+            attend([[(0, [(0, 3), span])]], query, keys, values)
+
+
 def test_a_kernel_that_computes_something_else_is_not_used(
     fresh_kernels: Path, changed_source: Callable[[str, str, str], None]
 ) -> None:

@@ -1,17 +1,57 @@
-"""Activations in one kernel instead of many."""
+"""GPT-2's GELU in one kernel instead of six elementwise ops."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+
+import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 
+from promptd.modeling.kernels import load_kernel, logger
+
+GELU = "gelu.c"
+
+
+class Gelu(nn.Module):
+    """The tanh form; equal to transformers' to 1e-6. By `kernels/gelu.c` where it can be, else by torch."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map each number."""
+        wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
+        is_plain = hidden.device.type == "cpu" and hidden.dtype is torch.float32 and hidden.is_contiguous()
+        kernel = _kernel() if is_plain and not wants_gradient else None
+        if kernel is None:
+            return nn.functional.gelu(hidden, approximate="tanh")
+        out = torch.empty_like(hidden)
+        kernel(hidden.data_ptr(), out.data_ptr(), hidden.numel(), torch.get_num_threads())
+        return out
+
+
+@functools.cache
+def _kernel() -> ctypes._NamedFuncPointer | None:
+    """Return the compiled function, where it can be had and is right."""
+    library = load_kernel(GELU)
+    if library is None:
+        return None
+    library.promptd_gelu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    library.promptd_gelu.restype = None
+    trial = torch.linspace(-12, 12, 1001)
+    out = torch.empty_like(trial)
+    library.promptd_gelu(trial.data_ptr(), out.data_ptr(), trial.numel(), 1)
+    if torch.allclose(out, nn.functional.gelu(trial, approximate="tanh"), atol=1e-6):
+        return library.promptd_gelu
+    logger.warning("%s: torch's is used: the compiled one is wrong on this machine", GELU)
+    return None
+
 
 def fuse_activations(model: nn.Module) -> int:
-    """Replace GPT-2's GELU, written as six elementwise ops, by torch's fused one (equal to 1e-7); return how many."""
+    """Replace GPT-2's GELU, and return how many there were."""
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, NewGELUActivation):
-                setattr(parent, name, nn.GELU(approximate="tanh"))
+                setattr(parent, name, Gelu())
                 count += 1
     return count

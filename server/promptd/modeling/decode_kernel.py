@@ -19,6 +19,9 @@ MAX_HEAD_DIM = 256
 DECODE_ATTENTION = "decode_attention.c"
 STORED = {torch.float32: "STORED_FLOAT32", torch.bfloat16: "STORED_BFLOAT16"}
 """Dtypes that there is a kernel for, and what the source calls them."""
+ALONE = 1 << 14
+"""Fewer numbers than this are not worth waking other threads for."""
+_NO_MEMORY = 1
 
 
 class _Layer(ctypes.Structure):
@@ -61,12 +64,29 @@ class RowPlan:
 
 
 class DecodeKernel:
-    """The compiled function for one dtype."""
+    """The compiled functions for one dtype."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._run = library.promptd_decode_attention
-        self._run.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Rows), ctypes.c_int64]
-        self._run.restype = ctypes.c_int
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._attend, self._store = library.promptd_decode_attention, library.promptd_store
+        self._attend.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Rows), number]
+        self._store.argtypes = [pointer, number, number, pointer, number, number, number, pointer, number, number]
+        self._attend.restype = self._store.restype = ctypes.c_int
+
+    def store(self, into: torch.Tensor, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Write `tokens` `[num_kv_heads, num_tokens, head_dim]` at `slots` `[num_tokens]`, int64.
+
+        `into` is `[num_kv_heads, num_slots, head_dim]`, contiguous; both of one dtype. Raises `IndexError`.
+        """
+        if tokens.stride(2) != 1:
+            tokens = tokens.contiguous()
+        num_heads, num_slots, dim = into.shape
+        failed = self._store(
+            tokens.data_ptr(), tokens.stride(0), tokens.stride(1), into.data_ptr(), num_heads, num_slots, dim,
+            slots.data_ptr(), slots.shape[0], torch.get_num_threads() if tokens.numel() > ALONE else 1,
+        )  # fmt: skip
+        if failed:
+            raise IndexError("a slot is not in the K/V pool")
 
     def attend(
         self,
@@ -80,7 +100,7 @@ class DecodeKernel:
         """Fill the plan's tokens of `out` `[1, num_tokens, num_heads, head_dim]`, contiguous.
 
         `query` is `[1, num_heads, num_tokens, head_dim]`; keys and values `[1, num_kv_heads, num_slots, head_dim]`,
-        contiguous. All of one dtype, on the CPU. Raises `MemoryError`.
+        contiguous. All of one dtype, on the CPU. Raises `MemoryError`, and `IndexError` for a span outside the pool.
         """
         if query.stride(3) != 1:
             query = query.contiguous()
@@ -90,8 +110,11 @@ class DecodeKernel:
             query.shape[1], keys.shape[1], query.shape[3],
             scale,
         )  # fmt: skip
-        if self._run(layer, plan.struct, torch.get_num_threads()):
+        failed = self._attend(layer, plan.struct, torch.get_num_threads())
+        if failed == _NO_MEMORY:
             raise MemoryError("no memory for the attention of a step")
+        if failed:
+            raise IndexError("a span is not in the K/V pool")
 
 
 @functools.cache

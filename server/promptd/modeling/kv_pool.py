@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from promptd.modeling.decode_kernel import decode_kernel
+
 Span = tuple[int, int]
 """`(first slot, number of slots)`: a run of adjacent slots."""
 
@@ -34,11 +36,15 @@ class KVPool:
         shape = (num_layers, num_kv_heads, num_slots, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
+        self._kernel = decode_kernel(dtype) if device.type == "cpu" else None
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `[1, num_kv_heads, num_tokens, head_dim]` at `slots` (`[num_tokens]`, int64)."""
-        self.keys[layer].index_copy_(1, slots, key[0])
-        self.values[layer].index_copy_(1, slots, value[0])
+        for stored, tokens in ((self.keys[layer], key[0]), (self.values[layer], value[0])):
+            if self._kernel is None:
+                stored.index_copy_(1, slots, tokens)
+            else:
+                self._kernel.store(stored, slots, tokens)
 
     def heads(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return one layer's keys and values as attention reads them, `[1, num_kv_heads, num_slots, head_dim]` each."""

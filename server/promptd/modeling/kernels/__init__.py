@@ -49,14 +49,14 @@ def load_kernel(source: str, *defines: str) -> ctypes.CDLL | None:
 def compiled(source: str, defines: Sequence[str], folder: Path, capability: str) -> Path:
     """Return the library of a source, compiling it where it is not there. Raises `OSError`, `SubprocessError`."""
     flags = [*_FLAGS, *_FLAGS_OF.get(capability, ()), *(f"-D{name}" for name in defines)]
-    text = (SOURCES / source).read_bytes()
+    text = b"".join(path.read_bytes() for path in (SOURCES / source, *sorted(SOURCES.glob("*.h"))))
     name = hashlib.sha256(text + " ".join(flags).encode()).hexdigest()[:16]
     library = folder / f"{Path(source).stem}-{name}.so"
     if not library.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # two processes may do this at once
             made = Path(scratch) / library.name
-            _compile([*flags, "-o", str(made), str(SOURCES / source), "-lm"])
+            _compile([*flags, "-o", str(made), str(SOURCES / source)])
             made.replace(library)
     status = library.stat()
     if status.st_uid not in {0, os.getuid()} or status.st_mode & 0o022:

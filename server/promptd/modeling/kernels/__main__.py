@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from promptd.modeling.activations import GELU
 from promptd.modeling.compiled_linear import LINEAR
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED
 from promptd.modeling.kernels import CAPABILITIES, compiled
@@ -13,6 +14,7 @@ parser = argparse.ArgumentParser(prog="python -m promptd.modeling.kernels", desc
 parser.add_argument("folder", type=Path)
 folder: Path = parser.parse_args().folder
 for capability in CAPABILITIES:
-    compiled(LINEAR, (), folder, capability)
+    for source in (LINEAR, GELU):
+        compiled(source, (), folder, capability)
     for define in STORED.values():
         compiled(DECODE_ATTENTION, (define,), folder, capability)

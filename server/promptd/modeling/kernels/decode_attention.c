@@ -1,4 +1,5 @@
-/* Attention of single tokens over keys and values where they lie, for one layer of one step, on the CPU.
+/* Attention of single tokens over keys and values where they lie, for one layer of one step, on the CPU; and how a
+ * step's keys and values get there.
  *
  * A row reads a list of spans of the pool; rows of a run begin with the same span, which is read once for all of
  * them. A row's keys are taken 64 at a time, counted from its first key wherever spans begin and end, with a running
@@ -7,27 +8,17 @@
  *
  * Compiled by kernels/__init__.py, once for float32 (STORED_FLOAT32) and once for bfloat16.
  */
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define INLINE inline __attribute__((always_inline))
+#include "lanes.h"
 
-enum { LANES = 16, CHUNK = 64, MAX_DIM = 256, AHEAD = 16 };
-
-typedef float lanes __attribute__((vector_size(LANES * 4)));
+enum { CHUNK = 64, MAX_DIM = 256, AHEAD = 32 };
 
 #ifdef STORED_FLOAT32
 typedef float stored;
 static inline float load(stored x) { return x; }
 static inline stored rounded(float x) { return x; }
-static inline lanes load_lanes(const stored *at)
-{
-    lanes values;
-    memcpy(&values, at, sizeof values);
-    return values;
-}
+static INLINE lanes load_stored(const stored *at) { return load_lanes(at); }
 #else
 typedef uint16_t stored; /* bfloat16: the upper half of a float32 */
 static inline float load(stored x)
@@ -37,7 +28,7 @@ static inline float load(stored x)
     memcpy(&value, &bits, sizeof value);
     return value;
 }
-static inline lanes load_lanes(const stored *at)
+static INLINE lanes load_stored(const stored *at)
 {
     typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
     typedef uint32_t wholes __attribute__((vector_size(LANES * 4)));
@@ -79,20 +70,6 @@ typedef struct {
     const int64_t *runs, *tokens, *first_spans, *spans;
 } rows;
 
-/* exp(x) for x <= 0: two to the whole part times a polynomial of the rest, to 2 units in the last place. */
-static inline float exponential(float x)
-{
-    float turns = x * 1.44269504088896341f;
-    turns = turns < -126.0f ? -126.0f : turns; /* false for a NaN */
-    float whole = rintf(turns), rest = (turns - whole) * 0.693147180559945309f;
-    float power = 1.0f + rest * (1.0f + rest * (0.5f + rest * (1.0f / 6 + rest * (1.0f / 24 + rest * (1.0f / 120
-        + rest * (1.0f / 720))))));
-    int32_t bits = ((int32_t)(whole == whole ? whole : 0.0f) + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return power * scale;
-}
-
 static INLINE void prefetch(const stored *at, int64_t dim)
 {
     for (int64_t byte = 0; byte < dim * (int64_t)sizeof(stored); byte += 64)
@@ -110,18 +87,18 @@ static inline float sum_of(lanes values)
     return parts[0];
 }
 
-/* Scores of `count` keys that lie side by side. */
-static INLINE void score(const state *row, const stored *keys, int64_t count, int64_t dim, float *scores)
+/* Scores of `count` keys that lie side by side; their values, which are read next, are fetched meanwhile. */
+static INLINE void score(const state *row, const stored *keys, const stored *values, int64_t count, int64_t dim,
+                         float *scores)
 {
     for (int64_t key = 0; key < count; key++) {
         const stored *at = keys + key * dim;
         prefetch(at + AHEAD * dim, dim);
+        prefetch(values + key * dim, dim);
         lanes products = {0};
         int64_t i = 0;
         for (; i + LANES <= dim; i += LANES) {
-            lanes query;
-            memcpy(&query, row->query + i, sizeof query);
-            products += query * load_lanes(at + i);
+            products += load_lanes(row->query + i) * load_stored(at + i);
         }
         float product = sum_of(products);
         for (; i < dim; i++)
@@ -138,18 +115,16 @@ static INLINE void weigh(state *row, float *scores, int64_t dim)
     for (int64_t key = 0; key < CHUNK; key++)
         largest = scores[key] > largest ? scores[key] : largest;
     if (largest > row->largest) {
-        float shrunk = row->total == 0.0f ? 0.0f : exponential(row->largest - largest);
+        float shrunk = row->total == 0.0f ? 0.0f : exponential((lanes){0} + (row->largest - largest))[0];
         row->total *= shrunk;
         for (int64_t i = 0; i < dim; i++)
             row->sum[i] *= shrunk;
         row->largest = largest;
     }
     lanes totals = {0};
-    for (int64_t key = 0; key < CHUNK; key++)
-        scores[key] = exponential(scores[key] - largest);
     for (int64_t key = 0; key < CHUNK; key += LANES) {
-        lanes weights;
-        memcpy(&weights, scores + key, sizeof weights);
+        lanes weights = exponential(load_lanes(scores + key) - largest);
+        store_lanes(scores + key, weights);
         totals += weights;
     }
     row->total += sum_of(totals);
@@ -159,13 +134,11 @@ static INLINE void add_values(state *row, const stored *values, int64_t count, i
 {
     for (int64_t key = 0; key < count; key++) {
         const stored *at = values + key * dim;
-        prefetch(at + AHEAD * dim, dim);
         int64_t i = 0;
         for (; i + LANES <= dim; i += LANES) {
-            lanes sum;
-            memcpy(&sum, row->sum + i, sizeof sum);
-            sum += weights[key] * load_lanes(at + i);
-            memcpy(row->sum + i, &sum, sizeof sum);
+            lanes sum = load_lanes(row->sum + i);
+            sum += weights[key] * load_stored(at + i);
+            store_lanes(row->sum + i, sum);
         }
         for (; i < dim; i++)
             row->sum[i] += weights[key] * load(at[i]);
@@ -186,7 +159,8 @@ static INLINE void attend_row(state *queries, int64_t group, const stored *keys,
             while (end_span < num_spans && filled < CHUNK) {
                 int64_t left = spans[2 * end_span + 1] - end_at;
                 int64_t count = left < CHUNK - filled ? left : CHUNK - filled;
-                score(queries + query, keys + (spans[2 * end_span] + end_at) * dim, count, dim, scores + filled);
+                int64_t first = (spans[2 * end_span] + end_at) * dim;
+                score(queries + query, keys + first, values + first, count, dim, scores + filled);
                 filled += count;
                 end_at += count;
                 if (end_at == spans[2 * end_span + 1])
@@ -233,7 +207,7 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run,
     for (int64_t at = 0; at < done; at += CHUNK) /* these 64 keys stay in the nearest cache for all rows */
         for (int64_t query = 0; query < num_rows * group; query++) {
             float scores[CHUNK];
-            score(states + query, keys + (shared[0] + at) * dim, CHUNK, dim, scores);
+            score(states + query, keys + (shared[0] + at) * dim, values + (shared[0] + at) * dim, CHUNK, dim, scores);
             weigh(states + query, scores, dim);
             add_values(states + query, values + (shared[0] + at) * dim, CHUNK, dim, scores);
         }
@@ -251,9 +225,15 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run,
     }
 }
 
-/* Returns 0, or 1 where there is no memory: then nothing may be read from `out`. */
+/* Returns 0; 1 where there is no memory, 2 where a span is not in the pool: then nothing may be read from `out`. */
 int promptd_decode_attention(const layer *one, const rows *all, int64_t num_threads)
 {
+    int64_t num_rows = all->runs[all->num_runs];
+    for (int64_t span = 0; span < all->first_spans[num_rows]; span++) {
+        int64_t start = all->spans[2 * span], length = all->spans[2 * span + 1];
+        if (start < 0 || length < 1 || start + length > one->num_slots)
+            return 2;
+    }
     int64_t num_states = all->max_rows * (one->num_heads / one->num_kv_heads), failed = 0;
 #pragma omp parallel num_threads(num_threads)
     {
@@ -277,4 +257,20 @@ int promptd_decode_attention(const layer *one, const rows *all, int64_t num_thre
         free(states);
     }
     return (int)failed;
+}
+
+/* Store tokens [num_heads, num_tokens, dim], strided, at their slots of [num_heads, num_slots, dim]. Returns 0, or 2
+ * where a slot is not in the pool: then nothing is stored. */
+int promptd_store(const stored *from, int64_t head_stride, int64_t token_stride, stored *to, int64_t num_heads,
+                  int64_t num_slots, int64_t dim, const int64_t *slots, int64_t num_tokens, int64_t num_threads)
+{
+    for (int64_t token = 0; token < num_tokens; token++)
+        if (slots[token] < 0 || slots[token] >= num_slots)
+            return 2;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(num_threads)
+    for (int64_t head = 0; head < num_heads; head++)
+        for (int64_t token = 0; token < num_tokens; token++)
+            memcpy(to + (head * num_slots + slots[token]) * dim, from + head * head_stride + token * token_stride,
+                   dim * sizeof(stored));
+    return 0;
 }

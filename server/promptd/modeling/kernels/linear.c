@@ -8,29 +8,18 @@
  *
  * Compiled by kernels/__init__.py.
  */
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define INLINE inline __attribute__((always_inline))
+#include "lanes.h"
 
-#ifdef __AVX512F__ /* 32 registers of 16 numbers */
-enum { LANES = 16, WIDTH = 3, TILE = 8 };
-#else /* 16 of 8, or fewer */
-enum { LANES = 8, WIDTH = 2, TILE = 6 };
+#ifdef __AVX512F__ /* 32 registers */
+enum { WIDTH = 3, TILE = 8 };
+#else /* 16, or fewer */
+enum { WIDTH = 2, TILE = 6 };
 #endif
 enum { PANEL = LANES * WIDTH, DEPTH = 256, ROWS = 24 * TILE };
 /* Fewer products than this are not worth waking other threads for. */
 enum { ALONE = 1 << 17 };
-
-typedef float lanes __attribute__((vector_size(LANES * 4)));
-
-static INLINE lanes load_lanes(const float *at)
-{
-    lanes values;
-    memcpy(&values, at, sizeof values);
-    return values;
-}
 
 /* One tile through `depth` inputs, from `first` (a bias) or from what is in `out` already. */
 static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride, const float *weight, int64_t depth,
@@ -55,7 +44,7 @@ static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride,
     }
     for (int row = 0; row < num_rows; row++)
         for (int i = 0; i < WIDTH; i++)
-            memcpy(out + row * out_stride + i * LANES, &sums[row][i], sizeof(lanes));
+            store_lanes(out + row * out_stride + i * LANES, sums[row][i]);
 }
 
 #define OF_ROWS(n)                                                                                  \
