@@ -22,6 +22,13 @@ MADE_UP: dict[str, dict[str, Any]] = {
     "wic": {"word": "bank", "sentence1": "The bank.", "sentence2": "A bank.", "start1": 4, "label": "true"},
     "sst2": {"text": "a joy", "label": "positive"},
     "trec": {"text": "Who am I ?", "label": "human", "fine_label": "HUM:ind"},
+    "record": {
+        "passage": {
+            "text": "Ann met Bob in Rome\n@highlight\nBob left.\n@highlight\nRome stayed",
+            "entities": [{"start": 8, "end": 10}, {"start": 0, "end": 2}, {"start": 31, "end": 33}],
+        },
+        "qas": [{"query": "@placeholder left Ann", "answers": [{"text": "Bob"}, {"text": "Bob"}, {"text": "Robert"}]}],
+    },
     "ag_news": {"text": "Shares rose.", "label": "Business"},
     "multirc": {
         "passage": "<b>Sent 1: </b>Ann sang.<br>Bob slept.",
@@ -37,6 +44,7 @@ TEXTS = {
     "wic": "sentence1: The bank. sentence2: A bank. word: bank",
     "sst2": "sentence: a joy",
     "trec": "question: Who am I ?",
+    "record": "query: @placeholder left Ann entities: Bob, Ann passage: Ann met Bob in Rome. Bob left. Rome stayed",
     "ag_news": "text: Shares rose.",
     "multirc": "question: Who sang? answer: Ann paragraph: Sent 1: Ann sang. Bob slept.",
 }
@@ -99,6 +107,14 @@ def test_multirc_is_one_row_an_answer_grouped_by_question(tmp_path: Path) -> Non
     assert [example.label for example in examples] == ["true", "false", "true"]
     assert len({tuple(example.fields[name] for name in task.group) for example in examples}) == 2
     assert len(read_rows(tmp_path, task, limit=1)) in (1, 2)  # whole questions
+
+
+def test_record_has_a_reference_for_each_distinct_answer(tmp_path: Path) -> None:
+    """An entity that is named twice is listed once; the rows of a query are references of one input."""
+    examples = read_rows(folder_of("record", tmp_path), TASKS["record"])
+    assert [example.completion for example in examples] == [" Bob", " Robert"]
+    (item,) = items_of(examples)
+    assert item.references == ("Bob", "Robert")
 
 
 def test_wsc_marks_the_pronoun_and_reads_referents() -> None:

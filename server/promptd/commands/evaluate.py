@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from promptd.training import Example
 
 TASK_NAMES = (
-    "boolq", "cb", "copa", "multirc", "rte", "wic", "wsc", "sst2", "trec", "ag_news", "e2e", "shakespeare",
-    "author_style",
+    "boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc", "sst2", "trec", "ag_news", "e2e",
+    "shakespeare", "author_style",
 )  # fmt: skip
 _ROWS = "Rows"
 _HOW = "How"

@@ -1,7 +1,7 @@
 """The tasks that come with promptd. Input and targets are those of the text-to-text transformer without the task's name
 in front (Lester et al. 2021 call it taskless): `key: value key: value`, then the target as the continuation.
 
-ReCoRD is not here: no copy of its data is. MultiRC is one row an answer; WSC trains on its positive rows alone.
+MultiRC is one row an answer, ReCoRD one reference an answer; WSC trains on its positive rows alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from promptd.evaluation.task import LABEL_TOKENS, Row, Source, Task
 TASKLESS = "text-to-text, taskless (Raffel et al. 2020; Lester et al. 2021)"
 LINE = "one line in, one line out"
 
+ENTITY_TOKENS = 24
 _OVERLAP = ("bleu", "chrf", "rouge_l")
 _BOOLEAN = {"false": " False", "true": " True"}
 _TAG = re.compile(r"</?b>")
+_HIGHLIGHT = re.compile(r"""(?P<end>[.?!"']?)\n@highlight\n""")
 _DETERMINERS = frozenset(
     ("a", "an", "few", "her", "his", "each", "every", "many", "much", "my", "our", "some", "that", "the", "their",
      "these", "this", "those", "which", "whose", "your")
@@ -44,6 +46,18 @@ def _multirc(source: Source) -> list[Row]:
         {"question": each["question"], "answer": answer["text"], "paragraph": paragraph, "label": answer["label"]}
         for each in source["questions"]
         for answer in each["answers"]
+    ]
+
+
+def _record(source: Source) -> list[Row]:
+    """Name the passage's entities once each, in their order; every distinct answer is a reference of its query."""
+    text, marks = source["passage"]["text"], source["passage"]["entities"]
+    entities = dict.fromkeys(text[mark["start"] : mark["end"] + 1] for mark in marks)  # ends are inclusive
+    passage = _HIGHLIGHT.sub(lambda found: (found["end"] or ".") + " ", text)
+    return [
+        {"query": each["query"], "entities": ", ".join(entities), "passage": passage, "completion": f" {answer}"}
+        for each in source["qas"]
+        for answer in dict.fromkeys(answer["text"] for answer in each["answers"])
     ]
 
 
@@ -119,6 +133,11 @@ _ALL = (
         "multirc", "is this an answer, by question", _multirc,
         "question: {question} answer: {answer} paragraph: {paragraph}", _BOOLEAN, "f1a", "grouped_em",
         group=("paragraph", "question"),
+    ),
+    Task(
+        "record", "which entity is meant", ("exact_match", "token_f1"),
+        "query: {query} entities: {entities} passage: {passage}", None, TASKLESS, "superglue_record", rows=_record,
+        max_tokens=ENTITY_TOKENS,
     ),
     _classify(
         "rte", "entailment, two ways", _fields("hypothesis", "premise"),

@@ -25,6 +25,9 @@ from tests.bench.experiments.plans import EXPERIMENTS, FULL, SMOKE, WEIGHT_STEPS
 from tests.bench.experiments.report import report
 from tests.bench.experiments.run import Laboratory
 from tests.bench.experiments.sets import SETS
+from tests.bench.experiments.superglue import LEARNERS, Asked, run_all
+from tests.bench.experiments.superglue import NAME as SUPERGLUE
+from tests.bench.experiments.superglue_sets import TITLES
 
 DEFAULT_FOLDER = Path("build/experiments")  # ignored by git
 
@@ -32,7 +35,7 @@ DEFAULT_FOLDER = Path("build/experiments")  # ignored by git
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the named experiments, or the core table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.experiments", description=__doc__)
-    known = ", ".join([*EXPERIMENTS, "all", "report"])
+    known = ", ".join([*EXPERIMENTS, SUPERGLUE, "all", "report"])
     parser.add_argument("names", nargs="*", default=["core"], metavar="experiment", help=f"{known}; default: core")
     parser.add_argument("--data", type=Path, help="folder of data sets, one folder a set")
     parser.add_argument("--model", type=Path, default=DEMO_MODEL_PATH, help="default: the embedded model")
@@ -40,11 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="report: fill this page's tables, and put plots beside it")
     parser.add_argument("--minutes", type=float, help="start nothing new after so long")
     parser.add_argument("--tasks", nargs="+", help="these tasks alone")
+    parser.add_argument("--learners", nargs="+", choices=[*LEARNERS], metavar="LEARNER", help="superglue: these alone")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; default 1")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, scores mean nothing")
     options = parser.parse_args(arguments)
-    names = list(EXPERIMENTS) if "all" in options.names else options.names
-    unknown = set(names) - {*EXPERIMENTS, "report"}
+    names = [*EXPERIMENTS, SUPERGLUE] if "all" in options.names else options.names
+    unknown = set(names) - {*EXPERIMENTS, SUPERGLUE, "report"}
     if unknown:
         parser.error(f"unknown experiment {min(unknown)!r}; there are {known}")
     if "report" in names and len(names) > 1:
@@ -55,18 +59,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = SMOKE if options.smoke else FULL
     model = load_model(options.model)
     results = Results(options.folder / model.spec.fingerprint.removeprefix("sha256:")[:12])
+    asked = _asked(scale, model, options.tasks, options.learners)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     if names == ["report"]:
-        made = report(scale, results, _facts(options.model, model, scale), results.folder, options.page)
+        facts = _facts(options.model, model, scale)
+        made = report(scale, results, facts, results.folder, options.page, asked)
         print("\n\n".join(made.values()))
         return
     for name in names:
         print(f"... {name}", flush=True)
         laboratory = Laboratory(options.model, options.data, results, LLM(model))
-        cells = [cell for _, cell in plan(name, scale) if options.tasks is None or cell.task in options.tasks]
-        if not laboratory.run(cells, until):
+        if name == SUPERGLUE:
+            is_done = run_all(laboratory, results, options.data, asked, until)
+        else:
+            cells = [cell for _, cell in plan(name, scale) if options.tasks is None or cell.task in options.tasks]
+            is_done = laboratory.run(cells, until)
+        if not is_done:
             print("    out of time; the same command goes on", flush=True)
             break
+
+
+def _asked(scale: Scale, model: FrozenModel, tasks: Sequence[str] | None, learners: Sequence[str] | None) -> Asked:
+    """Say what is wanted of SuperGLUE: under a head where the model reads texts whole, else as texts."""
+    return Asked(
+        scale,
+        "head" if model.reads_whole else "text",
+        tuple(task for task in TITLES if tasks is None or task in tasks),
+        tuple(label for label in LEARNERS if learners is None or label in learners),
+    )
 
 
 def _facts(folder: Path, model: FrozenModel, scale: Scale) -> dict[str, str]:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptd.modeling import FrozenModel
-from promptd.training import Progress, Trainer, TrainingJob, TrainingResult, Watcher
+from promptd.training import (
+    Example,
+    Progress,
+    TaskFormat,
+    Trainer,
+    TrainingConfig,
+    TrainingJob,
+    TrainingResult,
+    Watcher,
+)
 from promptd.training.objectives import Tally
 from promptd.training.passes import Shares
 from tests.bench.experiments.descent import CurvePoint, objective_loss
@@ -32,6 +41,22 @@ class WatchedJob(TrainingJob):
     """A job that keeps an account."""
 
     account: Account
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        config: TrainingConfig,
+        task: TaskFormat,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        *,
+        selects_on_all: bool = False,
+    ) -> None:
+        """With `selects_on_all` no validation row is kept for the job's own report: held-out rows report."""
+        super().__init__(model, config, task, train, validation)
+        if selects_on_all:
+            rows = [*self.selection_rows, *self.report_rows]
+            self.selection_rows, self.report_rows = rows, rows[:1]
 
     def shares(self, watcher: Watcher | None = None) -> Shares[TrainingResult]:
         """Yield the job's shares and note what becomes of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tests.bench.experiments.plans import LENGTHS, PROMPTS, PT, RATES, RPT, SHOTS
+from tests.bench.experiments.run import KNOWN
 from tests.bench.experiments.sets import SETS
 from tests.bench.experiments.stats import Interval
 from tests.bench.experiments.tables import Found, accuracy, common_tasks, mean_over
@@ -19,23 +20,24 @@ COLORS = ("#4477aa", "#cc6677", "#999933", "#117733", "#882255", "#88ccee", "#44
 DPI = 90
 
 
-def plot_curves(found: Found, path: Path) -> None:
+def plot_curves(found: Found, labels: Iterable[str], path: Path) -> None:
     """Validation loss over steps, of every task; mean and range over seeds."""
-    tasks = [task for task in SETS if any(found.get(label, {}).get(task) for label in PROMPTS)]
+    learners = list(labels)
+    tasks = [task for task in KNOWN if any(found.get(label, {}).get(task) for label in learners)]
     if not tasks:
         return
     figure = Figure(figsize=(4 * min(3, len(tasks)), 3 * -(-len(tasks) // 3)))
     for at, task in enumerate(tasks):
         axes = figure.add_subplot(-(-len(tasks) // 3), min(3, len(tasks)), at + 1)
-        for color, label in zip(COLORS, PROMPTS, strict=False):
+        for color, label in zip(COLORS, learners, strict=False):
             curves = [result["curve"] for _, result in found.get(label, {}).get(task, ())]
             if curves:
                 columns = [[point[1] for point in points] for points in zip(*curves, strict=True)]
                 steps = [point[0] for point in curves[0]]
                 axes.plot(steps, [statistics.mean(column) for column in columns], color=color, label=label)
                 axes.fill_between(steps, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15)
-        _named(axes, SETS[task].title.split(":")[0], "step", "validation loss")
-    _saved(figure, path)
+        named(axes, KNOWN[task].title.split(":")[0], "step", "validation loss")
+    saved(figure, path)
 
 
 def plot_grid(found: Found, learners: Sequence[str], points: Sequence[float], name: str, path: Path) -> None:
@@ -59,8 +61,8 @@ def plot_grid(found: Found, learners: Sequence[str], points: Sequence[float], na
     axes.set_xscale("log")
     axes.set_xticks(list(points), [f"{point:g}" for point in points], minor=False)
     axes.minorticks_off()
-    _named(axes, "", name, "accuracy, percent")
-    _saved(figure, path)
+    named(axes, "", name, "accuracy, percent")
+    saved(figure, path)
 
 
 def plot_costs(found: Found, path: Path) -> None:
@@ -79,7 +81,7 @@ def plot_costs(found: Found, path: Path) -> None:
     axes.set_xlabel("bytes stored for each tenant")
     axes.set_ylabel("accuracy, percent")
     axes.grid(alpha=0.3)
-    _saved(figure, path)
+    saved(figure, path)
 
 
 def plot_branch(found: Found, path: Path) -> None:
@@ -95,15 +97,15 @@ def plot_branch(found: Found, path: Path) -> None:
             means = [statistics.mean(column) for column in columns]
             label = SETS[task].title.split(":")[0] if when == "best" else None
             axes.plot(range(1, len(means) + 1), means, style, color=color, label=label)
-    _named(axes, "dotted: start; full: best step", "virtual token", "|phi(P)| / |P|")
-    _saved(figure, path)
+    named(axes, "dotted: start; full: best step", "virtual token", "|phi(P)| / |P|")
+    saved(figure, path)
 
 
 def plot_all(found: dict[str, Found], folder: Path) -> None:
     """Write every plot."""
     mpl.rcParams.update({"font.size": 8, "svg.hashsalt": "promptd"})
     folder.mkdir(parents=True, exist_ok=True)
-    plot_curves(found["core"], folder / "curves.png")
+    plot_curves(found["core"], PROMPTS, folder / "curves.png")
     plot_costs(found["core"], folder / "costs.png")
     plot_branch(found["core"], folder / "branch.png")
     plot_grid(found["rates"], (PT, RPT), RATES, "learning rate, in units of the embeddings' deviation",
@@ -114,7 +116,8 @@ def plot_all(found: dict[str, Found], folder: Path) -> None:
     plot_grid(found["shots"], learners, SHOTS, "rows of each label", folder / "shots.png")
 
 
-def _named(axes: Axes, title: str, x: str, y: str) -> None:
+def named(axes: Axes, title: str, x: str, y: str) -> None:
+    """Put titles, a grid and, where anything has a label, a legend on axes."""
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -123,6 +126,7 @@ def _named(axes: Axes, title: str, x: str, y: str) -> None:
         axes.legend(fontsize=7)
 
 
-def _saved(figure: Figure, path: Path) -> None:
+def saved(figure: Figure, path: Path) -> None:
+    """Write a PNG file that is the same for the same figure."""
     figure.tight_layout()
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

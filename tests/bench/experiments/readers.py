@@ -28,7 +28,7 @@ class Reader(Protocol):
     def scores(self, objective: Objective, rows: Sequence[Encoded]) -> Scores:
         """Measure rows."""
 
-    def answers(self, texts: Sequence[Sequence[int]]) -> list[str] | None:
+    def answers(self, texts: Sequence[Sequence[int]], max_tokens: int) -> list[str] | None:
         """Continue texts greedily to the line's end; None where this reader cannot."""
 
 
@@ -48,9 +48,9 @@ class PromptReader:
             prompt = self.llm.model.embed(torch.tensor(self.lead)).float()
         return evaluate(self.llm.model, prompt, rows, objective)
 
-    def answers(self, texts: Sequence[Sequence[int]]) -> list[str] | None:
+    def answers(self, texts: Sequence[Sequence[int]], max_tokens: int) -> list[str] | None:
         """Ask the serving engine."""
-        params = SamplingParams(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS, stop=(STOP,))
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=(STOP,))
         inputs = [[*self.lead, *text] for text in texts]
         return [made.text for made in self.llm.generate(inputs, [self.artifact] * len(texts), params)]
 
@@ -67,10 +67,12 @@ class WeightReader:
         tallies = measure(objective, rows, lambda part: self.tuning.tally(objective, part))
         return Scores.of(tallies, has_labels=objective.has_labels)
 
-    def answers(self, texts: Sequence[Sequence[int]]) -> list[str] | None:
+    def answers(self, texts: Sequence[Sequence[int]], max_tokens: int) -> list[str] | None:
         """Ask transformers."""
-        stops = [*self.model.eos_token_ids, *self.model.encode(STOP, add_special_tokens=False)]
-        made = self.tuning.generate(texts, MAX_ANSWER_TOKENS, stops)
+        newline = self.model.encode(STOP, add_special_tokens=False)
+        has_newline = self.model.decode(newline) == STOP  # T5 has none
+        stops = [*self.model.eos_token_ids, *(newline if has_newline else ())]
+        made = self.tuning.plain.generate(texts, max_tokens, stops)
         return [self.model.decode(ids).split(STOP)[0] for ids in made]
 
 
@@ -84,7 +86,7 @@ class TallyReader:
         """Measure rows."""
         return Scores.of(measure(objective, rows, self.tally), has_labels=objective.has_labels)
 
-    def answers(self, texts: Sequence[Sequence[int]]) -> list[str] | None:
+    def answers(self, texts: Sequence[Sequence[int]], max_tokens: int) -> list[str] | None:
         """There are none."""
         return None
 
@@ -96,7 +98,7 @@ def examined(reader: Reader, objective: Objective, rows: Sequence[Encoded], *, g
         references: dict[tuple[int, ...], list[str]] = {}
         for row in rows:
             references.setdefault(row.text_ids, []).append((row.example.completion or "").strip())
-        answers = reader.answers(list(references))
+        answers = reader.answers(list(references), MAX_ANSWER_TOKENS)
         if answers is not None:
             found["bleu"] = round(bleu([answer.strip() for answer in answers], list(references.values())), 2)
     return found

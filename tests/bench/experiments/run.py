@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import sys
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from promptd_store import PromptKind
 from torch.nn.functional import normalize
 
 from promptd.llm import LLM
 from promptd.training import (
+    METHODS,
     Encoded,
     Example,
     MethodConfig,
+    Objective,
     ResidualConfig,
+    TaskFormat,
     TrainingConfig,
     TrainingResult,
     build_method,
@@ -33,11 +38,15 @@ from tests.bench.experiments.cells import Cell, ContextConfig, Results
 from tests.bench.experiments.descent import Descent
 from tests.bench.experiments.infix import InfixConfig, tune_infix
 from tests.bench.experiments.jobs import Account, WatchedJob, run_jobs
+from tests.bench.experiments.plain import plain_of
 from tests.bench.experiments.readers import PromptReader, Reader, TallyReader, WeightReader, examined
 from tests.bench.experiments.sets import SETS, SetRows, TaskSet, load_rows
+from tests.bench.experiments.superglue_sets import SEPARATOR, SUPERGLUE, load_halves
+from tests.bench.experiments.task_scores import constant_score, scored
 from tests.bench.experiments.weights import WeightConfig, tune_weights
 
 BYTES_PER_NUMBER = 4
+KNOWN = {**SETS, **SUPERGLUE}
 NUM_USERS = 3
 MAX_JOBS = 12
 """Trainings that share passes: a pass is full with fewer, and what is interrupted is run again."""
@@ -75,13 +84,28 @@ class Laboratory:
         return True
 
     def _rows(self, cell: Cell) -> SetRows:
-        return load_rows(
-            SETS[cell.task], self._data, cell.seed, num_train=cell.num_train, num_validation=cell.num_validation,
-            num_held_out=cell.num_held_out, num_per_label=cell.num_per_label,
-        )  # fmt: skip
+        chosen = KNOWN[cell.task]
+        counts = {
+            "num_train": cell.num_train, "num_validation": cell.num_validation, "num_held_out": cell.num_held_out,
+        }  # fmt: skip
+        if chosen.halves:
+            return load_halves(chosen, self._data, cell.seed, **counts)
+        return load_rows(chosen, self._data, cell.seed, **counts, num_per_label=cell.num_per_label)
+
+    def _format(self, chosen: TaskSet) -> TaskFormat:
+        """The tokenizer's own separator stands where a template names one."""
+        found, own = chosen.format, self._model.tokenizer.sep_token
+        if own is None or SEPARATOR not in (found.template or ""):
+            return found
+        return dataclasses.replace(found, template=(found.template or "").replace(SEPARATOR, own))
+
+    def _objective(self, cell: Cell) -> Objective:
+        is_method = isinstance(cell.learner, MethodConfig)
+        kind = METHODS[cell.learner.name].kind if is_method else PromptKind.SOFT
+        return objective_for(self._model, self._format(KNOWN[cell.task]), kind)
 
     def _encoded(self, chosen: TaskSet, rows: Sequence[Example]) -> list[Encoded]:
-        return encode_examples(self._model, chosen.format, rows, ROOM)
+        return encode_examples(self._model, self._format(chosen), rows, ROOM)
 
     # ------------------------------------------------------------------------------------- promptd's own methods
 
@@ -103,13 +127,15 @@ class Laboratory:
     def _job(self, cell: Cell) -> WatchedJob:
         if not isinstance(cell.learner, MethodConfig):
             raise TypeError(f"{cell.learner} is no method of jobs")
-        rows = self._rows(cell)
-        config = training_of(cell, cell.learner)
-        return WatchedJob(self._model, config, SETS[cell.task].format, rows.train, rows.validation)
+        rows, chosen = self._rows(cell), KNOWN[cell.task]
+        return WatchedJob(
+            self._model, training_of(cell, cell.learner), self._format(chosen), rows.train, rows.validation,
+            selects_on_all=bool(chosen.halves),
+        )  # fmt: skip
 
     def _trained(self, cell: Cell, result: TrainingResult, account: Account) -> dict[str, Any]:
-        chosen = SETS[cell.task]
-        artifact = make_artifact(self._model, chosen.format, result)
+        chosen = KNOWN[cell.task]
+        artifact = make_artifact(self._model, self._format(chosen), result)
         found = {
             **_learned(account.curve, result.best_step, account.train_tokens, account.cpu_seconds),
             "trained_params": result.trainable_params,
@@ -118,7 +144,7 @@ class Laboratory:
             **self._held_out(cell, PromptReader(self._llm, result.prompt, artifact)),
         }
         config = result.config.method
-        if isinstance(config, ResidualConfig) and config.name == "residual":
+        if isinstance(config, ResidualConfig) and config.name == "residual" and not chosen.halves:
             found["branch_share"] = self._branch_shares(result, chosen)
         if config.init == "class_labels":
             found["labels_kept"] = self._labels_kept(result.prompt, chosen)
@@ -153,16 +179,17 @@ class Laboratory:
     def _run_alone(self, cell: Cell) -> dict[str, Any]:
         if isinstance(cell.learner, ContextConfig):
             return self._in_context(cell, cell.learner)
-        chosen, rows = SETS[cell.task], self._rows(cell)
-        objective = objective_for(self._model, chosen.format)
+        chosen, rows = KNOWN[cell.task], self._rows(cell)
+        objective = self._objective(cell)
         train = self._encoded(chosen, rows.train)
-        # The same rows as a job: it selects on every second one of a shuffled order.
-        selection = self._encoded(chosen, shuffled(rows.validation, cell.seed))[::2]
+        # The same rows as a job: it selects on every second one of a shuffled order, or on all.
+        selection = self._encoded(chosen, shuffled(rows.validation, cell.seed))[:: 1 if chosen.halves else 2]
         training = training_of(cell, None)
         reader: Reader
         descent: Descent[Any]
         if isinstance(cell.learner, WeightConfig):
-            tuning, descent = tune_weights(self._folder, cell.learner, training, objective, train, selection)
+            plain = plain_of(self._model, self._folder, num_classes=objective.num_classes, seed=cell.seed)
+            tuning, descent = tune_weights(plain, cell.learner, training, objective, train, selection)
             reader = WeightReader(tuning, self._model)
             trained = stored = tuning.trained_params
         elif isinstance(cell.learner, InfixConfig):
@@ -180,7 +207,7 @@ class Laboratory:
         }
 
     def _in_context(self, cell: Cell, config: ContextConfig) -> dict[str, Any]:
-        chosen = SETS[cell.task]
+        chosen = KNOWN[cell.task]
         lead = ""
         if config.kind == "instruction":
             lead = chosen.instruction
@@ -212,12 +239,18 @@ class Laboratory:
     # -------------------------------------------------------------------------------------------------- held-out
 
     def _held_out(self, cell: Cell, reader: Reader) -> dict[str, Any]:
-        chosen = SETS[cell.task]
-        objective = objective_for(self._model, chosen.format)
-        rows = self._encoded(chosen, self._rows(cell).held_out)
-        found: dict[str, Any] = {"held_out": examined(reader, objective, rows, generates=cell.task == "e2e")}
+        chosen = KNOWN[cell.task]
+        objective = self._objective(cell)
+        rows = self._rows(cell)
+        held_out = rows.held_out
+        if chosen.halves:
+            own = scored(chosen.task, reader, objective, lambda asked: self._encoded(chosen, asked), held_out)
+            used = {"train": len(rows.train), "select": len(rows.validation), "report": len(held_out)}
+            return {"held_out": own, "constant": constant_score(chosen.task, held_out), "rows": used}
+        encoded = self._encoded(chosen, held_out)
+        found: dict[str, Any] = {"held_out": examined(reader, objective, encoded, generates=cell.task == "e2e")}
         if chosen.task.has_labels:
-            labels = [row.example.label for row in rows]
+            labels = [example.label for example in held_out]
             found["majority"] = round(max(labels.count(label) for label in set(labels)) / len(labels), 4)
         shift = {}
         for name in chosen.shifts:

@@ -19,7 +19,7 @@ from promptd.evaluation.task import as_published
 from promptd.training import Example, TaskFormat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskSet:
     """One task: where its rows are, how they read, and how long training takes."""
 
@@ -39,11 +39,15 @@ class TaskSet:
     """Other sets with the same labels, on which the prompt is scored without more training."""
     by_user: bool = False
     """One user's rows alone: the user with the most rows for seed 0, the next for seed 1, and so on."""
+    halves: tuple[str, ...] = ()
+    """Where set, one half of the published validation rows selects and the other reports, for every seed the same; rows
+    that are equal in these fields fall on one side."""
 
     @property
     def format(self) -> TaskFormat:
-        """How rows become text; a completion ends with its line."""
-        return TaskFormat(self.task.template, self.task.label_words, append_eos=False)
+        """How rows become text; a completion ends with its line, or with the text where labels are generated."""
+        words = self.task.label_words if self.task.scores_labels else None
+        return TaskFormat(self.task.template, words, append_eos=bool(self.halves))
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,8 @@ def load_rows(
 
     `num_per_label` takes so many training rows of each label in place of `num_train`.
     """
-    pool = list(_read(chosen.name, data, chosen.train_split))
-    held_out = list(_read(chosen.name, data, chosen.task.split))
+    pool = list(read_set(chosen, data, chosen.train_split))
+    held_out = list(read_set(chosen, data, chosen.task.split))
     if chosen.by_user:
         user = user_of(pool, seed)
         pool = [example for example in pool if example.fields["user"] == user]
@@ -177,8 +181,8 @@ def _whole_inputs(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 @lru_cache(maxsize=32)
-def _read(name: str, data: Path, split: str) -> tuple[Example, ...]:
-    chosen = SETS[name]
+def read_set(chosen: TaskSet, data: Path, split: str) -> tuple[Example, ...]:
+    """Read one split, its fields cut to their lengths."""
     task = dataclasses.replace(chosen.task, split=split)
     return tuple(_cut(example, chosen.max_words) for example in read_rows(data, task))
 

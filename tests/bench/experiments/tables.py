@@ -90,7 +90,7 @@ def core_table(found: Found) -> str:
     rows = [["majority class", *(_majority(found, task) for task in tasks), "", "", "", "", "0", "0", ""]]
     rows[0][len(tasks) + 1] = _mean_of([rows[0][at + 1] for at in range(len(tasks))])
     for label in found:
-        seconds, speed = _cost(found[label])
+        seconds, speed = cost(found[label])
         rows.append(
             [
                 label,
@@ -99,7 +99,7 @@ def core_table(found: Found) -> str:
                 shown(values(found, label, "e2e", bleu)),
                 shown(values(found, label, "e2e", loss), 3),
                 shown(values(found, label, "shakespeare", loss), 3),
-                _stored(found[label]),
+                stored(found[label]),
                 seconds,
                 speed,
             ]
@@ -116,14 +116,15 @@ def _mean_of(cells: Sequence[str]) -> str:
     return NOTHING if NOTHING in cells else f"{statistics.mean(map(float, cells)):.1f}"
 
 
-def _stored(own: Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]) -> str:
+def stored(own: Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]) -> str:
+    """Return the bytes that a tenant stores."""
     sizes = sorted({result["stored_bytes"] for cells in own.values() for _, result in cells})
     if not sizes:
         return NOTHING
     return f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
 
 
-def _cost(own: Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]) -> tuple[str, str]:
+def cost(own: Mapping[str, Sequence[tuple[Cell, dict[str, Any]]]]) -> tuple[str, str]:
     """Return the median CPU seconds of a training, and tokens/s over all of them."""
     trained = [result for cells in own.values() for _, result in cells if "cpu_seconds" in result]
     if not trained:

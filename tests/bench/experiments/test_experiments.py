@@ -17,6 +17,7 @@ from tests.bench.experiments.__main__ import main
 from tests.bench.experiments.ablations import registered
 from tests.bench.experiments.descent import measure
 from tests.bench.experiments.infix import Infix
+from tests.bench.experiments.plain import plain_of
 from tests.bench.experiments.plans import MLP, PROMPTS, PT, RPT, SMOKE, core
 from tests.bench.experiments.readers import PromptReader
 from tests.bench.experiments.run import Laboratory
@@ -97,11 +98,11 @@ def test_all_readers_measure_alike(model: FrozenModel, data: Path) -> None:
     rows = _rows(model, data)
     objective = objective_for(model, SETS["snips"].format)
     ours = PromptReader(LLM(model), None).scores(objective, rows)
-    tuning = WeightTuning(DEMO_MODEL_PATH, WeightConfig("full", 1e-3), seed=0)
+    tuning = WeightTuning(plain_of(model, DEMO_MODEL_PATH), WeightConfig("full", 1e-3), seed=0)
     theirs = measure(objective, rows, lambda part: tuning.tally(objective, part))
     assert Scores.of(theirs, has_labels=True).loss == pytest.approx(ours.loss, abs=1e-4)
     for kind in ("lora", "ia3"):  # adapters begin as the bare model
-        adapted = WeightTuning(DEMO_MODEL_PATH, WeightConfig(kind, 1e-3), seed=0)
+        adapted = WeightTuning(plain_of(model, DEMO_MODEL_PATH), WeightConfig(kind, 1e-3), seed=0)
         begun = measure(objective, rows, lambda part, adapted=adapted: adapted.tally(objective, part))
         assert Scores.of(begun, has_labels=True).loss == pytest.approx(ours.loss, abs=1e-4)
     with torch.no_grad():

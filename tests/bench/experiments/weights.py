@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from transformers import PreTrainedModel
 
 from promptd.training import Encoded, Objective, TrainingConfig
+from promptd.training.methods.base import group
+from promptd.training.methods.headed import HEAD_LEARNING_RATE
 from promptd.training.objectives import Tally
 from tests.bench.experiments.descent import Descent, descend
-from tests.bench.peers import plain_model, quiet
+from tests.bench.experiments.plain import Plain
+from tests.bench.peers import quiet
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class WeightConfig:
     learning_rate: float
     rank: int = 8
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Of LoRA; empty: PEFT's own choice for the type of model."""
 
     @property
     def name(self) -> str:
@@ -37,58 +39,47 @@ class WeightConfig:
 
 
 class WeightTuning:
-    """The plain model with its adapters in place."""
+    """A plain model with its adapters in place."""
 
-    def __init__(self, folder: Path, config: WeightConfig, seed: int) -> None:
+    def __init__(self, plain: Plain, config: WeightConfig, seed: int) -> None:
+        """Add the adapters to `plain`, which is this object's from now on."""
+        self.plain, self._rate = plain, config.learning_rate
+        torch.manual_seed(seed)
         with quiet():
-            self.hf: PreTrainedModel = plain_model(folder)
-            torch.manual_seed(seed)
             if config.kind == "lora":
-                lora = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=list(config.target_modules))
-                get_peft_model(self.hf, lora)  # type: ignore[arg-type]
+                targets = list(config.target_modules) or None  # None: PEFT's own choice for the type of model
+                lora = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=targets)
+                get_peft_model(plain.hf, lora)
             elif config.kind == "ia3":
                 ia3 = IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
-                get_peft_model(self.hf, ia3)  # type: ignore[arg-type]
-        self.hf.eval()  # no dropout, as for prompts
-        self.trained = [parameter for parameter in self.hf.parameters() if parameter.requires_grad]
+                get_peft_model(plain.hf, ia3)
+        plain.hf.eval()  # no dropout, as for prompts
+        self._weights = [parameter for parameter in plain.hf.parameters() if parameter.requires_grad]
+        self._head = [] if plain.head is None else list(plain.head.parameters())
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """Everything that is learned."""
+        return [*self._weights, *self._head]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups: a head learns at the rate that it has beside a prompt."""
+        heads = [group(self._head, HEAD_LEARNING_RATE)] if self._head else []
+        return [group(self._weights, self._rate), *heads]
 
     @property
     def trained_params(self) -> int:
         """Numbers that are learned, and stored for each tenant."""
         return sum(parameter.numel() for parameter in self.trained)
 
-    def logits(self, texts: Sequence[Sequence[int]], index: torch.Tensor) -> torch.Tensor:
-        """Return the logits of some tokens, counted over all texts end to end, `[num_logits, vocab_size]`."""
-        longest = max(map(len, texts))
-        ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
-        kept = torch.tensor([[at < len(text) for at in range(longest)] for text in texts])
-        # Padding stands behind a row's own tokens: causality hides it, no mask is needed.
-        hidden = self.hf.model(input_ids=ids, use_cache=False).last_hidden_state[kept]
-        logits: torch.Tensor = self.hf.lm_head(hidden[index]).float()
-        return logits
-
     def tally(self, objective: Objective, rows: Sequence[Encoded]) -> Tally:
         """Measure rows, with autograd to the weights."""
-        asked = objective.texts(rows, None)
-        return objective.tally(rows, self.logits(asked.texts, asked.logits_index))
-
-    @torch.no_grad()
-    def generate(self, texts: Sequence[Sequence[int]], max_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
-        """Return greedy continuations, in one batch with padding in front."""
-        longest = max(map(len, texts))
-        ids = torch.tensor([[*[0] * (longest - len(text)), *text] for text in texts])
-        mask = torch.tensor([[int(at >= longest - len(text)) for at in range(longest)] for text in texts])
-        with quiet():
-            made = self.hf.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, pad_token_id=0,
-                eos_token_id=list(stop_ids),
-            )  # fmt: skip
-        answers: list[list[int]] = made[:, longest:].tolist()
-        return answers
+        return objective.tally(rows, self.plain.logits(objective.texts(rows, None)))
 
 
 def tune_weights(
-    folder: Path,
+    plain: Plain,
     config: WeightConfig,
     training: TrainingConfig,
     objective: Objective,
@@ -96,9 +87,9 @@ def tune_weights(
     selection: Sequence[Encoded],
 ) -> tuple[WeightTuning, Descent[list[torch.Tensor]]]:
     """Train; return the model with the weights of the step that is best on the selection rows."""
-    tuning = WeightTuning(folder, config, training.seed)
+    tuning = WeightTuning(plain, config, training.seed)
     descent = descend(
-        training, objective, [{"params": tuning.trained, "lr": config.learning_rate}], train, selection,
+        training, objective, tuning.groups, train, selection,
         lambda rows: tuning.tally(objective, rows),
         lambda: [parameter.detach().clone() for parameter in tuning.trained],
     )  # fmt: skip
