@@ -58,9 +58,11 @@ pytestmark = [
 ]
 SOURCES = [(FIRST, 5, 6, 7, LAST), (FIRST, 100, LAST), (FIRST, *range(30, 42), LAST)]
 TARGETS = [(0, 8, 9), (321,), (0, *range(50, 59))]
-SIZES = {"soft": 6, "longer": 11, "decoder": 4, "whole": 3, "bare": 0}
-SHARED = {"soft": [0, 1, 2], "longer": [2, 0], "decoder": [1, 2], "whole": [2, 1, 0], "bare": [1]}
+SIZES = {"soft": 6, "longer": 11, "both": 7, "decoder": 4, "whole": 3, "bare": 0}
+SHARED = {"soft": [0, 1, 2], "longer": [2, 0], "both": [1, 2], "decoder": [1, 2], "whole": [2, 1, 0], "bare": [1]}
 """Group -> its rows: one prompt has several, and prompts of all kinds and lengths share the pass."""
+NUM_TARGET = {"both": 3}
+"""Of the rows of a soft prompt, those that stand in front of targets."""
 QUESTIONS = b"\n".join(b'{"prompt": "the quick brown fox %d"}' % n for n in range(60))
 METHODS: dict[str, MethodConfig] = {
     "residual": ResidualConfig(4, bottleneck_size=8, dropout=0.1),
@@ -70,6 +72,7 @@ METHODS: dict[str, MethodConfig] = {
     "superpos": SuperPosConfig(3),
     "prefix_tuning": PrefixTuningConfig(4, network_size=16),
     "decoder": PTuningV2Config(3, banks="decoder"),
+    "both": ResidualConfig(4, bottleneck_size=8, num_target_tokens=3),
 }
 
 
@@ -93,7 +96,7 @@ def prompt_of(model: FrozenModel, name: str) -> torch.Tensor | None:
     return (noise * model.embedding_std).requires_grad_()
 
 
-def theirs(folder: Path, prompt: torch.Tensor | None, row: int) -> torch.Tensor:
+def theirs(folder: Path, prompt: torch.Tensor | None, row: int, num_target: int = 0) -> torch.Tensor:
     """One row through transformers' own forward, with autograd; `[num_target_tokens, vocab_size]`.
 
     A prefix of the decoder's comes in by transformers' own cache; the other banks by the oracle's attention.
@@ -108,13 +111,16 @@ def theirs(folder: Path, prompt: torch.Tensor | None, row: int) -> torch.Tensor:
     embeds = hf.get_input_embeddings()(torch.tensor(SOURCES[row]))
     own = DynamicCache()
     if prompt is not None and prompt.dim() == 2:
-        embeds = torch.cat([prompt, embeds])
+        embeds = torch.cat([prompt[: len(prompt) - num_target], embeds])
     elif prompt is not None:
         for layer, (key, value) in enumerate(prompt):
             own.update(key[None], value[None], layer)
     cache = EncoderDecoderCache(own, DynamicCache())
-    output = hf(inputs_embeds=embeds[None], decoder_input_ids=target, past_key_values=cache, use_cache=True)
-    return output.logits[0]  # type: ignore[no-any-return]
+    words = hf.get_input_embeddings()(target)
+    if prompt is not None and num_target:
+        words = torch.cat([prompt[None, -num_target:], words], 1)
+    output = hf(inputs_embeds=embeds[None], decoder_inputs_embeds=words, past_key_values=cache, use_cache=True)
+    return output.logits[0, num_target:]  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -131,7 +137,8 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", SEQ2SEQ)
 def test_logits_and_gradients_equal_transformers(tiny_seq2seq: dict[str, Path], family: str) -> None:
-    """Soft prompts, prefixes of one bank and of three, and no prompt, eleven rows in one pass; no weight learns."""
+    """Soft prompts, prefixes of one bank and of three, soft prompts of both sides and no prompt,
+    thirteen rows in one pass; no weight learns."""
     folder = tiny_seq2seq[family]
     model = frozen(folder)
     before = model.digest()
@@ -139,12 +146,15 @@ def test_logits_and_gradients_equal_transformers(tiny_seq2seq: dict[str, Path], 
     for name, rows in SHARED.items():
         texts = [TARGETS[row] for row in rows]
         index = torch.arange(sum(map(len, texts)))
-        groups[name] = PromptedTexts(prompt_of(model, name), texts, index, sources=[SOURCES[row] for row in rows])
+        groups[name] = PromptedTexts(
+            prompt_of(model, name), texts, index, sources=[SOURCES[row] for row in rows],
+            num_target=NUM_TARGET.get(name, 0),
+        )  # fmt: skip
     found = dict(zip(groups, forward_pairs(model, list(groups.values())), strict=True))
     torch.autograd.backward([loss_of(logits) for logits in found.values()])
     for name, group in groups.items():
         twin = None if group.prompt is None else group.prompt.detach().clone().requires_grad_()
-        expected = torch.cat([theirs(folder, twin, row) for row in SHARED[name]])
+        expected = torch.cat([theirs(folder, twin, row, group.num_target) for row in SHARED[name]])
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-4 * expected.abs().max().item(), msg=name)
         if twin is None or group.prompt is None:
             continue
@@ -184,7 +194,7 @@ def jobs_of(model: FrozenModel, num_steps: int) -> dict[str, TrainingJob]:
 
 @pytest.mark.parametrize("family", ["t5-v1.1", "bart"])
 def test_a_mixed_pass_gives_every_job_its_own_gradient(tiny_seq2seq: dict[str, Path], family: str) -> None:
-    """Seven methods side by side: at each of five steps a job's gradient is the one it gets alone."""
+    """Eight ways side by side: at each of five steps a job's gradient is the one it gets alone."""
     model = frozen(tiny_seq2seq[family])
     running = {name: job.shares() for name, job in jobs_of(model, 8).items()}
     waiting = {name: next(shares) for name, shares in running.items()}
@@ -224,10 +234,15 @@ def test_what_is_learned_is_what_is_served(tiny_seq2seq: dict[str, Path], tmp_pa
         assert result.report.loss < result.bare.loss, name
         artifact = decode(make_artifact(model, task, result).content, model.spec)
         assert not artifact.manifest.prompt_after_bos
-        assert torch.equal(artifact.learned, result.prompt)
+        parts = [artifact.learned, artifact.target_embeddings]
+        assert torch.equal(torch.cat([part for part in parts if part is not None]), result.prompt)
+        assert [0 if part is None else part.shape[-2] for part in parts] == [
+            METHODS[name].num_virtual_tokens, METHODS[name].num_target_tokens,
+        ]  # fmt: skip
         encoded = encode_examples(model, task, rows, METHODS[name].num_virtual_tokens)
         objective = objective_for(model, task)
-        measured = evaluate(model, artifact.learned, encoded, objective)
+        objective.num_target_tokens = METHODS[name].num_target_tokens
+        measured = evaluate(model, result.prompt, encoded, objective)
         if task.label_words:
             words = dict(task.label_words)
             scores = torch.tensor(llm.score([row.fields["text"] for row in rows], list(words.values()), [artifact] * 8))
@@ -235,7 +250,8 @@ def test_what_is_learned_is_what_is_served(tiny_seq2seq: dict[str, Path], tmp_pa
             assert measured.accuracy == (scores.argmax(1) == truth).float().mean().item()
         found = [_written(folder, [artifact], row.source_ids, row.target_ids, start) for row in encoded]
         assert measured.loss == pytest.approx(-torch.cat(found).mean().item(), rel=1e-3)
-        if artifact.kind is PromptKind.SOFT or (name == "decoder" and family == "bart"):
+        is_soft = artifact.kind is PromptKind.SOFT and artifact.target_embeddings is None
+        if is_soft or (name == "decoder" and family == "bart"):
             exported.append(name)
             write_peft(artifact, tmp_path / name, spec=model.spec)
             tuned = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(folder), tmp_path / name).eval()
@@ -278,7 +294,7 @@ def test_chains_are_read_as_they_are_served(tiny_seq2seq: dict[str, Path]) -> No
         assert abs(result.report.loss + torch.cat(half).mean().item()) > 1e-2
 
 
-def test_jobs_from_rows(tiny_seq2seq: dict[str, Path]) -> None:
+def test_jobs_from_rows(tiny_seq2seq: dict[str, Path], tiny_models: dict[str, Path]) -> None:
     """Labels without label words, no word behind the text; a checkpoint goes on bit for bit; a prompt to begin with;
     and what makes no sense, or does not fit, is a typed error."""
     model = frozen(tiny_seq2seq["t5"])
@@ -306,6 +322,13 @@ def test_jobs_from_rows(tiny_seq2seq: dict[str, Path]) -> None:
     with pytest.raises(InvalidRequestError, match="of the banks that are learned") as refused:
         build_method(PTuningV2Config(2), model, seed=0, warm_start=build_method(decoder_only, model, seed=0).fold())
     assert refused.value.param == "warm_start"
+    both, stored = PromptTuningConfig(4, num_target_tokens=3), torch.randn(6, model.spec.hidden_size)
+    begun = build_method(both, model, seed=0, warm_start=stored).fold()
+    assert torch.equal(begun[:4], stored[:4]) and begun.shape[0] == 7 and not torch.equal(begun[4:6], stored[4:])
+    for config, other in ((both, load_model(tiny_models["llama"])), (PTuningV2Config(2, num_target_tokens=1), model)):
+        with pytest.raises(InvalidRequestError, match="num_target_tokens must be 0") as refused:
+            build_method(config, other, seed=0)
+        assert refused.value.param == "num_target_tokens"
     long = json.dumps({"prompt": "word " * 600, "completion": "a"})
     with pytest.raises(TrainingDataError, match="model's length"):
         encode_examples(model, TaskFormat(), parse_examples([long]), 4)

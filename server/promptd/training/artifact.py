@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from promptd_store import PREFIX_TENSOR, SOFT_TENSOR, PromptArtifact, PromptKind, encode
+from promptd_store import PREFIX_TENSOR, SOFT_TENSOR, TARGET_TENSOR, PromptArtifact, PromptKind, encode
 
 from promptd.modeling import FrozenModel
 from promptd.training.encoding import TaskFormat, reads_words
@@ -29,6 +29,9 @@ def make_artifact(
     has_head = model.reads_whole and not reads_words(model, task)
     labels = tuple(task.label_words or ()) if has_head else None
     tensors: torch.Tensor | dict[str, torch.Tensor] = learned.contiguous()
+    num_target = result.config.method.num_target_tokens
+    if num_target:
+        tensors = {SOFT_TENSOR: learned[:-num_target].contiguous(), TARGET_TENSOR: learned[-num_target:].contiguous()}
     if labels:
         prompt, head = split(learned, kind, len(labels), model.spec)
         name = SOFT_TENSOR if kind is PromptKind.SOFT else PREFIX_TENSOR

@@ -45,11 +45,22 @@ class PromptedTexts:
     """`[num_classes, hidden_size + 1]`, a linear head's weights, bias last: logits are classes', a row a source."""
     begun: Sequence[torch.Tensor] = ()
     """For each text the keys and values of its own beginning, like a prefix, where it only goes on from there."""
+    num_target: int = 0
+    """Rows of a soft prompt, its last, that stand in front of the texts and not in the sources."""
 
     @property
     def soft(self) -> torch.Tensor | None:
-        """The prompt where it runs through the model."""
-        return self.prompt if self.prompt is not None and self.prompt.dim() == SOFT_DIMS else None
+        """The prompt where it runs through the model, without what stands in front of the texts alone."""
+        if self.prompt is None or self.prompt.dim() != SOFT_DIMS:
+            return None
+        return self.prompt[: len(self.prompt) - self.num_target]
+
+    @property
+    def target_soft(self) -> torch.Tensor | None:
+        """What stands in front of the texts alone, where there is something."""
+        if self.prompt is None or not self.num_target:
+            return None
+        return self.prompt[-self.num_target :]
 
     @property
     def prefix(self) -> torch.Tensor | None:

@@ -1,8 +1,8 @@
 """The differentiable pass of a sequence-to-sequence model: sources read whole, then targets that read them.
 
-A prompt's parts go where they go when it is served: a soft prompt into every source, a prefix in front of the target,
-the source and what cross attention reads. Gradients pass through both stacks. A source is read once, however many
-targets go on from it.
+A prompt's parts go where they go when it is served: a soft prompt into every source, and what of it is for targets in
+front of these; a prefix in front of the target, the source and what cross attention reads. Gradients pass through both
+stacks. A source is read once, however many targets go on from it.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def _target_side(model: FrozenModel, group: PromptedTexts) -> Side:
     if group.context is not None:
         given, first = [group.context.key_values], group.context.num_positions
         softs = [] if group.context.source is None else [group.context.source.target_front]
+    if group.target_soft is not None:
+        softs.append(group.target_soft)
     bank = bank_of(model, group, "target")
     if bank is not None:
         given.append(bank)

@@ -92,9 +92,10 @@ class TrainingJob:
         self.config = config
         kind = METHODS[config.method.name].kind
         self.objective = objective_for(model, task, kind) if teacher is None else DistillObjective()
+        self.objective.num_target_tokens = config.method.num_target_tokens
         self.data_digest = data_digest([*train, *validation])
         self._behind, self._teacher = behind, teacher
-        self._num_before = config.method.num_virtual_tokens + (0 if behind is None else behind.num_tokens)
+        self._num_before = config.method.num_before + (0 if behind is None else behind.num_tokens)
         self._train_rows = encode_examples(model, task, train, self._num_before)
         held_out = encode_examples(model, task, shuffled(validation, config.seed), self._num_before)
         if teacher is not None:
@@ -236,7 +237,7 @@ class TrainingJob:
     ) -> Shares[Scores]:
         """Measure a prompt behind a context on rows; return its `Scores`."""
         tallies = []
-        num_before = 0 if prompt is None else self.config.method.num_virtual_tokens
+        num_before = 0 if prompt is None else self.config.method.num_before
         num_before += 0 if context is None else context.num_tokens
         lengths = [self.objective.num_tokens(row) for row in rows]
         for batch in evaluation_batches(lengths, MAX_SHARE_TOKENS, num_before):

@@ -59,6 +59,8 @@ class Objective(ABC):
     has_labels: bool = False
     num_classes: int = 0
     """Classes of a head that is learned beside the prompt; 0 for none."""
+    num_target_tokens: int = 0
+    """Rows of a soft prompt, its last, that stand in front of targets."""
     wants_keys: bool = False
     """Whether `keep` is called, where a text's keys do not depend on a source."""
 

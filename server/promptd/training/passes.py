@@ -86,7 +86,12 @@ def _forward(
     model: FrozenModel, shares: Sequence[Share], between_layers: BetweenLayers | None
 ) -> list[tuple[Share, Tally]]:
     groups = [
-        dataclasses.replace(share.objective.texts(share.rows, share.prompt), context=share.context) for share in shares
+        dataclasses.replace(
+            share.objective.texts(share.rows, share.prompt),
+            context=share.context,
+            num_target=share.objective.num_target_tokens,
+        )
+        for share in shares
     ]
     tallies = []
     if any(share.objective.wants_keys for share in shares) and not model.has_sources:

@@ -51,8 +51,14 @@ class Cell:
     num_per_label: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; `learner` holds the method's name too."""
-        return {**asdict(self), "learner": {"name": self.learner.name, **asdict(self.learner)}}
+        """Return plain values; `learner` holds the method's name too.
+
+        What was run before there were tokens for targets keeps its name.
+        """
+        learner = {"name": self.learner.name, **asdict(self.learner)}
+        if not learner.get("num_target_tokens"):
+            learner.pop("num_target_tokens", None)
+        return {**asdict(self), "learner": learner}
 
     @property
     def file_name(self) -> str:

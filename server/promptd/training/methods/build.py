@@ -37,8 +37,9 @@ def build_method(
     the activations that its soft prompt has there. With `num_classes` a head for so many is learned beside it.
 
     Raises `InvalidRequestError`: init 'class_labels' without label words, a text without tokens, a warm start that
-    this model or this method cannot use.
+    this model or this method cannot use, tokens for a target where there is no source beside it.
     """
+    _check_target(config, model)
     generator = torch.Generator().manual_seed(seed)
     if warm_start is None:
         start = _initial(config, model, generator, label_words)
@@ -55,7 +56,7 @@ def build_method(
 def _initial(
     config: MethodConfig, model: FrozenModel, generator: torch.Generator, label_words: Mapping[str, str] | None
 ) -> torch.Tensor:
-    count = config.num_virtual_tokens
+    count = config.num_learned_tokens
     if config.init == "random_uniform":
         return random_uniform(model, count, generator)
     if config.init == "text":
@@ -84,8 +85,23 @@ def _warm(config: MethodConfig, model: FrozenModel, generator: torch.Generator, 
     if is_prefix and METHODS[config.name].kind != PromptKind.PREFIX:
         message = f"warm_start must be a soft prompt for method {config.name!r}, got a prefix"
         raise InvalidRequestError(message, param="warm_start")
-    fresh = sampled_vocabulary(model, config.num_virtual_tokens, generator, config.init_vocabulary).cpu()
+    fresh = sampled_vocabulary(model, config.num_learned_tokens, generator, config.init_vocabulary).cpu()
+    prompt = prompt[..., : config.num_virtual_tokens, :]  # what it begins is the source's part
     return fitted(prompt.detach().cpu().float(), as_prefix(model, fresh, banks=banks) if is_prefix else fresh)
+
+
+def _check_target(config: MethodConfig, model: FrozenModel) -> None:
+    if not config.num_target_tokens:
+        return
+    if isinstance(config, PrefixConfig):
+        lacks = "a prefix has its banks"
+    elif model.reads_whole or not model.has_sources:
+        lacks = "this base model has no source beside its target"
+    else:
+        return
+    raise InvalidRequestError(
+        f"num_target_tokens must be 0: {lacks}, got {config.num_target_tokens}", param="num_target_tokens"
+    )
 
 
 def _banks(config: PrefixConfig, model: FrozenModel) -> Banks:

@@ -18,6 +18,9 @@ NUM_FREQUENT_TOKENS = 5000
 TokenCount = Annotated[
     int, Rule(f"a whole number from 1 to {MAX_VIRTUAL_TOKENS}", lambda value: 1 <= value <= MAX_VIRTUAL_TOKENS)
 ]
+TargetCount = Annotated[
+    int, Rule(f"a whole number from 0 to {MAX_VIRTUAL_TOKENS}", lambda value: 0 <= value <= MAX_VIRTUAL_TOKENS)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,19 @@ class MethodConfig:
     """Vocabulary rows that are sampled: the first ones, in most tokenizers the most frequent (None: all)."""
     learning_rate: Positive = 0.3
     """In units of the standard deviation of the embedding output (prefixes: of the layers' activations)."""
+    num_target_tokens: TargetCount = 0
+    """Of a soft prompt for a sequence-to-sequence model: embeddings that stand in front of the target, learned beside
+    those in the source."""
+
+    @property
+    def num_learned_tokens(self) -> int:
+        """Virtual tokens of both sides: rows of what is learned, the source's first."""
+        return self.num_virtual_tokens + self.num_target_tokens
+
+    @property
+    def num_before(self) -> int:
+        """Virtual tokens that stand before a row's own, on the side that has more of them."""
+        return max(self.num_virtual_tokens, self.num_target_tokens)
 
     def __post_init__(self) -> None:
         check_fields(self)

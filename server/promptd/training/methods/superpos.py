@@ -32,14 +32,15 @@ class SuperPosConfig(MethodConfig):
 
     learning_rate: Positive = 0.3
     num_rows: Size = 128
-    """Embeddings that are mixed; at least num_virtual_tokens."""
+    """Embeddings that are mixed; at least as many as are learned."""
     train_rows: bool = False
     """True: a change of the rows is learned, too."""
 
     def __post_init__(self) -> None:
         MethodConfig.__post_init__(self)
-        if self.num_rows < self.num_virtual_tokens:
-            message = f"num_rows must be at least num_virtual_tokens = {self.num_virtual_tokens}, got {self.num_rows}"
+        if self.num_rows < self.num_learned_tokens:
+            tokens = f"num_virtual_tokens + num_target_tokens = {self.num_learned_tokens}"
+            message = f"num_rows must be at least {tokens}, got {self.num_rows}"
             raise InvalidRequestError(message, param="num_rows")
 
 
@@ -57,7 +58,7 @@ class SuperPosPrompt(PromptMethod):
         """`start` is E: `[num_rows, hidden_size]`, the initial prompt first."""
         super().__init__(config, start, embedding_std, generator)
         self.register_buffer("rows", start.clone())
-        self.coefficients = nn.Parameter(torch.eye(config.num_virtual_tokens, len(start)))
+        self.coefficients = nn.Parameter(torch.eye(config.num_learned_tokens, len(start)))
         self.change = nn.Parameter(torch.zeros_like(start)) if config.train_rows else None
 
     @classmethod
