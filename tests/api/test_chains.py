@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from promptd_store import PromptArtifact
+from promptd_store import MAX_CHAIN_PROMPTS, PromptArtifact
 
 from promptd.tenancy import Counts
 from tests.api.conftest import LiveServer
@@ -85,6 +85,10 @@ def test_without_its_base_it_is_not_served(http: httpx.Client, prompts: tuple[Pr
     long = http.post("/v1/completions", json=ASK | {"prompt_ids": ["user"] * 6})
     assert (long.status_code, long.json()["error"]["param"]) == (400, "prompt_ids")
     assert "18 prompts" in long.json()["error"]["message"]
+    most = [*["user"] * 5, "p4"]
+    assert len(tokens(http, prompt_ids=most)[1]) == MAX_CHAIN_PROMPTS  # control: as many as may be
+    more = http.post("/v1/completions", json=ASK | {"prompt_ids": [*most, "p4"]})
+    assert (more.status_code, f"{MAX_CHAIN_PROMPTS} are allowed" in more.json()["error"]["message"]) == (400, True)
 
 
 def test_every_prompt_of_a_chain_is_of_use(

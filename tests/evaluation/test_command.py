@@ -9,6 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from promptd.cli import app
+from promptd.evaluation import TASKS, beam_search, read_rows
+from promptd.evaluation.rows import items_of
+from promptd.llm import LLM
 from tests.api.conftest import LiveServer
 from tests.evaluation.test_runner import LABELLED
 
@@ -89,3 +92,24 @@ def test_mistakes_are_one_clear_line(server: LiveServer, rows: str, tmp_path: Pa
         assert result.exit_code == 1, result.output
         assert message in result.output
         assert "Traceback" not in result.output
+
+
+def test_beams_are_searched(tiny_models: dict[str, Path], server: LiveServer, tmp_path: Path) -> None:
+    """`--beams` answers as the search itself does, and not as greedily; a server is not asked for them."""
+    answers = tmp_path / "answers.jsonl"
+    rows = ["--task", "e2e", "--data", str(DATA), "--limit", "3"]
+    said = {}
+    for beams in ("1", "3"):
+        options = ["--model", str(tiny_models["llama"]), "--beams", beams, "--predictions", str(answers)]
+        result = run(*options, *rows)
+        assert result.exit_code == 0, result.output
+        assert ("generated greedily" if beams == "1" else "generated with 3 beams") in result.output
+        lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+        said[beams] = [line["prediction"] for line in lines]
+    llm, task = LLM(tiny_models["llama"]), TASKS["e2e"]
+    texts = [item.example.fields["text"] + "\n" for item in items_of(read_rows(DATA, task, limit=3))]
+    found = beam_search(llm, texts, [None] * len(texts), num_beams=3, max_tokens=task.max_tokens)
+    assert said["3"] == [llm.model.decode(tokens).partition("\n")[0].strip() for tokens in found]
+    assert said["1"] != said["3"]  # control
+    refused = run("--url", server.url, "--beams", "3", *rows)
+    assert (refused.exit_code, "num_beams must be 1 over a server, got 3" in refused.output) == (1, True)

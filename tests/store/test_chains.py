@@ -93,6 +93,8 @@ async def test_a_bad_base_is_refused(catalog: PromptCatalog, store: Store) -> No
         assert (refused.value.code, refused.value.param) == (code, "behind")
     with pytest.raises(PromptNotFoundError):
         await catalog.resolve("acme", "new")
+    longest = ["task"] * (MAX_CHAIN_PROMPTS - 1)  # control: as many as may be
+    assert len((await catalog.publish("acme", "new", soft_file(3), behind=longest)).behind) == len(longest)
 
 
 async def test_others_see_a_public_chain_only(catalog: PromptCatalog) -> None:
