@@ -13,13 +13,15 @@ from promptd_store import render_template
 
 from promptd.llm import LLM
 from promptd.modeling import load_model
+from promptd.training import MethodConfig
 from tests.bench.experiments.__main__ import main
 from tests.bench.experiments.cells import Cell, Results
 from tests.bench.experiments.plans import FULL_TUNING, LORA, PT, RPT, SMOKE
 from tests.bench.experiments.run import Laboratory
-from tests.bench.experiments.superglue import Asked, plan, run_all
+from tests.bench.experiments.superglue import RATES, Asked, plan, run_all
 from tests.bench.experiments.superglue_sets import SUPERGLUE, TITLES, count_rows, load_halves
 from tests.bench.experiments.superglue_tables import tables_of
+from tests.bench.experiments.weights import WeightConfig
 from tests.tiny_models import make_tiny_model
 
 AS_TEXT = {
@@ -126,7 +128,7 @@ def test_an_interrupted_run_goes_on_and_does_nothing_twice(
         run_all(Laboratory(long_encoder, superglue_data, results, LLM(model)), results, superglue_data, asked, None)
     stop_after = 99
     assert run_all(Laboratory(long_encoder, superglue_data, results, LLM(model)), results, superglue_data, asked, None)
-    assert len(put) == len(set(put)) == 2 * 2 * (3 + 1)
+    assert len(put) == len(set(put)) == 2 * 2 * (len(RATES[PT]) + 1)
     assert {name.split("/")[0] for name in put} == {"copa-head", "wsc-head"}
     before = list(put)
     assert run_all(Laboratory(long_encoder, superglue_data, results, LLM(model)), results, superglue_data, asked, None)
@@ -150,7 +152,7 @@ def test_the_command_runs_a_model_that_writes_and_fills_the_page(
     assert "ReCoRD: not available" in said and "superglue_record/train.jsonl" in said
     (made,) = (tmp_path / "out").iterdir()
     wsc = [json.loads(path.read_text()) for path in (made / "wsc-text").iterdir()]
-    assert len(wsc) == 2 * 3 + 1  # rates, and the bare model
+    assert len(wsc) == len(RATES[PT]) + len(RATES[LORA]) + 1  # rates, and the bare model
     assert all(set(result["held_out"]["metrics"]) == {"accuracy"} for result in wsc)
     page = tmp_path / "page.md"
     marks = "".join(f"<!-- begin {name} -->\nold {name}\n<!-- end {name} -->\n" for name in ("core", "superglue"))
@@ -187,16 +189,23 @@ def _filled(asked: Asked, results: Results, selected: Any, reported: Any) -> Non
             )
 
 
+def _rate(cell: Cell) -> float:
+    assert isinstance(cell.learner, MethodConfig | WeightConfig)
+    return cell.learner.learning_rate
+
+
 def test_rates_are_chosen_on_selecting_rows_and_gaps_are_paired(tmp_path: Path) -> None:
-    """The middle rate selects best and reports worst: it is taken. Residual is 10 points ahead in one task and seed,
+    """The last rate selects best and reports worst: it is taken. Residual is 10 points ahead in one task and seed,
     20 in the others."""
     results, asked = Results(tmp_path), _asked("head", ("boolq", "cb", "record"), (PT, RPT, FULL_TUNING))
 
+    last = {RATES[label][-1] for label in asked.learners}
+
     def selected(cell: Cell) -> float:
-        return {0.3: 0.5, 1.0: 0.9}.get(getattr(cell.learner, "learning_rate"), 0.6)  # noqa: B009 - of any learner
+        return 0.9 if _rate(cell) in last else 0.5
 
     def reported(cell: Cell) -> float:
-        base = 0.1 if getattr(cell.learner, "learning_rate") in (1.0, 3e-5) else 0.9  # noqa: B009 - of any learner
+        base = 0.1 if _rate(cell) in last else 0.9
         ahead = 0.1 if (cell.task, cell.seed) == ("boolq-head", 1) else 0.2
         return base + (ahead if cell.learner.name == "residual" else 0.0)
 
@@ -211,4 +220,4 @@ def test_rates_are_chosen_on_selecting_rows_and_gaps_are_paired(tmp_path: Path) 
     assert gain["BoolQ"].startswith("15.0 ±") and gain["CB"] == "20.0 ± 0.0"
     assert gain["**mean**, 95 % interval over seeds"] == "17.5 ± 31.8"  # 20 and 15: 12.706 * 3.5355 / sqrt(2)
     assert gain["better, of all pairs of a task and a seed"] == "4 of 4, equal in 0"
-    assert f"| {PT} | 1 | **90.0** | **90.0** |" in made["superglue_rates"]
+    assert f"| {PT} | {RATES[PT][-1]:g} | **90.0** | **90.0** |" in made["superglue_rates"]
