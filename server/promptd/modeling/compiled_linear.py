@@ -61,12 +61,14 @@ class CompiledLinear(FrozenLinear):
             raise RuntimeError("the kernel of linear layers is not compiled")
         self._kernel = kernel
         num_outputs, num_inputs = weight.shape
-        num_panels = -(-num_outputs // kernel.panel)
+        num_full, num_left = divmod(num_outputs, kernel.panel)
+        num_panels = num_full + (num_left > 0)
         self._packed = _empty_in_huge_pages(num_panels * kernel.panel * num_inputs)
         panels = self._packed.view(num_panels, num_inputs, kernel.panel)
-        for panel, outputs in zip(panels, weight.split(kernel.panel), strict=True):
-            panel[:, len(outputs) :] = 0.0
-            panel[:, : len(outputs)] = outputs.t()
+        full = weight[: num_full * kernel.panel].unflatten(0, (num_full, kernel.panel))
+        panels[:num_full] = full.transpose(1, 2)
+        panels[num_full:, :, num_left:] = 0.0
+        panels[num_full:, :, :num_left] = weight[num_full * kernel.panel :].t()
         self._bias = torch.zeros(num_panels * kernel.panel)
         if bias is not None:
             self._bias[:num_outputs] = bias
