@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from promptd.modeling import activations, compiled_linear, decode_kernel, kernels
+from promptd.modeling import activations, compiled_linear, decode_kernel, kernels, quantized_linear
 
-_CACHES = (decode_kernel.decode_kernel, compiled_linear._kernel, compiled_linear.can_compile, activations._kernel)
+_CACHES = (
+    decode_kernel.decode_kernel,
+    compiled_linear._kernel,
+    compiled_linear.can_compile,
+    activations._kernel,
+    quantized_linear._kernel,
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from promptd.modeling import activations, compiled_linear, load_model
+from promptd.modeling import activations, compiled_linear, load_model, quantized_linear
 from promptd.modeling.compiled_linear import LINEAR, CompiledLinear
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED, decode_kernel
 from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled, load_kernel
@@ -75,7 +75,8 @@ def test_other_processors_kernels_are_right(
     assert compiled_linear.can_compile()
     assert decode_kernel(torch.float32) is not None
     assert activations._kernel() is not None
-    assert len(list(fresh_kernels.iterdir())) == 3
+    assert quantized_linear._kernel() is not None
+    assert len(list(fresh_kernels.iterdir())) == 4
 
 
 @pytest.mark.long
@@ -87,7 +88,7 @@ def test_an_image_compiles_for_every_processor(fresh_kernels: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {path.name for path in fresh_kernels.iterdir()}
-    assert len(names) == 8  # four kernels for two kinds
+    assert len(names) == 10  # five kernels for two kinds
     for capability in CAPABILITIES:
         assert compiled(LINEAR, (), fresh_kernels, capability).name in names
         assert compiled(DECODE_ATTENTION, (STORED[torch.float32],), fresh_kernels, capability).name in names

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from promptd.errors import ModelRefusedError
-from promptd.modeling import load_model
+from promptd.modeling import load_model, quantized_linear
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
 from promptd.training import forward_texts
 
@@ -88,3 +88,34 @@ def test_what_cannot_be_is_refused(tiny_models: dict[str, Path]) -> None:
     """Another name is an error that says which there are."""
     with pytest.raises(ModelRefusedError, match="none, int8"):
         load_model(tiny_models["gpt2"], quantization="int4")
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 130, 768])
+@pytest.mark.usefixtures("compiler")
+def test_the_compiled_steps_are_torchs(width: int) -> None:
+    """Rows become the same integers and sizes, and sums the same numbers, but for one step of rounding."""
+    kernel = quantized_linear._kernel()
+    assert kernel is not None
+    rows = torch.randn(50, width) * torch.logspace(-3, 3, 50).unsqueeze(1)
+    rows[7] = 0.0
+    (integers, sizes), (expected, wanted) = (quantized_linear._quantized(one, rows) for one in (kernel, None))
+    assert torch.equal(sizes, wanted)
+    assert (integers.int() - expected.int()).abs().max() <= 1 and (integers != expected).float().mean() < 0.01
+    for bias in (None, torch.randn(width)):
+        found, right = (quantized_linear._rescaled(one, rows.clone(), sizes, bias) for one in (kernel, None))
+        torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 17, 40])
+@pytest.mark.usefixtures("compiler")
+def test_what_is_not_a_number_shows_in_its_row(bad: float, place: int) -> None:
+    """Wherever in a row it stands, also at an end that fills no vector."""
+    quantized = layer(41)
+    rows = torch.randn(5, 41)
+    clean = quantized(rows)
+    rows[2, place] = bad
+    found = quantized(rows)
+    assert not found[2].isfinite().any()
+    others = [0, 1, 3, 4]
+    assert torch.equal(found[others], clean[others])

@@ -8,12 +8,15 @@ this is 3 to 5 times as fast as float32; without VNNI activations are kept to 7 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 
 import torch
 
 from promptd.modeling.frozen_linear import FrozenLinear, runs_here
+from promptd.modeling.kernels import load_kernel, logger
 
+QUANTIZE = "quantize.c"
 LARGEST_WEIGHT = 127
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -40,15 +43,59 @@ class QuantizedLinear(FrozenLinear):
         self._zeros = torch.zeros(len(wide), dtype=torch.int32)
         integers = (wide / self._scales.unsqueeze(1)).round().to(torch.int8)
         self._packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(integers, None)
+        self._wide_bias = None if bias is None else bias.detach().float().contiguous()
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply; each row has a scale of its own."""
-        wide, largest = rows.float(), _largest_activation()
-        sizes = wide.abs().amax(1, keepdim=True)  # [num_rows, 1]
-        integers = (wide * (largest / sizes.clamp_min(_TINY))).add_(largest + 1.5).to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
+        integers, sizes = _quantized(_kernel(), rows.float().contiguous())
+        largest = _largest_activation()
+        sums = torch.ops.onednn.qlinear_pointwise(
             integers, 1 / largest, largest + 1, self._packed, self._scales, self._zeros,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        scaled = product * sizes if self.bias is None else torch.addcmul(self.bias.float(), product, sizes)
-        return scaled.to(rows.dtype)
+        return _rescaled(_kernel(), sums, sizes, self._wide_bias).to(rows.dtype)
+
+
+@functools.cache
+def _kernel() -> ctypes.CDLL | None:
+    """Return what is around the product in one pass each, `kernels/quantize.c`, where it can be had and is right."""
+    library = load_kernel(QUANTIZE)
+    if library is None:
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.promptd_quantize.argtypes = [pointer, number, number, number, pointer, pointer, number]
+    library.promptd_rescale.argtypes = [pointer, number, number, pointer, pointer, number]
+    library.promptd_quantize.restype = library.promptd_rescale.restype = None
+    rows = torch.randn(3, 41, generator=torch.Generator().manual_seed(0))
+    found, wanted = _quantized(library, rows), _quantized(None, rows)
+    is_right = all(torch.allclose(one.float(), other.float()) for one, other in zip(found, wanted, strict=True))
+    bias = torch.arange(41.0)
+    ours, torchs = (_rescaled(which, rows.clone(), found[1], bias) for which in (library, None))
+    if is_right and torch.allclose(ours, torchs, atol=1e-5):
+        return library
+    logger.warning("%s: torch's ops are used: the compiled one is wrong on this machine", QUANTIZE)
+    return None
+
+
+def _quantized(kernel: ctypes.CDLL | None, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows `[num_rows, in_features]` as uint8, and each row's largest magnitude `[num_rows, 1]`."""
+    largest = _largest_activation()
+    if kernel is None:
+        sizes = rows.abs().amax(1, keepdim=True)
+        return (rows * (largest / sizes.clamp_min(_TINY))).add_(largest + 1.5).to(torch.uint8), sizes
+    integers, sizes = torch.empty_like(rows, dtype=torch.uint8), rows.new_empty(rows.shape[0], 1)
+    kernel.promptd_quantize(
+        rows.data_ptr(), *rows.shape, largest, integers.data_ptr(), sizes.data_ptr(), torch.get_num_threads()
+    )
+    return integers, sizes
+
+
+def _rescaled(
+    kernel: ctypes.CDLL | None, sums: torch.Tensor, sizes: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return sums `[num_rows, out_features]` times their row's size, and the bias; `sums` may be overwritten."""
+    if kernel is None:
+        return sums * sizes if bias is None else torch.addcmul(bias, sums, sizes)
+    at_bias = None if bias is None else bias.data_ptr()
+    kernel.promptd_rescale(sums.data_ptr(), *sums.shape, sizes.data_ptr(), at_bias, torch.get_num_threads())
+    return sums

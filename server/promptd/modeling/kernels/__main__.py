@@ -9,12 +9,13 @@ from promptd.modeling.activations import GELU
 from promptd.modeling.compiled_linear import LINEAR
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED
 from promptd.modeling.kernels import CAPABILITIES, compiled
+from promptd.modeling.quantized_linear import QUANTIZE
 
 parser = argparse.ArgumentParser(prog="python -m promptd.modeling.kernels", description=__doc__)
 parser.add_argument("folder", type=Path)
 folder: Path = parser.parse_args().folder
 for capability in CAPABILITIES:
-    for source in (LINEAR, GELU):
+    for source in (LINEAR, GELU, QUANTIZE):
         compiled(source, (), folder, capability)
     for define in STORED.values():
         compiled(DECODE_ATTENTION, (define,), folder, capability)
