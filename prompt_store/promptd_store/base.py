@@ -154,8 +154,17 @@ class Store(Protocol):
         """Return one record."""
         ...
 
-    async def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[Record]:
-        """Return the records whose key starts with `prefix` and is greater than `after`, ordered by key."""
+    async def get_many(self, keys: Sequence[str]) -> list[Record | None]:
+        """Return records in the order of their keys; None for each that is not there."""
+        ...
+
+    async def scan(
+        self, prefix: str, *, after: str = "", limit: int | None = None, containing: str = ""
+    ) -> list[Record]:
+        """Return the records whose key starts with `prefix` and is greater than `after`, ordered by key.
+
+        With `containing` only those that have these characters behind the prefix, ASCII letters in either case.
+        """
         ...
 
     async def transact(

@@ -25,10 +25,11 @@ from promptd_store.errors import (
     PromptNotFoundError,
     StoreUnavailableError,
 )
+from promptd_store.listing import PromptListing
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
 from promptd_store.namebook import NameBook, StoredName
-from promptd_store.names import check_name, check_tenant, digest_key, parse_pin, version_key
+from promptd_store.names import PromptRef, check_name, check_tenant, digest_key, parse_pin, version_key
 from promptd_store.passing_thread import compute
 from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
@@ -64,6 +65,7 @@ class PromptCatalog:
         self._clock = clock
         self._names = NameBook(store)
         self._visible = VisiblePrompts(self._names, spec)
+        self._listing = PromptListing(self._names, spec)
         self._remembered = RememberedNames(outage_seconds)
         self.shares = PromptShares(self._names)
         """With whom prompts are shared."""
@@ -233,9 +235,16 @@ class PromptCatalog:
             return None
         return await self.store.get_blob(record.tenant, record.sidecar_digest)
 
-    async def list(self, tenant: str, *, include_public: bool = False, all_bases: bool = False) -> Records:
+    async def list(self, tenant: str, *, include_public: bool = False) -> Records:
         """Return what the tenant's names point to, by name; then public and shared ones of others, where asked for."""
-        return await self._visible.all(tenant, include_public=include_public, all_bases=all_bases)
+        records, _ = await self._listing.page(tenant, include_others=include_public)
+        return records
+
+    async def page(
+        self, tenant: str, *, limit: int, after: PromptRef | None = None, search: str = ""
+    ) -> tuple[Records, bool]:
+        """Return a part of `list`, others' included, and whether there is more behind it; see `PromptListing.page`."""
+        return await self._listing.page(tenant, limit=limit, after=after, search=search)
 
     async def versions(self, tenant: str, ref: str) -> Records:
         """Return the versions of `[owner/]name` that the tenant may see, newest first."""

@@ -85,9 +85,15 @@ class EmbeddedStore:
         """Return one record."""
         return await self._run(self._record_thread, lambda: self._records.get(key))
 
-    async def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[Record]:
+    async def get_many(self, keys: Sequence[str]) -> list[Record | None]:
+        """Return many records."""
+        return await self._run(self._record_thread, lambda: [self._records.get(key) for key in keys])
+
+    async def scan(
+        self, prefix: str, *, after: str = "", limit: int | None = None, containing: str = ""
+    ) -> list[Record]:
         """Return records by prefix, ordered by key."""
-        return await self._run(self._record_thread, lambda: self._records.scan(prefix, after, limit))
+        return await self._run(self._record_thread, lambda: self._records.scan(prefix, after, limit, containing))
 
     async def transact(
         self,

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
-from promptd_store.base import Append, Check, Lease, Put, Store
+from promptd_store.base import Append, Check, Lease, Put, Record, Store
 from promptd_store.errors import CheckFailedError, StoreUnavailableError
 from promptd_store.holdings import PROMPTS, STORED_BYTES, hold
 from promptd_store.names import (
@@ -48,23 +48,31 @@ class NameBook:
 
     async def read(self, tenant: str, name: str) -> StoredName:
         """Read a name; one that never was has the empty state."""
-        stored = await self._store.get(prompt_key(tenant, name))
-        if stored is None:
-            return StoredName(tenant, name, None, PromptName())
-        return StoredName(tenant, name, stored.etag, PromptName.from_bytes(stored.value))
+        return _stored(tenant, name, await self._store.get(prompt_key(tenant, name)))
 
-    async def names(self, tenant: str) -> list[StoredName]:
-        """Read all names of a tenant, ordered."""
+    async def read_many(self, names: Sequence[tuple[str, str]]) -> list[StoredName]:
+        """Read names, each a (tenant, name)."""
+        records = await self._store.get_many([prompt_key(*one) for one in names])
+        return [_stored(*one, record) for one, record in zip(names, records, strict=True)]
+
+    async def names(
+        self, tenant: str, *, after: str = "", limit: int | None = None, search: str = ""
+    ) -> list[StoredName]:
+        """Read names of a tenant, deleted ones too, ordered; with `search` those that have these characters."""
         prefix = prompt_key(tenant, "")
-        return [
-            StoredName(tenant, record.key.removeprefix(prefix), record.etag, PromptName.from_bytes(record.value))
-            for record in await self._store.scan(prefix)
-        ]
+        found = await self._store.scan(prefix, after=prefix + after, limit=limit, containing=search)
+        return [_stored(tenant, record.key.removeprefix(prefix), record) for record in found]
 
     async def version(self, tenant: str, name: str, number: int) -> PromptRecord | None:
         """Read one version."""
         stored = await self._store.get(version_key(tenant, name, number))
         return None if stored is None else PromptRecord.from_bytes(stored.value)
+
+    async def read_versions(self, wanted: Sequence[tuple[StoredName, int]]) -> list[PromptRecord | None]:
+        """Read versions by name and number."""
+        keys = [version_key(one.tenant, one.name, number) for one, number in wanted]
+        found = await self._store.get_many(keys)
+        return [None if one is None else PromptRecord.from_bytes(one.value) for one in found]
 
     async def versions(self, tenant: str, name: str) -> list[PromptRecord]:
         """Read all versions of a name, oldest first."""
@@ -81,13 +89,14 @@ class NameBook:
         stored = await self._store.get(public_key(name))
         return None if stored is None else stored.value.decode()
 
-    async def public_names(self) -> list[tuple[str, str]]:
-        """Return (owner, name) of all bare public names, ordered by name."""
+    async def public_names(self, *, after: str = "", limit: int, search: str = "") -> list[tuple[str, str]]:
+        """Return (owner, name) of bare public names, ordered by name; with `search` as `names` does."""
         prefix = public_key("")
-        return [(one.value.decode(), one.key.removeprefix(prefix)) for one in await self._store.scan(prefix)]
+        found = await self._store.scan(prefix, after=prefix + after, limit=limit, containing=search)
+        return [(one.value.decode(), one.key.removeprefix(prefix)) for one in found]
 
     async def granted_names(self, tenant: str) -> list[tuple[str, str]]:
-        """Return (owner, name) of all that others share with a tenant, ordered by name."""
+        """Return (owner, name) of all that others share with a tenant, in no order."""
         prefix = granted_prefix(tenant)
         found = [one.key.removeprefix(prefix).split(":") for one in await self._store.scan(prefix)]
         return [(owner, name) for name, owner in found]
@@ -148,3 +157,9 @@ class NameBook:
                     if error.key not in own_keys:
                         raise
         raise StoreUnavailableError(f"prompt {name!r} is being changed by too many writers at once", param="name")
+
+
+def _stored(tenant: str, name: str, record: Record | None) -> StoredName:
+    if record is None:
+        return StoredName(tenant, name, None, PromptName())
+    return StoredName(tenant, name, record.etag, PromptName.from_bytes(record.value))

@@ -85,11 +85,19 @@ class RecordFile:
         row = self._connection.execute("SELECT key, value, etag FROM records WHERE key = ?", (key,)).fetchone()
         return None if row is None else Record(row[0], row[1], str(row[2]))
 
-    def scan(self, prefix: str, after: str, limit: int | None) -> list[Record]:
+    def scan(self, prefix: str, after: str, limit: int | None, containing: str) -> list[Record]:
         """Read records by prefix, ordered by key."""
         rows = self._connection.execute(
-            "SELECT key, value, etag FROM records WHERE key >= ? AND key < ? AND key > ? ORDER BY key LIMIT ?",
-            (prefix, prefix + _LAST_CHAR, after, -1 if limit is None else limit),
+            "SELECT key, value, etag FROM records WHERE key >= ? AND key < ? AND key > ?"
+            " AND instr(lower(substr(key, ?)), ?) > 0 ORDER BY key LIMIT ?",
+            (
+                prefix,
+                prefix + _LAST_CHAR,
+                after,
+                len(prefix) + 1,
+                containing.lower(),
+                -1 if limit is None else limit,
+            ),
         )
         return [Record(key, value, str(etag)) for key, value, etag in rows]
 

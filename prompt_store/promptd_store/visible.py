@@ -52,29 +52,12 @@ class VisiblePrompts:
             record = await self._names.version(owner, name, chosen)
             if record is None and number is None and version is None:
                 continue  # deleted between the two reads: look again
-            record = None if record is None else _as_seen(viewer, state, record)
+            record = None if record is None else as_seen(viewer, state, record)
             if record is None:
                 return None
             self.check_base(record)
             return current.applied_to(record) if current else replace(record, is_current=False)
         return None
-
-    async def all(self, tenant: str, *, include_public: bool = False, all_bases: bool = False) -> list[PromptRecord]:
-        """Return what the tenant's names point to, by name; then public and shared ones of others, where asked for."""
-        found = await self._names.names(check_tenant(tenant))
-        if include_public:
-            others = {*await self._names.public_names(), *await self._names.granted_names(tenant)}
-            by_name = sorted((name, owner) for owner, name in others if owner != tenant)
-            found += [await self._names.read(owner, name) for name, owner in by_name]
-        records: list[PromptRecord] = []
-        for stored in found:
-            usable = stored.state.current_for(self._spec.fingerprint)
-            for current in stored.state.current.values() if all_bases else [usable] if usable else []:
-                record = await self._names.version(stored.tenant, stored.name, current.number)
-                seen = None if record is None else _as_seen(tenant, stored.state, record)
-                if seen is not None:
-                    records.append(current.applied_to(seen))
-        return records
 
     async def versions(self, tenant: str, ref: str) -> list[PromptRecord]:
         """Return the versions of `[owner/]name` that the tenant may see, newest first."""
@@ -82,7 +65,7 @@ class VisiblePrompts:
         async for owner in self._owners(check_tenant(tenant), parsed):
             state = (await self._names.read(owner, parsed.name)).state
             records = await self._names.versions(owner, parsed.name) if _may_see_name(tenant, owner, state) else []
-            visible = [_as_seen(tenant, state, record) for record in reversed(records)]
+            visible = [as_seen(tenant, state, record) for record in reversed(records)]
             seen = [state.applied_to(record, self._spec.fingerprint) for record in visible if record is not None]
             if seen:
                 return seen
@@ -114,7 +97,7 @@ def _may_see_name(viewer: str, owner: str, state: PromptName) -> bool:
     return state.is_public or (bool(state.current) and (viewer == owner or viewer in state.shared_with))
 
 
-def _as_seen(viewer: str, state: PromptName, record: PromptRecord) -> PromptRecord | None:
+def as_seen(viewer: str, state: PromptName, record: PromptRecord) -> PromptRecord | None:
     """Return a version as a tenant sees it; None where it may not."""
     if viewer == record.tenant or record.visibility == "public":
         return record

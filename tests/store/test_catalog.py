@@ -156,8 +156,8 @@ async def test_one_version_per_base_model(catalog: PromptCatalog, store: Store) 
         await third.load(mine)
     with pytest.raises(PromptModelMismatchError):
         await other.rollback("acme", "tone", 1)
-    assert [record.number for record in await catalog.list("acme")] == [1]
-    assert sorted(record.number for record in await catalog.list("acme", all_bases=True)) == [1, 2]
+    for each, number in ((catalog, 1), (other, 2)):
+        assert [record.number for record in await each.list("acme")] == [number]
     with pytest.raises(ArtifactError) as refused:
         await other.publish("acme", "tone", soft_file(1, base_fingerprint=SPEC.fingerprint))
     assert (refused.value.code, refused.value.status) == ("base_mismatch", 409)

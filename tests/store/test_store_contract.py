@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import Any
 
 import pytest
 from promptd_store import (
@@ -109,6 +110,38 @@ async def test_scan_is_ordered_and_paged(store: Store) -> None:
         key.encode() for key in keys[10:13]
     ]
     assert await store.scan("{acme}:x") == []
+
+
+async def test_a_scan_can_look_for_characters(store: Store) -> None:
+    """Behind the prefix alone, in either case, taken as they are; what does not match counts for no limit."""
+    names = ["Tone", "a%b", "astonish", "b", "stone-1", "ton", "tone"]
+    await store.transact(puts=[Put("{tone}:n:" + name, name.encode()) for name in names])
+
+    async def found(containing: str, **what: Any) -> list[str]:
+        records = await store.scan("{tone}:n:", containing=containing, **what)
+        return [record.value.decode() for record in records]
+
+    assert await found("ton") == ["Tone", "astonish", "stone-1", "ton", "tone"]
+    assert await found("TONE") == ["Tone", "stone-1", "tone"]
+    assert await found("ton", after="{tone}:n:Tone", limit=2) == ["astonish", "stone-1"]
+    assert await found("%") == ["a%b"]
+    assert await found("n:") == await found("_") == await found(".") == []
+    assert await found("") == names
+    await store.transact(puts=[Put(f"{{tone}}:m:{number:05}", b"") for number in range(11_000)])
+    assert [one.key for one in await store.scan("{tone}:m:", containing="10999")] == ["{tone}:m:10999"]
+
+
+async def test_many_records_at_once(store: Store) -> None:
+    """In the order of the keys that were asked for, repeated ones too, with None for those that are not there."""
+    keys = [f"{{acme}}:n:{number:04}" for number in range(1200)]
+    await store.transact(puts=[Put(key, key.encode()) for key in keys[::2]])
+    asked = [*keys[::-1], keys[0]]
+    records = await store.get_many(asked)
+    assert [record and record.value for record in records] == [
+        key.encode() if int(key[-4:]) % 2 == 0 else None for key in asked
+    ]
+    assert records[-1] == await store.get(keys[0])
+    assert await store.get_many([]) == []
 
 
 async def test_transaction_is_all_or_nothing(store: Store) -> None:

@@ -21,6 +21,8 @@ from promptd_store.names import ERASED, PUBLIC_TENANT
 
 FEED_LENGTH = 10_000
 DONE_SECONDS = 60
+MOST_LOOKED_AT = 5000
+"""Keys that a search passes before it lets others have their turn."""
 
 _TOMBSTONES = f"p .. 'record:{ERASED}'"
 
@@ -147,14 +149,23 @@ return answer
 """
 )
 
-# ARGV: prefix, lowest, highest, limit (as ZRANGEBYLEX takes them). Answers key, stored, key, stored …
+# ARGV: prefix, lowest, highest, limit (as ZRANGEBYLEX takes them), lower-case characters that keys must have, and
+# behind how many bytes. Answers the key to go on behind, empty at the end; then key, stored, key, stored …
 SCAN = Script(
-    """
-local p = ARGV[1]
-local answer = {}
-for _, key in ipairs(redis.call('ZRANGEBYLEX', p .. 'records', ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])) do
-  answer[#answer + 1] = key
-  answer[#answer + 1] = redis.call('GET', p .. 'record:' .. key)
+    f"""
+local p, limit, wanted, from = ARGV[1], tonumber(ARGV[4]), ARGV[5], ARGV[6] + 1
+local most = wanted == '' and limit or {MOST_LOOKED_AT}
+local keys = redis.call('ZRANGEBYLEX', p .. 'records', ARGV[2], ARGV[3], 'LIMIT', 0, most)
+local answer = {{#keys == most and keys[most] or ''}}
+for _, key in ipairs(keys) do
+  if string.find(string.lower(string.sub(key, from)), wanted, 1, true) then
+    answer[#answer + 1] = key
+    answer[#answer + 1] = redis.call('GET', p .. 'record:' .. key)
+    if #answer > 2 * limit then
+      answer[1] = key
+      break
+    end
+  end
 end
 return answer
 """,

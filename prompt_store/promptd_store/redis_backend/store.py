@@ -112,20 +112,34 @@ class RedisStore:
         stored = await self._link.command("GET", f"{self._prefix}record:{key}")
         return None if stored is None else _record(key, stored)
 
-    async def scan(self, prefix: str, *, after: str = "", limit: int | None = None) -> list[Record]:
+    async def get_many(self, keys: Sequence[str]) -> list[Record | None]:
+        """Return many records; each page of some hundreds is read at one instant."""
+        records: list[Record | None] = []
+        for at in range(0, len(keys), PAGE):
+            page = keys[at : at + PAGE]
+            found = await self._link.command("MGET", *(f"{self._prefix}record:{key}" for key in page))
+            pairs = zip(page, found, strict=True)
+            records += [None if stored is None else _record(key, stored) for key, stored in pairs]
+        return records
+
+    async def scan(
+        self, prefix: str, *, after: str = "", limit: int | None = None, containing: str = ""
+    ) -> list[Record]:
         """Return records by prefix, ordered by key; each page of some hundreds is read at one instant."""
         records: list[Record] = []
         lowest, highest = _range(prefix)
         if after.encode() >= prefix.encode():
             lowest = b"(" + after.encode()
+        wanted = (containing.lower(), len(prefix.encode()))
         while limit is None or len(records) < limit:
             size = PAGE if limit is None else min(PAGE, limit - len(records))
-            found = await self._link.script(scripts.SCAN, self._tick, self._prefix, lowest, highest, size)
-            page = [_record(key.decode(), stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
-            records += page
-            if len(page) < size:
+            last, *found = await self._link.script(
+                scripts.SCAN, self._tick, self._prefix, lowest, highest, size, *wanted
+            )
+            records += [_record(key.decode(), stored) for key, stored in zip(found[::2], found[1::2], strict=True)]
+            if not last:
                 break
-            lowest = b"(" + page[-1].key.encode()
+            lowest = b"(" + last
         return records
 
     async def transact(

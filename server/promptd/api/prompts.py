@@ -17,6 +17,7 @@ from promptd_store import (
     PromptNameError,
     PromptNotFoundError,
     PromptRecord,
+    PromptRef,
     parse_name,
     to_peft,
 )
@@ -145,14 +146,11 @@ async def list_prompts(
     With `search` only those whose name has these characters, whatever their case.
     """
     tenant = principal_of(request).tenant
-    records = await services_of(request).catalog.list(tenant, include_public=True)
-    if search is not None:
-        records = [record for record in records if search.lower() in record.name.lower()]
-    if after is not None:
-        passed = _cursor(after, tenant)  # also where that prompt was deleted since
-        records = [record for record in records if _order(record.tenant, record.name, tenant) > passed]
-    data = [describe(record, tenant, is_listed=True) for record in records[:limit]]
-    return JSONResponse({"object": "list", "data": data, "has_more": len(records) > limit})
+    passed = None if after is None else _cursor(after)
+    catalog = services_of(request).catalog
+    records, has_more = await catalog.page(tenant, limit=limit, after=passed, search=search or "")
+    data = [describe(record, tenant, is_listed=True) for record in records]
+    return JSONResponse({"object": "list", "data": data, "has_more": has_more})
 
 
 async def get_prompt(name: str, request: Request) -> Response:
@@ -242,16 +240,11 @@ def own_name(name: str, request: Request) -> str:
     return parsed.name
 
 
-def _order(owner: str, name: str, viewer: str) -> tuple[bool, str, str]:
-    return owner != viewer, name, owner
-
-
-def _cursor(after: str, tenant: str) -> tuple[bool, str, str]:
+def _cursor(after: str) -> PromptRef:
     try:
-        parsed = parse_name(after)
+        return parse_name(after)
     except PromptNameError as error:
         raise InvalidRequestError(f"after: {error}", param="after") from error
-    return _order(parsed.owner or tenant, parsed.name, tenant)
 
 
 def _adapter_config(header: str | None) -> bytes | None:
