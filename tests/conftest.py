@@ -13,12 +13,18 @@ import pytest
 import structlog
 import torch
 
+from tests import watchdog
 from tests.family_models import ENCODERS, SEQ2SEQ, make_encoder_tokenizer, write_model
 from tests.replicas import ReplicaForge
 from tests.tiny_models import FAMILIES, make_tiny_model
 
 torch.set_num_threads(1)
 structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # servers in threads would write into the report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run ends, whatever hangs."""
+    config.pluginmanager.register(watchdog)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
