@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.redis_server import free_port, program
+from tests.ports import free_port
+from tests.redis_server import program
 
 START_SECONDS = 60
 CONFIG = Path(__file__).parents[1] / "docker" / "haproxy.cfg"

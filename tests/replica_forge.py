@@ -1,10 +1,11 @@
 """A process that has imported everything and forks servers on order: real `promptd serve` processes in a second each.
 
 One JSON order a line on stdin, one line back: `{"load": folder}` loads a model once, so that what loading imports is
-imported before the forks; `{"settings": {…}, "log": path}` forks a server and answers its pid; `{"wait": pid}` answers
-its exit status when it has ended (negative: the signal). Beside the settings, `{"lease_seconds": s}` gives a
-worker shorter leases than the product's, `{"step_seconds": s}` makes each step of a job take at least so long, and
-`{"model_seconds": s}` puts a model in the served one's place that sleeps so long in each step and says nothing.
+imported before the forks; `{"settings": {…}, "log": path}` forks a server and answers its pid; `{"wait": pid,
+"seconds": s}` answers its exit status when it has ended (negative: the signal), or null when it runs for longer. Beside
+the settings, `{"lease_seconds": s}` gives a worker shorter leases than the product's, `{"step_seconds": s}` makes each
+step of a job take at least so long, and `{"model_seconds": s}` puts a model in the served one's place that sleeps so
+long in each step and says nothing.
 """
 
 from __future__ import annotations
@@ -92,6 +93,18 @@ def sleep_for_the_model(model_seconds: float) -> None:
     Runner.run = run  # type: ignore[method-assign]
 
 
+def wait(pid: int, seconds: float) -> int | None:
+    """Wait for a server's end and return its exit status; None where it does not come."""
+    until = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.005)
+
+
 def main() -> None:
     """Carry out orders until there are no more."""
     torch.set_num_threads(1)
@@ -101,8 +114,7 @@ def main() -> None:
             load_model(order["load"])
             say(loaded=order["load"])
         elif "wait" in order:
-            _, status = os.waitpid(order["wait"], 0)
-            say(status=os.waitstatus_to_exitcode(status))
+            say(status=wait(order["wait"], order["seconds"]))
         else:
             pid = os.fork()
             if pid == 0:

@@ -8,17 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.redis_server import free_port
+from tests.patience import PATIENCE_SECONDS, until
+from tests.ports import NO_CERTIFICATES, free_port
 
 ROOT = Path(__file__).parents[1]
-START_SECONDS = 60
+START_SECONDS = 120
+END_SECONDS = 120
 
 
 class ReplicaForge:
@@ -83,13 +84,19 @@ class Replica:
 
     def until_ready(self) -> Replica:
         """Wait until it says that new requests are welcome."""
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return self
-            time.sleep(0.02)
-        raise AssertionError(f"not ready after {START_SECONDS} s: {self.log.read_text()[-2000:]}")
+        until(lambda: self.status == 200, self, seconds=START_SECONDS, pause_seconds=0.02)
+        return self
+
+    @property
+    def status(self) -> int | None:
+        """What it says of its readiness; None where it does not listen."""
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=PATIENCE_SECONDS, verify=NO_CERTIFICATES).status_code
+        except httpx.TransportError:
+            return None
+
+    def __repr__(self) -> str:
+        return f"a server that wrote: {self.log.read_text()[-2000:]}"
 
     def signal(self, how: signal.Signals) -> None:
         """Send a signal."""
@@ -98,7 +105,8 @@ class Replica:
 
     def wait(self) -> int:
         """Wait for its end and return the exit status; negative: the signal."""
-        status: int = self._forge.ask(wait=self.pid)["status"]
+        status: int | None = self._forge.ask(wait=self.pid, seconds=END_SECONDS)["status"]
+        assert status is not None, f"it runs on after {END_SECONDS} s: {self.log.read_text()[-2000:]}"
         self.pid = None
         return status
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from promptd_client import Client, ConflictError, NotFoundError
 from pydantic import SecretStr
+from typer.testing import CliRunner, Result
 
 from promptd.api.routes import ROUTES
+from promptd.cli import app
 from promptd.settings import Settings
 from promptd.tenancy.api_keys import new_key
 from tests.api.conftest import LiveServer, serve
@@ -102,6 +103,11 @@ class Caller:
     scopes: frozenset[str] | None
     """None: nobody."""
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What it sends."""
+        return {} if self.authorization is None else {"Authorization": self.authorization}
+
 
 @pytest.fixture(scope="module")
 def keyed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
@@ -113,7 +119,8 @@ def keyed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         admin_key=SecretStr(ADMIN_KEY),
         drain_seconds=0,
     )
-    yield from serve(settings, tiny_models["llama"])
+    with serve(settings, tiny_models["llama"]) as live:
+        yield live
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +166,15 @@ def test_every_route_against_every_caller(
     for field in ("{model:path}", "{name:path}", "{file_id}", "{job_id}", "{key_id}", "{tenant}", "{user:path}"):
         url = url.replace(field, "absent")
     url = url.replace("{path:path}", "app.js")
+    options: dict[str, Any] = {"follow_redirects": url in ("/", "/docs", "/ui")}
+    if method in ("POST", "PUT", "PATCH"):
+        options["content"] = b"{broken"
+    with keyed.http() as http:
+        answers = {
+            name: http.request(method, url, headers=caller.headers, **options) for name, caller in callers.items()
+        }
     for name, caller in callers.items():
-        headers = {} if caller.authorization is None else {"Authorization": caller.authorization}
-        with keyed.http(**headers) as http:
-            content = b"{broken" if method in ("POST", "PUT", "PATCH") else None
-            answer = http.request(method, url, content=content, follow_redirects=url in ("/", "/docs", "/ui"))
+        answer = answers[name]
         if ACCESS[route] == OPEN:
             assert answer.status_code == 200, name
         elif caller.scopes is None:
@@ -267,11 +278,10 @@ def test_issued_keys_close_a_server(tiny_models: dict[str, Path], tmp_path: Path
     """Started again without any key of the environment, over a store with issued ones, nobody comes in without one."""
     folder = tiny_models["llama"]
     closed = Settings(model=str(folder), store=str(tmp_path), admin_key=SecretStr(ADMIN_KEY), drain_seconds=0)
-    for live in serve(closed, folder):
-        with Client(live.url, api_key=ADMIN_KEY) as admin:
-            key = admin.keys.create("acme").key
+    with serve(closed, folder) as live, Client(live.url, api_key=ADMIN_KEY) as admin:
+        key = admin.keys.create("acme").key
     again = Settings(model=str(folder), store=str(tmp_path), drain_seconds=0)
-    for live in serve(again, folder):
+    with serve(again, folder) as live:
         with live.http() as http:
             assert http.get("/v1/models").status_code == 401
         with live.http(Authorization=f"Bearer {key}") as http:
@@ -281,14 +291,8 @@ def test_issued_keys_close_a_server(tiny_models: dict[str, Path], tmp_path: Path
 def test_keys_from_the_command_line(keyed: LiveServer) -> None:
     """`promptd keys`: the key alone on stdout, so that a script can take it."""
 
-    def promptd(*arguments: str) -> subprocess.CompletedProcess[str]:
-        options = ["--url", keyed.url, "--api-key", ADMIN_KEY]
-        return subprocess.run(
-            [sys.executable, "-m", "promptd.cli", "keys", *arguments, *options],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def promptd(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["keys", *arguments, "--url", keyed.url, "--api-key", ADMIN_KEY])
 
     made = promptd("create", "shell", "-s", "infer", "--days", "1")
     key = made.stdout.strip()
@@ -298,10 +302,10 @@ def test_keys_from_the_command_line(keyed: LiveServer) -> None:
     key_id = key.split("_")[1]
     assert key_id in promptd("ls", "shell").stdout
     rotated = promptd("rotate", key_id, "--grace-hours", "0").stdout.strip()
-    assert promptd("revoke", rotated.split("_")[1]).returncode == 0
+    assert promptd("revoke", rotated.split("_")[1]).exit_code == 0
     for ended in (key, rotated):
         with keyed.http(Authorization=f"Bearer {ended}") as http:
             assert http.get("/v1/models").status_code == 401
     wrong = promptd("create", "shell", "-s", "everything")
-    assert wrong.returncode == 1
+    assert wrong.exit_code == 1
     assert "scopes" in wrong.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from promptd_store import MAX_CHAIN_PROMPTS, PromptArtifact
 
 from promptd.tenancy import Counts
 from tests.api.conftest import LiveServer
+from tests.patience import until
 
 ASK = {"prompt": "book a table", "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
@@ -104,9 +104,6 @@ def test_every_prompt_of_a_chain_is_of_use(
 
     monkeypatch.setattr(usage, "add", spy)
     tokens(http, prompt_ids=["p4", "team", "user"])
-    until = time.monotonic() + 30
-    while "user" not in noted or not noted["user"].requests:  # it is written down when the answer has gone out
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: "user" in noted and noted["user"].requests)  # it is written down when the answer has gone out
     assert set(noted) == {"p4", "team", "user"}
     assert noted["p4"] == noted["team"] == Counts() != noted["user"]

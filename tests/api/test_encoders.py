@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import struct
-import threading
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
 from tests.engine.encoder_oracle import class_scores, hidden_states, library, oracle
 from tests.engine.harness import library as decoder_library
+from tests.patience import until
 from tests.training.test_job import SNIPS
 
 TEXT = "the quick brown fox"
@@ -30,7 +30,7 @@ LABELS = ("weather", "music", "travel", "other")
 def server_of(folder: Path, store: Path, **settings: Any) -> Iterator[LiveServer]:
     """A server without training, with the model's prompts e0, e1, …"""
     every = {"model": str(folder), "store": str(store), "training": "off", "drain_seconds": 1, **settings}
-    for live in serve(Settings(**every), folder):
+    with serve(Settings(**every), folder) as live:
         with live.http() as http:
             for number, artifact in enumerate(library(folder, "bert")):
                 answer = http.put(f"/v1/prompts/e{number}", content=artifact.content)
@@ -149,32 +149,35 @@ def test_what_an_encoder_refuses(classifier: LiveServer, tiny_models: dict[str, 
         assert http.get("/v1/prompts/x").status_code == 404
 
 
-def test_requests_wait_a_bounded_time_for_others(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
-    """With a wait of 2 s, four requests at distances of 0.15 s run in one step, a full batch at once; without, not."""
-    folder = tiny_encoders["bert"]
-    for wait, most_steps in ((2.0, 1), (0.0, 4)):
-        options: dict[str, Any] = {"training": "off", "drain_seconds": 1, "max_num_seqs": 5}
-        options |= {"model": str(folder), "store": str(tmp_path / str(wait)), "batch_wait_seconds": wait}
-        for live in serve(Settings(**options), folder):
-            engine = live.app.state.services.engine.engine
-            before = engine.counters.steps
-            began = time.monotonic()
-            threads = [
-                threading.Timer(0.15 * n, post, (live, "/v1/classify"), {"input": f"{TEXT} {n}"}) for n in range(4)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            took = time.monotonic() - began
-            steps = engine.counters.steps - before
-            assert steps == 1 if wait else 1 < steps <= most_steps
-            assert took >= wait
-            if wait:
-                began = time.monotonic()
-                post(live, "/v1/classify", input=[f"{TEXT} {n}" for n in range(5)])
-                assert time.monotonic() - began < wait
-                assert engine.counters.requests_finished == 9
+def fill_a_batch_of_five(live: LiveServer) -> None:
+    """Four requests wait, and run with a fifth."""
+    engine = live.app.state.services.engine.engine
+    before = engine.counters.steps
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        early = [pool.submit(post, live, "/v1/classify", input=f"{TEXT} {n}") for n in range(4)]
+        until(lambda: len(engine.scheduler.waiting) == 4)
+        assert engine.counters.steps == before
+        post(live, "/v1/classify", input=TEXT)
+    assert all(len(one.result()["data"]) == 1 for one in early)
+
+
+def wait_alone(live: LiveServer) -> None:
+    """One request runs when its time is up."""
+    began = time.monotonic()
+    post(live, "/v1/classify", input=TEXT)
+    assert time.monotonic() - began >= 0.3
+
+
+@pytest.mark.parametrize(("wait", "ask"), [(0.3, wait_alone), (59.0, fill_a_batch_of_five)])
+def test_requests_wait_a_bounded_time_for_others(
+    tiny_encoders: dict[str, Path], tmp_path: Path, wait: float, ask: Callable[[LiveServer], None]
+) -> None:
+    """As long as they are told to, or until the batch is full: one step either way."""
+    options: dict[str, Any] = {"model": str(tiny_encoders["bert"]), "store": str(tmp_path), "drain_seconds": 0}
+    settings = Settings(**options, training="off", max_num_seqs=5, batch_wait_seconds=wait)
+    with serve(settings, tiny_encoders["bert"]) as live:
+        ask(live)
+        assert live.app.state.services.engine.engine.counters.steps == 1
 
 
 def test_a_prompt_and_its_head_are_trained_by_a_job_and_serve(tiny_encoders: dict[str, Path], tmp_path: Path) -> None:
@@ -184,17 +187,13 @@ def test_a_prompt_and_its_head_are_trained_by_a_job_and_serve(tiny_encoders: dic
     hyperparameters = {"num_virtual_tokens": 4, "num_steps": 60, "batch_size": 5, "learning_rate": 0.3}
     method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": hyperparameters}}
     settings = Settings(model=str(tiny_encoders["bert"]), store=str(tmp_path), drain_seconds=1)
-    for live in serve(settings, tiny_encoders["bert"]):
+    with serve(settings, tiny_encoders["bert"]) as live:
         with live.http() as http:
             job = {"name": "intents", "rows": rows, "method": method, "publish_worse": True}
             answer = http.post("/admin/training/jobs", json={"jobs": [job]})
             assert answer.status_code == 207, answer.text
             (job_id,) = [result["job"]["id"] for result in answer.json()["data"]]
-            until = time.monotonic() + 120
-            while http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] not in ("succeeded", "failed"):
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            state = http.get(f"/v1/fine_tuning/jobs/{job_id}").json()
+            state = live.ended(job_id)
             assert state["status"] == "succeeded", state["error"]
         answers = post(live, "/v1/classify", model="intents", input=[text for text, _ in SNIPS])["data"]
         assert answers[0]["labels"] == ["GetWeather", "PlayMusic"]

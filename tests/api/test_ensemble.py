@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import LiveServer
+from tests.patience import PATIENCE_SECONDS
 
 MEMBERS = ["p0", "p2", "p3", "p5"]
 INPUTS = ["the quick", "brown fox jumps", "the lazy dog and the restaurant", "near the river", "is cheap"]
@@ -90,7 +91,7 @@ def test_members_share_steps(
         return enter(request)
 
     def waiting() -> Any:
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE_SECONDS
         while num_entered < len(MEMBERS) and time.monotonic() < until:
             time.sleep(0.005)
         return step()

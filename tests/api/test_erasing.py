@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +13,13 @@ import openai
 import pytest
 from promptd_client import Client, ConflictError
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
+from promptd.cli import app
 from promptd.settings import Settings
 from tests.api.conftest import ADMIN_KEY, MODEL, LiveServer, serve
 from tests.engine.harness import library
+from tests.patience import until
 
 CANARY = "canary-5d21e8"
 ROWS = b"".join(json.dumps({"prompt": f"{CANARY} {n}", "completion": " yes"}).encode() + b"\n" for n in range(9))
@@ -48,23 +48,12 @@ def pair(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         drain_seconds=0,
         training="worker",
     )
-    serving = contextmanager(serve)
     with (
-        serving(settings, model) as here,
-        serving(settings, model) as there,
+        serve(settings, model) as here,
+        serve(settings, model) as there,
         Client(here.url, api_key=ADMIN_KEY, max_retries=0) as admin,
     ):
         yield Pair(here, there, folder, admin)
-
-
-def soon(is_true: Callable[[], bool], seconds: float = 30) -> bool:
-    """Whether it becomes true; returns as soon as it does."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if is_true():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def on_disk(folder: Path) -> list[str]:
@@ -116,11 +105,11 @@ def test_a_tenant_is_refused_at_once_and_gone_everywhere(pair: Pair) -> None:
     counts = {"keys": 1, "prompts": 2, "versions": 2, "files": 1, "jobs": 1}
     assert {name: report[name] for name in counts} == counts
     assert ask(pair.here, key).status_code == 401  # here with the next request
-    assert soon(lambda: ask(pair.there, key).status_code == 401)
+    until(lambda: ask(pair.there, key).status_code == 401)
     print(f"refused by the other server after {time.monotonic() - began:.2f} s")
     assert report["resident_prompts"] >= 1
     assert resident(pair.here) == before[0] - report["resident_prompts"]
-    assert soon(lambda: resident(pair.there) == before[1] - 1)  # nothing of it was uploaded there
+    until(lambda: resident(pair.there) == before[1] - 1)  # nothing of it was uploaded there
     for server in (pair.here, pair.there):
         assert ask(server, other).status_code == 200
     for again in (lambda: pair.admin.keys.create("acme"), lambda: pair.admin.tenants.set("acme", weight=2)):
@@ -130,7 +119,7 @@ def test_a_tenant_is_refused_at_once_and_gone_everywhere(pair: Pair) -> None:
     assert pair.admin.tenants.get("acme").erased is not None
     assert not any(count for name, count in pair.admin.tenants.erase("acme").items() if name != "is_out_of_files")
     assert pair.admin.tenants.erase("other")["prompts"] == 2
-    assert soon(lambda: _erased(pair) and on_disk(pair.folder) == [])
+    until(lambda: _erased(pair) and on_disk(pair.folder) == [])
 
 
 def _erased(pair: Pair) -> bool:
@@ -143,7 +132,7 @@ def test_a_key_of_the_environment_ends_with_its_tenant(pair: Pair) -> None:
     assert ask(pair.there, STATIC_KEY, MODEL).status_code == 200
     pair.admin.tenants.erase("static")
     assert ask(pair.here, STATIC_KEY, MODEL).status_code == 401
-    assert soon(lambda: ask(pair.there, STATIC_KEY, MODEL).status_code == 401)
+    until(lambda: ask(pair.there, STATIC_KEY, MODEL).status_code == 401)
 
 
 def test_a_user_is_gone(pair: Pair) -> None:
@@ -158,18 +147,17 @@ def test_a_user_is_gone(pair: Pair) -> None:
     for server in (pair.here, pair.there):
         assert ask(server, key).status_code == ask(server, key, "own").status_code == 200
     before = resident(pair.there)
-    command = [sys.executable, "-m", "promptd.cli", "users", "erase", "ann/1", "-y", "--url", pair.here.url]
-    done = subprocess.run([*command, "--api-key", key], capture_output=True, text=True, check=False)
+    done = CliRunner().invoke(app, ["users", "erase", "ann/1", "-y", "--url", pair.here.url, "--api-key", key])
     assert done.stdout.splitlines()[0] == "erased user ann/1", done.stderr
     assert "2 prompts, 2 versions, 1 files, 1 jobs" in done.stdout
     for server in (pair.here, pair.there):
         assert ask(server, key).status_code == 404
         assert ask(server, key, "own").status_code == 200
-    assert soon(lambda: resident(pair.there) == before - 1)
+    until(lambda: resident(pair.there) == before - 1)
     with pair.here.http(Authorization=f"Bearer {key}") as http:
         assert [one["id"] for one in http.get("/v1/prompts").json()["data"]] == ["own"]
         assert http.get("/v1/files").json()["data"] == [] == http.get("/v1/fine_tuning/jobs").json()["data"]
-    assert soon(lambda: _again(pair, key) and on_disk(pair.folder) == [])
+    until(lambda: _again(pair, key) and on_disk(pair.folder) == [])
     entries = [one for one in _deeds(pair, "house") if one["action"] == "user.erased"]
     assert len(entries) >= 1
     assert "ann/1" not in json.dumps(entries)
@@ -206,7 +194,7 @@ def test_a_prompt_and_a_file(pair: Pair) -> None:
         assert num_blobs() == before
         erased = http.delete("/v1/prompts/persona", params={"erase": "true"}).json()["erased"]
         assert (erased["versions"], erased["blobs"], num_blobs()) == (1, 1, before - 1)
-        assert soon(lambda: resident(pair.there) == held - 1)
+        until(lambda: resident(pair.there) == held - 1)
         erased = http.delete(f"/v1/files/{file_id}", params={"erase": "true"}).json()["erased"]
         assert (erased["blobs"], num_blobs()) == (1, before - 2)
         assert http.delete("/v1/prompts/persona", params={"erase": "true"}).status_code == 404

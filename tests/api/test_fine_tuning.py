@@ -10,15 +10,15 @@ from typing import Any
 
 import openai
 import pytest
-from promptd_store import PromptKind, encode
 
 from promptd.jobs import JobClaims, JobError, JobProgress, JobSpec
 from promptd.training import METHODS
 from promptd.training.job_spec import training_config
 from tests.api.conftest import MODEL, LiveServer
 from tests.api.training_server import TrainingServer, result
-from tests.engine.harness import library
+from tests.patience import PATIENCE_SECONDS
 
+pytestmark = pytest.mark.usefixtures("no_open_jobs")
 ROWS = [{"text": f"row {number}", "label": ("no", "yes")[number % 2]} for number in range(8)]
 METHOD = {"type": "residual", "residual": {"hyperparameters": {"num_virtual_tokens": 4, "num_steps": 40}}}
 
@@ -35,16 +35,6 @@ def file_id(trainer: TrainingServer) -> Iterator[str]:
     made = client.files.create(file=("train.jsonl", jsonl(ROWS)), purpose="fine-tune")
     yield made.id
     client.files.delete(made.id)
-
-
-@pytest.fixture(autouse=True)
-def _leave_no_open_jobs(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "trainer" in request.fixturenames:
-        trainer: TrainingServer = request.getfixturevalue("trainer")
-        for job in trainer.sdk().fine_tuning.jobs.list(limit=100):
-            if job.status in ("queued", "running", "paused"):
-                trainer.sdk().fine_tuning.jobs.cancel(job.id)
 
 
 def test_sdk_from_upload_to_success(trainer: TrainingServer, file_id: str) -> None:
@@ -68,10 +58,11 @@ def test_sdk_from_upload_to_success(trainer: TrainingServer, file_id: str) -> No
         progress = JobProgress(
             20, 40, num_tokens=900, loss=0.5, validation_loss=0.6, tokens_per_second=9, eta_seconds=60
         )
+        earliest = int(time.time()) + 60
         await worker.report(claim, progress)
         running = jobs.retrieve(job.id)
         assert (running.status, running.trained_tokens) == ("running", None)
-        assert running.estimated_finish is not None and abs(running.estimated_finish - time.time() - 60) < 5
+        assert running.estimated_finish is not None and earliest <= running.estimated_finish <= time.time() + 61
         (checkpoint,) = jobs.checkpoints.list(job.id)
         assert (checkpoint.step_number, checkpoint.fine_tuned_model_checkpoint) == (20, None)
         assert (checkpoint.metrics.train_loss, checkpoint.metrics.full_valid_loss) == (0.5, 0.6)
@@ -157,7 +148,7 @@ def test_events_stream(trainer: TrainingServer, file_id: str) -> None:
         await worker.finish(claim, result("x"))
 
     trainer.work(train)
-    reader.join(timeout=10)
+    reader.join(timeout=PATIENCE_SECONDS)
     assert not reader.is_alive()
     assert seen == [event.model_dump(exclude_unset=True) for event in jobs.list_events(job.id, limit=100)][::-1]
     assert [one["data"].get("step") for one in seen if one["type"] == "metrics"] == [1, 2, 3]
@@ -175,101 +166,6 @@ def test_idempotency_key(trainer: TrainingServer, file_id: str) -> None:
     assert first["id"] == again["id"]
     assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
     assert (long.status_code, long.json()["error"]["param"]) == (400, "idempotency-key")
-
-
-def test_start_from_a_prompt(trainer: TrainingServer) -> None:
-    """A job may start from a prompt, named as the model or beside it; the version is the one of now."""
-    with trainer.http() as http:
-        version = http.get("/v1/prompts/p0").json()["version"]
-        for fields in ({"model": "p0"}, {"model": f"{MODEL}:p0"}, {"model": MODEL, "base_prompt": "p0@1"}):
-            job = http.post("/v1/fine_tuning/jobs", json={**fields, "rows": ROWS}).json()
-            assert (job["base_prompt"], job["model"]) == (f"acme/p0@{version}", MODEL)
-        both = http.post("/v1/fine_tuning/jobs", json={"model": "p0", "base_prompt": "p0", "rows": ROWS})
-    assert (both.status_code, both.json()["error"]["param"]) == (400, "base_prompt")
-    with trainer.http("eve") as http:
-        foreign = http.post("/v1/fine_tuning/jobs", json={"model": "p0", "rows": ROWS})
-    assert (foreign.status_code, foreign.json()["error"]["param"]) == (404, "model")
-
-
-def test_train_behind_prompts(trainer: TrainingServer) -> None:
-    """The chain is pinned to the versions of now; its task reads on in the new prompt unless the job names its own."""
-    words = {"yes": " y", "no": " n"}
-    task = encode(PromptKind.TEXT, None, text="Answer yes or no.", template="{text} so:", label_words=words)
-    with trainer.http() as http:
-        version = http.get("/v1/prompts/p0").json()["version"]
-        assert http.put("/v1/prompts/task", content=task.content).status_code == 201
-        job = http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "behind": ["p0@1", "task"], "rows": ROWS}).json()
-        assert job["behind"] == [f"acme/p0@{version}", f"acme/task@{task.version}"]
-        assert (job["base_prompt"], job["template"], job["label_words"]) == (None, "{text} so:", words)
-        own = {"model": MODEL, "behind": ["task"], "rows": ROWS, "template": "{text}?"}
-        assert http.post("/v1/fine_tuning/jobs", json=own).json()["template"] == "{text}?"
-        assert http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "rows": ROWS}).json()["behind"] == []
-        segment = library(trainer.live.folder)[2].content
-        put = http.put("/v1/prompts/mine", content=segment, params={"behind": ["p0", "task"]})
-        assert put.status_code == 201 and put.json()["behind"] == job["behind"]
-        again = http.post("/v1/fine_tuning/jobs", json={"model": "mine", "rows": ROWS}).json()
-        assert again["behind"] == job["behind"] and again["base_prompt"].startswith("acme/mine@")
-        alone = http.post("/v1/fine_tuning/jobs", json={"model": "mine", "rows": ROWS, "behind": []}).json()
-        assert alone["behind"] == []
-        text = http.post("/v1/fine_tuning/jobs", json={"model": "task", "rows": ROWS})
-        assert (text.status_code, text.json()["error"]["param"]) == (400, "base_prompt")
-    with trainer.http("eve") as http:
-        foreign = http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "behind": ["acme/p0"], "rows": ROWS})
-    assert (foreign.status_code, foreign.json()["error"]["param"]) == (404, "behind")
-
-
-def test_each_of_many_jobs_names_its_own_start(trainer: TrainingServer) -> None:
-    """Base prompts and chains may differ from job to job; a bad one refuses its own job alone."""
-    jobs = [
-        {"name": "u0", "behind": ["p0"]},
-        {"name": "u1", "base_prompt": "p1", "behind": ["p0", "p2"]},
-        {"name": "u2", "behind": ["p0", "nobody"]},
-        {"name": "u3"},
-    ]
-    artifacts = library(trainer.live.folder)
-    with trainer.http("admin") as http:
-        for number in range(3):
-            assert http.put(f"/v1/prompts/p{number}", content=artifacts[number].content).status_code == 201
-        done = http.post("/admin/training/jobs", json={"defaults": {"rows": ROWS, "behind": ["p1"]}, "jobs": jobs})
-    assert done.status_code == 207
-    results = done.json()["data"]
-    assert [one["status"] for one in results] == [200, 200, 404, 200]
-    assert results[2]["error"]["param"] == "behind" and "nobody" in results[2]["error"]["message"]
-    fronts = [[name.partition("@")[0] for name in one["job"]["behind"]] for one in results if "job" in one]
-    assert fronts == [["default/p0"], ["default/p0", "default/p2"], ["default/p1"]]
-    assert results[1]["job"]["base_prompt"].startswith("default/p1@")
-
-
-def test_distill(trainer: TrainingServer) -> None:
-    """A text, a stored prompt, questions or none: one call, and the teacher's exact version stands in the job."""
-    questions = [{"prompt": f"row {number}"} for number in range(4)] + [
-        {"messages": [{"role": "user", "content": "hi"}]}
-    ]
-    document = "A long document. " * 100
-    words = {"yes": " y", "no": " n"}
-    task = encode(PromptKind.TEXT, None, text="Answer yes or no.", template="{text} so:", label_words=words)
-    with trainer.http() as http:
-        assert http.put("/v1/prompts/task", content=task.content).is_success
-        asks = {"text": document, "num_rows": 100}
-        alone = http.post("/v1/fine_tuning/jobs", json={"model": MODEL, "distill": asks}).json()
-        assert alone["training_file"] is None and alone["distill"] == asks | {"text": document[:200] + "…"}
-        body = {"model": MODEL, "rows": questions, "distill": {"prompt": "task", "answer_tokens": 3}}
-        asked = http.post("/v1/fine_tuning/jobs", json=body).json()
-        assert asked["distill"] == {"prompt": f"acme/task@{task.version}", "answer_tokens": 3}
-        assert (asked["template"], asked["label_words"]) == ("{text} so:", words)  # what it says, it says to the task
-        nothing = http.post("/v1/fine_tuning/jobs", json={"model": MODEL})
-    assert (nothing.status_code, nothing.json()["error"]["param"]) == (400, "training_file")
-
-    async def look(worker: JobClaims) -> dict[str, tuple[Any, bytes]]:
-        claims = await worker.claim(100)
-        found = {claim.job.id: (claim.job.spec.distill, (await worker.data(claim)).training) for claim in claims}
-        for claim in claims:
-            await worker.release(claim)
-        return found
-
-    found = trainer.work(look)
-    assert found[alone["id"]] == (asks, b"")  # the text is whole again
-    assert found[asked["id"]][1] == jsonl(questions)
 
 
 def hyper(**values: Any) -> dict[str, Any]:

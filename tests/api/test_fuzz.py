@@ -56,7 +56,7 @@ def fuzzed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         training="worker",
         admin_key=SecretStr(KEYS["admin"]),
     )
-    for live in serve(settings, folder):
+    with serve(settings, folder) as live:
         with live.http(Authorization=f"Bearer {KEYS['admin']}") as http:
             for number, artifact in enumerate(library(folder)[:6]):
                 assert http.put(f"/v1/prompts/p{number}", content=artifact.content).status_code == 201

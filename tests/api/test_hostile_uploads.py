@@ -164,8 +164,8 @@ def send_mutations(url: str, count: int, seed: int) -> Counter[int]:
 
 
 def test_mutations(server: LiveServer) -> None:
-    """300 of them."""
-    assert send_mutations(server.url, 300, 1)[422] > 200
+    """100 of them."""
+    assert send_mutations(server.url, 100, 1)[422] > 60
 
 
 @pytest.mark.long

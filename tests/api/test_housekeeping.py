@@ -26,6 +26,7 @@ from promptd_store import (
 from promptd import housekeeping
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
+from tests.patience import until
 from tests.store.files import SPEC, soft_file
 from tests.tenancy.conftest import with_store
 
@@ -41,23 +42,13 @@ def busy(
     settings = Settings(
         model=str(tiny_models["llama"]), store=str(tmp_path), housekeeping_seconds=0.05, drain_seconds=0
     )
-    for live in serve(settings, tiny_models["llama"]):
+    with serve(settings, tiny_models["llama"]) as live:
         yield live, tmp_path / "blobs"
 
 
 def blobs(folder: Path) -> list[Path]:
     """The files of all tenants."""
     return [path for path in folder.glob("*/*/*") if path.is_file()]
-
-
-def soon(is_true: Callable[[], bool]) -> bool:
-    """Whether it becomes true within some seconds."""
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        if is_true():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def metric(server: LiveServer, name: str) -> float:
@@ -82,7 +73,7 @@ def test_blobs_of_deleted_prompts_disappear(busy: tuple[LiveServer, Path]) -> No
         rounds = metric(server, "promptd_blobs_collected_total")
         assert http.delete("/v1/prompts/gone").status_code == 200
         assert http.delete("/v1/prompts/young").status_code == 200
-        assert soon(lambda: len(blobs(folder)) == 2)
+        until(lambda: len(blobs(folder)) == 2)
         time.sleep(0.2)  # some more rounds
         assert metric(server, "promptd_blobs_collected_total") == rounds + 1
         assert len(blobs(folder)) == 2
@@ -103,7 +94,7 @@ def test_a_failing_clean_up_is_counted_and_goes_on(
     with server.http() as http:
         http.put("/v1/prompts/one", content=encode("soft", torch.ones(2, server.model.spec.hidden_size)).content)
         monkeypatch.setattr(housekeeping, "collect_garbage", fail)
-        assert soon(lambda: metric(server, "promptd_housekeeping_failures_total") >= 2)
+        until(lambda: metric(server, "promptd_housekeeping_failures_total") >= 2)
         assert asked[0] == "default"
         assert http.get("/v1/prompts/one/content").status_code == 200
 
@@ -167,8 +158,8 @@ def test_counts_are_put_right_and_noted_for_the_ledger(busy: tuple[LiveServer, P
             await store.transact(deletes=[held_key("default", PROMPTS), held_key("default", STORED_BYTES)])
 
         with_store(folder.parent, lose)
-        assert soon(lambda: http.get("/admin/tenants/default").json()["held"] == held)
-        assert soon(lambda: http.get("/v1/usage").json()["total"]["stored_byte_days"] == held["stored_bytes"])
+        until(lambda: http.get("/admin/tenants/default").json()["held"] == held)
+        until(lambda: http.get("/v1/usage").json()["total"]["stored_byte_days"] == held["stored_bytes"])
 
 
 def test_old_versions_go_once_a_day(tmp_path: Path) -> None:

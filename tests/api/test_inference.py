@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import math
-import time
 from typing import Any
 
 import openai
@@ -15,6 +14,7 @@ from promptd_store import PromptArtifact, encode
 
 from tests.api.conftest import MODEL, LiveServer
 from tests.engine.harness import Case, assert_matches_oracle, greedy
+from tests.patience import until
 
 TEXT = list(range(5, 25))
 
@@ -174,12 +174,12 @@ def test_a_lost_client_frees_its_row(server: LiveServer) -> None:
     body = {"model": MODEL, "prompt": TEXT, "max_tokens": 220, "ignore_eos": True}
     with server.http() as http, http.stream("POST", "/v1/completions", json={**body, "stream": True}) as stream:
         next(stream.iter_lines())
-    _until(lambda: engine.stats().num_requests_running == 0)
+    until(lambda: engine.stats().num_requests_running == 0)
     aborted = engine.stats().requests_aborted
     with server.http() as http, pytest.raises(Exception, match="timed out"):
         http.post("/v1/completions", json={**body, "n": 16, "prompt": TEXT[:3]}, timeout=0.02)
-    _until(lambda: engine.stats().requests_aborted > aborted)
-    _until(lambda: engine.stats().num_requests_running == 0 and engine.stats().num_requests_waiting == 0)
+    until(lambda: engine.stats().requests_aborted > aborted)
+    until(lambda: engine.stats().num_requests_running == 0 and engine.stats().num_requests_waiting == 0)
     assert engine.stats().kv_cache_usage_ratio == 0
 
 
@@ -192,7 +192,7 @@ def test_a_full_queue_answers_503(server: LiveServer) -> None:
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["code"] == "queue_full"
-    _until(lambda: server.app.state.services.engine.stats().num_requests_waiting == 0)
+    until(lambda: server.app.state.services.engine.stats().num_requests_waiting == 0)
 
 
 def test_streams_end_properly(server: LiveServer) -> None:
@@ -217,10 +217,3 @@ def test_a_stream_names_the_tokens_of_its_input(server: LiveServer) -> None:
         pieces = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
         assert [piece.get("prompt_token_ids") for piece in pieces] == [TEXT, *[None] * (len(pieces) - 1)]
         assert sum(len(piece["token_ids"]) for piece in pieces) == 3 and len(pieces) > 1
-
-
-def _until(condition: Any) -> None:
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)

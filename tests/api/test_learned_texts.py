@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ def live(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     """A server that trains in its spare time."""
     folder = tiny_models["llama"]
     settings = Settings(model=str(folder), store=str(tmp_path_factory.mktemp("learned")), drain_seconds=1)
-    yield from serve(settings, folder)
+    with serve(settings, folder) as live:
+        yield live
 
 
 def train(live: LiveServer, **body: Any) -> dict[str, Any]:
@@ -32,12 +32,9 @@ def train(live: LiveServer, **body: Any) -> dict[str, Any]:
     settings = {"num_virtual_tokens": 12, "num_steps": 120, "batch_size": 16, "learning_rate": 0.2}
     method = {"type": "p_tuning_v2", "p_tuning_v2": {"hyperparameters": settings}}
     job = jobs.create(model="tiny-llama", training_file=None, extra_body={"method": method, **body})  # type: ignore[arg-type]
-    until = time.monotonic() + 120
-    while job.status not in ("succeeded", "failed", "cancelled") and time.monotonic() < until:
-        time.sleep(0.2)
-        job = jobs.retrieve(job.id)
-    assert job.status == "succeeded", job
-    return job.model_dump()
+    ended = live.ended(job.id)
+    assert ended["status"] == "succeeded", ended
+    return ended
 
 
 def tokens(http: httpx.Client, model: str) -> tuple[list[int], list[str], int]:

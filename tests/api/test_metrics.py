@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from promptd.metrics import HttpMetrics
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
 from tests.api.training_server import TrainingServer
+from tests.patience import until
 
 MAX_SERIES = 5000
 NUM_REQUESTS, NUM_CLIENTS = 120, 8
@@ -103,19 +103,16 @@ def test_a_load_is_counted_to_the_last_token(server: LiveServer) -> None:
             logs = list(pool.map(lambda seed: one_client(server.url, seed), range(NUM_CLIENTS)))
         log = sum(logs, Log())
         assert {status for _, status in log.exchanges} == {200, 400, 404}
-        until = time.monotonic() + 20
-        while True:  # an exchange is counted behind its last byte
-            after = scrape(http.get("/metrics").text)
-            counted = Counter(
-                {
-                    key: int(grown(before, after, "promptd_http_requests_total", route=key[0], status=str(key[1])))
-                    for key in log.exchanges
-                }
+
+        def is_counted() -> bool:  # each exchange behind its last byte
+            now = scrape(http.get("/metrics").text)
+            return all(
+                grown(before, now, "promptd_http_requests_total", route=path, status=str(status)) == count
+                for (path, status), count in log.exchanges.items()
             )
-            if counted == log.exchanges or time.monotonic() > until:
-                break
-            time.sleep(0.05)
-    assert counted == log.exchanges
+
+        until(is_counted, "the server counts what the clients did", pause_seconds=0.05)
+        after = scrape(http.get("/metrics").text)
     for path in {path for path, _ in log.exchanges}:
         num = sum(count for (one, _), count in log.exchanges.items() if one == path)
         assert grown(before, after, "promptd_http_request_seconds_count", route=path) == num
@@ -150,7 +147,7 @@ def test_series_do_not_grow_with_tenants_and_prompts(trainer: TrainingServer) ->
         for number in range(3):
             use(number)
         before = set(scrape(http.get("/metrics").text))
-        for number in range(3, 23):
+        for number in range(3, 9):
             use(number)
         after = set(scrape(http.get("/metrics").text))
     assert after == before
@@ -176,17 +173,16 @@ def test_store_calls_are_timed_and_failures_counted(tiny_models: dict[str, Path]
     """A publication shows as a transaction and a blob; a blob that is damaged counts as a failure of the store."""
     folder = tiny_models["llama"]
     settings = Settings(model=str(folder), store=str(tmp_path), artifact_cache_bytes=0, training="off", drain_seconds=0)
-    for live in serve(settings, folder):
-        with live.http() as http:
-            before = scrape(http.get("/metrics").text)
-            assert http.put("/v1/prompts/text", json={"text": "the quick"}).status_code == 201
-            after = scrape(http.get("/metrics").text)
-            for operation in ("transact", "put_blob"):
-                assert grown(before, after, "promptd_store_seconds_count", operation=operation) >= 1
-            assert grown(before, after, "promptd_store_failures_total") == 0
-            (blob,) = [path for path in tmp_path.rglob("*") if path.is_file() and len(path.name) == 64]
-            blob.write_bytes(b"damage")
-            reply = http.post("/v1/completions", json={"model": "text", "prompt": "a", "max_tokens": 1})
-            assert reply.status_code == 500
-            last = scrape(http.get("/metrics").text)
-            assert grown(after, last, "promptd_store_failures_total", operation="get_blob") == 1
+    with serve(settings, folder) as live, live.http() as http:
+        before = scrape(http.get("/metrics").text)
+        assert http.put("/v1/prompts/text", json={"text": "the quick"}).status_code == 201
+        after = scrape(http.get("/metrics").text)
+        for operation in ("transact", "put_blob"):
+            assert grown(before, after, "promptd_store_seconds_count", operation=operation) >= 1
+        assert grown(before, after, "promptd_store_failures_total") == 0
+        (blob,) = [path for path in tmp_path.rglob("*") if path.is_file() and len(path.name) == 64]
+        blob.write_bytes(b"damage")
+        reply = http.post("/v1/completions", json={"model": "text", "prompt": "a", "max_tokens": 1})
+        assert reply.status_code == 500
+        last = scrape(http.get("/metrics").text)
+        assert grown(after, last, "promptd_store_failures_total", operation="get_blob") == 1

@@ -38,7 +38,8 @@ def served(folder: Path, store: Path, **settings: Any) -> Iterator[LiveServer]:
     keys = SecretStr(",".join(f"{tenant}:{key}" for tenant, key in KEYS.items()))
     options = {"training": "off", "drain_seconds": 0, **settings}
     made = Settings(model=str(folder), store=str(store), admin_key=SecretStr(ADMIN_KEY), api_keys=keys, **options)
-    yield from serve(made, folder)
+    with serve(made, folder) as live:
+        yield live
 
 
 def client(server: LiveServer, who: str = "acme") -> httpx.Client:

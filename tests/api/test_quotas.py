@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from promptd_client import Client, QuotaError
+from typer.testing import CliRunner
 
+from promptd.cli import app
 from tests.api.conftest import ADMIN_KEY, MODEL, LiveServer
 from tests.engine.harness import library
 
@@ -95,11 +95,11 @@ def test_jobs_and_their_steps(tenanted: LiveServer, admin: Client) -> None:
 def test_quotas_from_a_file(tenanted: LiveServer, admin: Client, tmp_path: Path) -> None:
     """`promptd apply` sets them and takes them away, `--diff` tells; a lower one than is held only stops more."""
     file = tmp_path / "tenants.yaml"
-    command = [sys.executable, "-m", "promptd.cli", "apply", str(file), "--url", tenanted.url, "--api-key", ADMIN_KEY]
+    words = ["apply", str(file), "--url", tenanted.url, "--api-key", ADMIN_KEY]
 
     def apply(text: str, *options: str) -> list[str]:
         file.write_text(f"tenants: {{team: {text}}}")
-        return subprocess.run([*command, *options], capture_output=True, text=True, check=False).stdout.splitlines()
+        return CliRunner().invoke(app, [*words, *options]).stdout.splitlines()
 
     key = admin.keys.create("team").key
     with tenanted.http(Authorization=f"Bearer {key}") as http:

@@ -24,7 +24,7 @@ def server(tiny_seq2seq: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     """A tiny T5 with the prompts s0, s1, …"""
     folder = tiny_seq2seq["t5"]
     settings = Settings(model=str(folder), store=str(tmp_path_factory.mktemp("store")), training="off", drain_seconds=1)
-    for live in serve(settings, folder):
+    with serve(settings, folder) as live:
         with live.http() as http:
             for number, artifact in enumerate(library(folder)):
                 assert http.put(f"/v1/prompts/s{number}", content=artifact.content).status_code == 201

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import httpx
 import openai
 import pytest
 from promptd_client import Client, ConflictError, InvalidRequestError, NotFoundError
+from typer.testing import CliRunner
 
+from promptd.cli import app
 from tests.api.conftest import MODEL, LiveServer
 from tests.engine.harness import library
 
@@ -169,8 +169,9 @@ def test_from_the_command_line(tenanted: LiveServer, houses: Houses) -> None:
     """`promptd prompts share | unshare | ls`."""
 
     def promptd(key: str, *arguments: str) -> str:
-        command = [sys.executable, "-m", "promptd.cli", "prompts", *arguments, "--url", tenanted.url, "--api-key", key]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = CliRunner().invoke(app, ["prompts", *arguments, "--url", tenanted.url, "--api-key", key])
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
 
     assert promptd(houses.owner, "share", "tone", "--with", "x", "--with", "y") == (
         "tone is shared with borrower, x, y\n"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import re
+import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,35 +16,32 @@ import structlog
 
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
-from tests.clients.conftest import start_server
+from tests.patience import PATIENCE_SECONDS, until
+from tests.replicas import ReplicaForge, running_replicas
 
 LONG = {"prompt": ["x"] * 15, "n": 8, "max_tokens": 200, "ignore_eos": True}
 
 
-def test_sigterm_gives_every_request_its_end(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_sigterm_gives_every_request_its_end(forge: ReplicaForge, tmp_path: Path) -> None:
     """After the time to drain, a stream's last event and a plain answer are the typed error; the exit code is 0."""
-    live = start_server(tmp_path, tiny_models["llama"])
-    try:
+    with running_replicas(forge, tmp_path, str(tmp_path / "store"), 1, drain_seconds=1) as (live,):
         with (
-            httpx.Client(base_url=live.url, timeout=60) as http,
+            httpx.Client(base_url=live.url, timeout=PATIENCE_SECONDS) as http,
             concurrent.futures.ThreadPoolExecutor(1) as pool,
             http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as streamed,
         ):
             plain = pool.submit(http.post, "/v1/completions", json=LONG)
             lines = streamed.iter_lines()
             assert next(lines).startswith("data: ")
-            until = time.monotonic() + 10
-            while "promptd_requests_waiting 2" not in http.get("/metrics").text and time.monotonic() < until:
-                time.sleep(0.02)  # both are in: more than 200 generations wait
-            live.process.terminate()
+            both_are_in = re.compile(r"^promptd_requests_waiting 2\d\d", re.MULTILINE)
+            until(lambda: both_are_in.search(http.get("/metrics").text), pause_seconds=0.02)
+            live.signal(signal.SIGTERM)
             events = [line.removeprefix("data: ") for line in lines if line]
             assert json.loads(events[-1])["error"]["code"] == "shutting_down"
             assert sum("error" in json.loads(event) for event in events) == 1
-            answer = plain.result(timeout=30)
+            answer = plain.result(timeout=PATIENCE_SECONDS)
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
-        assert live.process.wait(timeout=30) == 0
-    finally:
-        live.process.kill()
+        assert live.wait() == 0
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,8 @@ def hasty(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         request_timeout_seconds=1.5,
         drain_seconds=0,
     )
-    yield from serve(settings, tiny_models["llama"])
+    with serve(settings, tiny_models["llama"]) as live:
+        yield live
 
 
 @pytest.mark.parametrize("start", ["PUT /v1/prompts/slow", "POST /v1/completions"])
@@ -63,7 +62,7 @@ def test_a_body_that_trickles_in_ends(hasty: LiveServer, start: str) -> None:
     """A client that opens a request and never ends its body is answered when its time is up."""
     url = httpx.URL(hasty.url)
     head = f"{start} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+    with socket.create_connection((url.host, url.port), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(head.encode() + b"{")
         answer = b""
         while b"}}" not in answer and (part := connection.recv(4096)):
@@ -77,13 +76,11 @@ def test_an_upload_that_breaks_off_stores_nothing(hasty: LiveServer) -> None:
     url = httpx.URL(hasty.url)
     with (
         structlog.testing.capture_logs() as logged,
-        socket.create_connection((url.host, url.port), timeout=10) as connection,
+        socket.create_connection((url.host, url.port), timeout=PATIENCE_SECONDS) as connection,
     ):
         connection.sendall(b"PUT /v1/prompts/broken HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc")
         connection.close()
-        until = time.monotonic() + 5
-        while not logged and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: logged)
     assert [(line["event"], line["status"]) for line in logged] == [("request", 499)]
     with hasty.http() as http:
         assert http.get("/v1/prompts/broken").status_code == 404

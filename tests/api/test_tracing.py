@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -24,6 +23,7 @@ from promptd.tracing import Tracing, open_tracing
 from tests.api.conftest import LiveServer, serve
 from tests.collector import Collector
 from tests.engine.harness import library
+from tests.patience import until
 
 KEY, SECRET = "the-key-of-acme", "swordfish"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -52,11 +52,11 @@ def traced(
         training="off",
         drain_seconds=1,
     )
-    for live in serve(settings, folder, tracing=Tracing(provider)):
+    with serve(settings, folder, tracing=Tracing(provider)) as live:
         with live.http(**HEADERS) as http:
             artifact: PromptArtifact = library(folder)[0]
             assert http.put("/v1/prompts/tone", content=artifact.content).status_code == 201
-        wait_for(exporter.get_finished_spans)
+        until(exporter.get_finished_spans)
         yield live
 
 
@@ -82,7 +82,7 @@ def test_a_request_as_spans(http: httpx.Client, exporter: InMemorySpanExporter) 
     """Store and engine stand below the HTTP span, which stands below the caller's; phases fill the engine's span."""
     body = {"model": "tone", "prompt": f"the {SECRET} fox", "max_tokens": 6, "ignore_eos": True}
     reply = http.post(f"/v1/completions?note={SECRET}", json=body)
-    wait_for(lambda: "decode" in spans_of(exporter))
+    until(lambda: "decode" in spans_of(exporter))
     found = spans_of(exporter)
     phases = ("queue", "prompt_load", "prefill", "decode")
     assert set(found) == {"POST /v1/completions", "store", "text_completion tone", *phases}
@@ -118,10 +118,10 @@ def test_chats_labels_and_streams_are_traced_too(
     """Each has its GenAI operation; a stream's spans end with its last token."""
     body = {"model": "tone", "prompt": "the", "max_tokens": 3, "n": 2, "stream": stream, "ignore_eos": True}
     assert http.post("/v1/completions", json=body).status_code == 200
-    wait_for(lambda: [span.name for span in exporter.get_finished_spans()].count("text_completion tone") == 2)
+    until(lambda: [span.name for span in exporter.get_finished_spans()].count("text_completion tone") == 2)
     labels = {"model": "tone", "input": "the", "labels": [" yes", " no"]}
     assert http.post("/v1/classify", json=labels).status_code == 200
-    wait_for(lambda: "classify tone" in spans_of(exporter))
+    until(lambda: "classify tone" in spans_of(exporter))
     assert spans_of(exporter)["classify tone"].attributes["gen_ai.usage.output_tokens"] == 0  # type: ignore[index]
 
 
@@ -131,17 +131,9 @@ def test_probes_are_not_traced_and_errors_are(http: httpx.Client, exporter: InMe
         assert http.get(path).status_code == 200
     assert exporter.get_finished_spans() == ()
     assert http.post("/v1/completions", json={"model": "tone", "prompt": "x", "max_tokens": -1}).status_code == 400
-    wait_for(exporter.get_finished_spans)
+    until(exporter.get_finished_spans)
     (only,) = exporter.get_finished_spans()
     assert only.attributes is not None and only.attributes["http.response.status_code"] == 400
-
-
-def wait_for(found: Callable[[], object]) -> None:
-    """Wait for what the server does after it has answered."""
-    until = time.monotonic() + 20
-    while not found():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def phases_of(header: str) -> dict[str, float]:
@@ -174,7 +166,7 @@ def test_logs_name_request_tenant_version_and_trace(http: httpx.Client) -> None:
     """One line a request, with everything to find it by, and neither its text nor its key."""
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         reply = http.post("/v1/completions", json={"model": "tone", "prompt": SECRET, "max_tokens": 2})
-        wait_for(lambda: [line for line in lines if line["event"] == "request"])  # written behind the last byte
+        until(lambda: [line for line in lines if line["event"] == "request"])  # written behind the last byte
     (line,) = [one for one in lines if one["event"] == "request"]
     assert line["request_id"] == reply.headers["x-request-id"]
     assert (line["tenant"], line["trace_id"]) == ("acme", TRACE)
@@ -200,9 +192,8 @@ def test_spans_reach_a_collector(tiny_models: dict[str, Path], tmp_path: Path) -
             traces=collector.url,
             drain_seconds=1,
         )
-        for live in serve(settings, tiny_models["llama"]):
-            with live.http() as http:
-                assert http.post("/v1/completions", json={"prompt": "the", "max_tokens": 2}).status_code == 200
+        with serve(settings, tiny_models["llama"]) as live, live.http() as http:
+            assert http.post("/v1/completions", json={"prompt": "the", "max_tokens": 2}).status_code == 200
     assert {"POST /v1/completions", "prefill", "decode"} <= collector.names()
 
 

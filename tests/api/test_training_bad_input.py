@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from promptd import housekeeping
 from promptd.api.job_schemas import MAX_ROWS
 from promptd.settings import Settings
 from tests.api.conftest import MODEL, LiveServer, serve
+from tests.patience import PATIENCE_SECONDS, until
 
 ROWS = [{"text": f"{('rain', 'song')[n % 2]} {n}", "label": ("weather", "music")[n % 2]} for n in range(20)]
 MARKER = "Xyzzy4711"
@@ -44,7 +44,8 @@ def live(tiny_models: dict[str, Path], store: Path) -> Iterator[LiveServer]:
             drain_seconds=0,
             max_upload_bytes=16 * MB,
         )
-        yield from serve(settings, tiny_models["llama"])
+        with serve(settings, tiny_models["llama"]) as live:
+            yield live
 
 
 @pytest.fixture
@@ -62,18 +63,6 @@ def hyper(**values: Any) -> dict[str, Any]:
 def jsonl(rows: list[dict[str, Any]]) -> bytes:
     """Rows as a file."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def ended(live: LiveServer, job_id: str) -> dict[str, Any]:
-    """Wait for a job's end."""
-    until = time.monotonic() + 60
-    with live.http() as http:
-        while True:
-            job: dict[str, Any] = http.get(f"/v1/fine_tuning/jobs/{job_id}").raise_for_status().json()
-            if job["status"] not in ("queued", "running"):
-                return job
-            assert time.monotonic() < until, job
-            time.sleep(0.02)
 
 
 BAD_FILES = [
@@ -105,7 +94,7 @@ def test_a_file_of_windows(live: LiveServer, sdk: openai.OpenAI) -> None:
     job = sdk.fine_tuning.jobs.create(
         model=MODEL, training_file=file.id, method=hyper(), extra_body={"publish_worse": True}
     )  # type: ignore[call-overload]
-    assert ended(live, job.id)["status"] == "succeeded"
+    assert live.ended(job.id)["status"] == "succeeded"
     with pytest.raises(openai.BadRequestError, match="line 1: not UTF-8"):
         sdk.files.create(file=("utf16.jsonl", jsonl(ROWS).decode().encode("utf-16")), purpose="fine-tune")
 
@@ -116,7 +105,7 @@ def test_a_line_without_end(live: LiveServer, sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"line 21: has \d+ bytes, at most 4194304 are allowed"):
         sdk.files.create(file=("long.jsonl", long), purpose="fine-tune")
     address = live.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=20) as raw:
+    with socket.create_connection((address[0], int(address[1])), timeout=PATIENCE_SECONDS) as raw:
         raw.sendall(
             b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             b"Content-Length: %d\r\n\r\n" % (200 * MB)
@@ -160,7 +149,7 @@ def test_jobs_that_must_fail_say_why(live: LiveServer, fields: dict[str, Any], c
     """What only the model can tell ends the job with a reason, in its error and its last event; there is no prompt."""
     with live.http() as http:
         body = {"suffix": "never", "rows": ROWS, "method": hyper(), **fields}
-        job = ended(live, http.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()["id"])
+        job = live.ended(http.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()["id"])
         assert (job["status"], job["error"]["code"]) == ("failed", code), job
         assert told in job["error"]["message"]
         event = http.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"][0]
@@ -174,22 +163,22 @@ def test_a_file_that_is_deleted_under_its_job(live: LiveServer, sdk: openai.Open
     options = {"model": MODEL, "training_file": file.id, "extra_body": {"publish_worse": True}}
     endless = hyper(num_steps=100_000, num_evaluations=1)
     waiting, running = (sdk.fine_tuning.jobs.create(**options, method=endless) for _ in range(2))
-    until = time.monotonic() + 60
+
+    def steps(job_id: str) -> int:
+        progress = sdk.fine_tuning.jobs.retrieve(job_id).model_dump()["progress"]
+        return 0 if progress is None else int(progress["step"])
+
     for job in (waiting, running):
-        while "Step" not in "".join(event.message for event in sdk.fine_tuning.jobs.list_events(job.id, limit=1)):
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        until(lambda job_id=job.id: steps(job_id), "the job runs", pause_seconds=0.02)  # type: ignore[misc]
     sdk.fine_tuning.jobs.pause(waiting.id)
     sdk.files.delete(file.id)
-    before = sdk.fine_tuning.jobs.retrieve(running.id).model_dump()["progress"]["step"]
-    while sdk.fine_tuning.jobs.retrieve(running.id).model_dump()["progress"]["step"] <= before:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    before = steps(running.id)
+    until(lambda: steps(running.id) > before, "the other one goes on", pause_seconds=0.02)
     sdk.fine_tuning.jobs.cancel(running.id)
     with live.http() as http:
-        while http.post(f"/v1/fine_tuning/jobs/{waiting.id}/resume").status_code != 200:
-            assert time.monotonic() < until
-    failed = ended(live, waiting.id)
+        resume = f"/v1/fine_tuning/jobs/{waiting.id}/resume"
+        until(lambda: http.post(resume).status_code == 200, "it has been paused", pause_seconds=0.02)
+    failed = live.ended(waiting.id)
     assert (failed["status"], failed["error"]["code"]) == ("failed", "file_not_found")
     assert failed["error"]["message"] == f"training_file {file.id!r} was deleted"
 
@@ -203,7 +192,7 @@ def test_nothing_is_kept_of_what_was_deleted(live: LiveServer, sdk: openai.OpenA
         def create(**fields: Any) -> str:
             body = {"method": hyper(), "publish_worse": True, **fields}
             job: dict[str, Any] = http.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()
-            return str(ended(live, job["id"])["id"])
+            return str(live.ended(job["id"])["id"])
 
         jobs = [
             create(training_file=file.id, suffix="marked"),
@@ -220,10 +209,7 @@ def test_nothing_is_kept_of_what_was_deleted(live: LiveServer, sdk: openai.OpenA
             assert http.get(f"/v1/fine_tuning/jobs/{job}").status_code == 404
     for path in (store / "blobs").glob("*/*/*"):  # garbage is left alone while it is young
         os.utime(path, (0, 0))
-    until = time.monotonic() + 20
-    while left := files_with(store, MARKER):
-        assert time.monotonic() < until, left
-        time.sleep(0.05)
+    until(lambda: not files_with(store, MARKER), "it is in a file", pause_seconds=0.05)
 
 
 def files_with(folder: Path, text: str) -> list[Path]:
@@ -245,6 +231,6 @@ def test_open_jobs_are_not_deleted(live: LiveServer) -> None:
         refused = http.delete(f"/v1/fine_tuning/jobs/{job['id']}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "job_state_conflict")
         http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel").raise_for_status()
-        while http.delete(f"/v1/fine_tuning/jobs/{job['id']}").status_code == 409:
-            time.sleep(0.02)
+        live.ended(job["id"])
+        assert http.delete(f"/v1/fine_tuning/jobs/{job['id']}").status_code == 200
         assert http.delete(f"/v1/fine_tuning/jobs/{job['id']}").status_code == 404

@@ -64,7 +64,7 @@ def serve_training(folder: Path, store: Path) -> Iterator[TrainingServer]:
             "admin_key": KEYS["admin"],
         }
     )
-    for live in serve(settings, folder):
+    with serve(settings, folder) as live:
         server = TrainingServer(live, store)
         with server.http() as http:
             assert http.put("/v1/prompts/p0", content=library(folder)[0].content).status_code == 201

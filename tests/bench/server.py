@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tests.bench.latency import TEXT_TOKENS
 from tests.bench.models import folder_of, frozen
 from tests.bench.rows import Tokens, fresh_tokens, soft_prompts
 from tests.bench.scale import Scale
+from tests.ports import free_port
 
 READY_TARGET_SECONDS = 8.0
 AFTER_JOB_TARGET_MS = 100.0
@@ -35,9 +35,7 @@ def serving(model: Path, store: Path | None = None, *arguments: str) -> Iterator
 
     Yields (client, seconds until it was ready).
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "promptd", "serve", "--port", str(port)]
     if model != DEMO_MODEL_PATH:
         command += ["--model", str(model)]

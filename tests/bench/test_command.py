@@ -39,7 +39,8 @@ def expected_tokens(prompts: list[BenchPrompt], vocab_size: int, run: int) -> in
 def live(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[LiveServer]:
     """A server of its own."""
     folder = tiny_models["llama"]
-    yield from serve(Settings(model=str(folder), store=str(tmp_path / "store"), drain_seconds=1), folder)
+    with serve(Settings(model=str(folder), store=str(tmp_path / "store"), drain_seconds=1), folder) as live:
+        yield live
 
 
 def test_every_token_of_an_engine_is_counted(tiny_models: dict[str, Path]) -> None:

@@ -20,7 +20,7 @@ from promptd_client import Client
 from transformers import AutoModelForCausalLM
 
 KEY = "acme-key-0001"
-START_SECONDS = 60
+START_SECONDS = 180
 
 CONFIGS = {
     "soft": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7),
@@ -61,6 +61,7 @@ def start_server(folder: Path, model: Path, **environment: str) -> Live:
             return Live(found[1], KEY, process, log)
         time.sleep(0.05)
     process.kill()
+    process.wait(60)
     raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
@@ -72,7 +73,7 @@ def live(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     )
     yield server
     server.process.terminate()
-    assert server.process.wait(timeout=30) == 0
+    assert server.process.wait(timeout=60) == 0
 
 
 @pytest.fixture(scope="session")

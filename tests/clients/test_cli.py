@@ -21,6 +21,7 @@ from promptd.cli import app
 from promptd.commands.serve import _listen, serve
 from promptd.settings import Settings
 from tests.clients.conftest import Live
+from tests.ports import free_port
 
 COMMANDS = [
     [],
@@ -72,7 +73,7 @@ def test_help_is_light() -> None:
         "except SystemExit: pass\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -175,9 +176,7 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
 
 def test_no_server_is_one_line(tmp_path: Path) -> None:
     """Without a server the command says where it looked and what to do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     result = run("prompts", "ls", "--url", url)
     assert result.exit_code == 1 and url in result.stderr and "promptd serve" in result.stderr
 

@@ -56,8 +56,9 @@ def training(trainer: TrainingServer, *, fails: bool = False) -> Iterator[None]:
     """Have the next job trained beside what the test does."""
 
     async def work(worker: JobClaims) -> None:
-        while not (claimed := await worker.claim(1)):  # noqa: ASYNC110 - workers poll
-            await anyio.sleep(0.02)
+        with anyio.fail_after(60):
+            while not (claimed := await worker.claim(1)):  # noqa: ASYNC110 - workers poll
+                await anyio.sleep(0.02)
         (claim,) = claimed
         for step in range(1, 4):
             measured = 0.5 if step == 3 else None
@@ -75,7 +76,7 @@ def training(trainer: TrainingServer, *, fails: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(timeout=20)
+        thread.join(timeout=60)
     assert not thread.is_alive()
 
 

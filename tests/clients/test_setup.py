@@ -48,7 +48,7 @@ def _installed(project: Path, extra: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_parse(script: str) -> None:
     """Every script is valid bash, and those that are run can be."""
-    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True, timeout=60)
     assert script.endswith(".sh") or os.access(ROOT / script, os.X_OK)
 
 

@@ -17,6 +17,7 @@ from promptd.cli import app
 from promptd.errors import ConflictError
 from tests.cluster.load import Load
 from tests.haproxy import HAProxy, running_haproxy
+from tests.patience import PATIENCE_SECONDS, until
 from tests.redis_server import RedisServer
 from tests.replicas import Replica, ReplicaForge, running_replicas
 
@@ -28,20 +29,17 @@ def test_a_server_leaves_in_order(forge: ReplicaForge, redis: RedisServer, tmp_p
 
     Answers of a leaving server end their connections.
     """
-    with running_replicas(forge, tmp_path, redis.url, 1, leave_seconds=2.0) as (replica,):
-        with httpx.Client(base_url=replica.url, timeout=30) as http:
+    with running_replicas(forge, tmp_path, redis.url, 1, leave_seconds=3.0) as (replica,):
+        with httpx.Client(base_url=replica.url, timeout=PATIENCE_SECONDS) as http:
             body = {"model": MODEL, "prompt": "the quick", "max_tokens": 200, "stream": True, "ignore_eos": True}
             with http.stream("POST", "/v1/completions", json=body) as stream:
                 lines = stream.iter_lines()
                 next(lines)
                 replica.signal(signal.SIGTERM)
-                while httpx.get(f"{replica.url}/readyz").status_code != 503:
-                    pass
-                for _ in range(3):
-                    answer = httpx.post(
-                        f"{replica.url}/v1/completions", json={**body, "max_tokens": 1, "stream": False}
-                    )
-                    assert answer.status_code == 200 and answer.headers["connection"] == "close"
+                until(lambda: replica.status == 503)
+                short = {**body, "max_tokens": 1, "stream": False}
+                answer = httpx.post(f"{replica.url}/v1/completions", json=short, timeout=PATIENCE_SECONDS)
+                assert answer.status_code == 200 and answer.headers["connection"] == "close"
                 assert list(lines)[-2:] in (["data: [DONE]", ""], ["", "data: [DONE]"])
         assert replica.wait() == 0
 
@@ -50,8 +48,7 @@ def test_a_second_signal_ends_it_at_once(forge: ReplicaForge, redis: RedisServer
     """Whoever asks twice means it."""
     with running_replicas(forge, tmp_path, redis.url, 1, leave_seconds=3600.0) as (replica,):
         replica.signal(signal.SIGTERM)
-        while httpx.get(f"{replica.url}/readyz").status_code != 503:
-            pass
+        until(lambda: replica.status == 503)
         replica.signal(signal.SIGTERM)
         assert replica.wait() == -signal.SIGTERM
 
@@ -67,7 +64,7 @@ def test_an_operator_drains_a_server(forge: ReplicaForge, redis: RedisServer, tm
         def drain(*words: str) -> typer.testing.Result:
             return terminal.invoke(app, ["drain", *words, "--url", replica.url])
 
-        with httpx.Client(base_url=replica.url, timeout=30) as http:
+        with httpx.Client(base_url=replica.url, timeout=PATIENCE_SECONDS) as http:
             body = {"model": MODEL, "prompt": "the quick", "max_tokens": 1}
             begun = drain()
             assert begun.exit_code == 0 and begun.stderr == "draining: 0 requests running, 0 waiting\n"

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from promptd_store import Put, StoreUnavailableError
 from promptd_store.redis_backend.store import RedisStore
 
-from tests.redis_server import RedisServer, free_port, program
+from tests.patience import until
+from tests.ports import free_port
+from tests.redis_server import RedisServer, program
 
 DOWN_MILLISECONDS = 600
 PERIODS = {
@@ -89,12 +91,8 @@ class Group:
         return " ".join(done.stdout.split("\n"))
 
     @staticmethod
-    def _until(holds: object, seconds: float = 120) -> None:
-        assert callable(holds)
-        until = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    def _until(holds: Callable[[], bool]) -> None:
+        until(holds, seconds=120, pause_seconds=0.05)
 
 
 @pytest.fixture
@@ -129,8 +127,9 @@ async def fail_over(group: Group, num_failovers: int) -> None:
 
     writers = [asyncio.create_task(write())]
     for _ in range(num_failovers):
-        while len(acknowledged) < 20:  # noqa: ASYNC110 - the writers know no event
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(120):
+            while len(acknowledged) < 20:  # noqa: ASYNC110 - the writers know no event
+                await asyncio.sleep(0.01)
         before, old = len(acknowledged), await asyncio.to_thread(group.primary)
         await asyncio.to_thread(old.kill)
         await asyncio.to_thread(group._until, lambda old=old: group.primary() is not old)

@@ -14,6 +14,7 @@ import pytest
 
 from promptd.jobs import LEASE_SECONDS
 from promptd.training.job import CHECKPOINT_SECONDS
+from tests.patience import until
 from tests.redis_server import RedisServer
 from tests.replicas import Replica, ReplicaForge, running_replicas
 from tests.training.site import ROWS, method_of
@@ -44,10 +45,10 @@ class Watched:
 
     def until(self, holds: Callable[[dict[str, Any]], bool], seconds: float) -> None:
         """Wait until something holds of all jobs."""
-        until = time.monotonic() + seconds
-        while not all(holds(job) for job in self.look()):
-            assert time.monotonic() < until, self.look()
-            time.sleep(0.1)
+        until(lambda: all(holds(job) for job in self.look()), self, seconds=seconds, pause_seconds=0.1)
+
+    def __repr__(self) -> str:
+        return repr(self.look())
 
     def starts(self, job: dict[str, Any]) -> list[float]:
         """When workers started a job, first to last."""

@@ -47,7 +47,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="package")
 def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The demo as a user starts it; `browser` first, so that nothing is started only to be skipped."""
-    yield from demo_server(tmp_path_factory.mktemp("console"))
+    with demo_server(tmp_path_factory.mktemp("console")) as url:
+        yield url
 
 
 @pytest.fixture(scope="package")
@@ -76,7 +77,8 @@ def tiny(browser: Any, tiny_models: dict[str, Path], tmp_path_factory: pytest.Te
         api_keys=SecretStr(f"initech:{TENANT_KEY}"),
         drain_seconds=1,
     )
-    yield from serve(settings, tiny_models["llama"])
+    with serve(settings, tiny_models["llama"]) as live:
+        yield live
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,16 @@ import yaml
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
 from tests.engine.harness import library
-from tests.redis_server import free_port, program
+from tests.patience import until
+from tests.ports import free_port
+from tests.redis_server import program
 
 DOCKER = Path(__file__).parents[2] / "docker"
 RULES = DOCKER / "alerts.yml"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "promptd.json"
 NAME = re.compile(r"\bpromptd_\w+")
 SCRAPE_SECONDS = 0.5
-PATIENCE_SECONDS = 60
+RUN: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": 60}
 
 
 def queries() -> list[str]:
@@ -44,9 +45,8 @@ def busy(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     """A server that trains too, with one prompt."""
     store = str(tmp_path_factory.mktemp("busy"))
     settings = Settings(model=str(tiny_models["llama"]), store=store, drain_seconds=0)
-    for live in serve(settings, tiny_models["llama"]):
-        with live.http() as http:
-            assert http.put("/v1/prompts/p0", content=library(live.folder)[0].content).status_code == 201
+    prompts = {"p0": library(tiny_models["llama"])[0].content}
+    with serve(settings, tiny_models["llama"], prompts=prompts) as live:
         yield live
 
 
@@ -86,13 +86,14 @@ def prometheus(server: LiveServer, folder: Path) -> Iterator[httpx.Client]:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
-            until = time.monotonic() + PATIENCE_SECONDS
-            while True:
+
+            def is_ready() -> bool:
+                assert process.poll() is None, (folder / "log").read_text()
                 with contextlib.suppress(httpx.TransportError):
-                    if http.get("/-/ready").status_code == 200:
-                        break
-                assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
-                time.sleep(0.1)
+                    return http.get("/-/ready").status_code == 200
+                return False
+
+            until(is_ready, "Prometheus is ready", pause_seconds=0.05)
             yield http
     finally:
         process.terminate()
@@ -111,12 +112,13 @@ def test_the_dashboard_over_a_server_at_work(busy: LiveServer, tmp_path: Path) -
     """Every query of the dashboard and every recording rule finds numbers; a control finds none."""
     with prometheus(busy, tmp_path) as http, busy.http() as user:
         missing = [*queries(), *(rule["record"] for rule in rules() if "record" in rule)]
-        until = time.monotonic() + PATIENCE_SECONDS
-        while missing and time.monotonic() < until:
+
+        def is_answered() -> bool:
             use(user)
-            missing = [query for query in missing if not answered(ask(http, query))]
-            time.sleep(SCRAPE_SECONDS)
-        assert missing == []
+            missing[:] = [query for query in missing if not answered(ask(http, query))]
+            return not missing
+
+        until(is_answered, missing, pause_seconds=SCRAPE_SECONDS / 2)
         assert ask(http, "promptd_no_such_metric") == []
         known = {
             rule["name"] for group in http.get("/api/v1/rules").json()["data"]["groups"] for rule in group["rules"]
@@ -133,10 +135,10 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
     """promtool plays hours of made-up series; each alert fires on its fault and is silent on a healthy server."""
     program("prometheus")
     promtool = program("promtool")  # of the same package
-    checked = subprocess.run([promtool, "check", "rules", RULES], capture_output=True, text=True, check=False)
+    checked = subprocess.run([promtool, "check", "rules", RULES], **RUN)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     played = Path(__file__).parent / "alerts_test.yml"
-    tested = subprocess.run([promtool, "test", "rules", played], capture_output=True, text=True, check=False)
+    tested = subprocess.run([promtool, "test", "rules", played], **RUN)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     fired = {
         case["alertname"]

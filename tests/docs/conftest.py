@@ -12,5 +12,5 @@ from tests.integration.server import demo_server
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Host and port of one server of the demo, as `promptd serve` starts it."""
-    for url in demo_server(tmp_path_factory.mktemp("docs")):
+    with demo_server(tmp_path_factory.mktemp("docs")) as url:
         yield url.removeprefix("http://")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -10,6 +11,8 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
+
+from tests.patience import PATIENCE_SECONDS
 
 LIMIT_SECONDS = 900.0
 """A command that takes longer hangs, also on a slow machine."""
@@ -42,7 +45,12 @@ class Terminal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._signal(signal.SIGTERM)  # the whole session: also what a page left in the background
-        self._bash.communicate()  # until the last of them is gone
+        try:
+            self._bash.communicate(timeout=PATIENCE_SECONDS)  # until the last of them is gone
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._bash.communicate(timeout=PATIENCE_SECONDS)
+            raise
 
     def run(self, command: str) -> tuple[str, int]:
         """Run a command; return what it printed and its exit status."""
@@ -64,5 +72,5 @@ class Terminal:
         raise AssertionError(f"the terminal ended during {command!r}:\n{''.join(lines)}")
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._bash.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._bash.pid, number)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import shlex
-import socket
 import traceback
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from promptd.cli import app
 from promptd.demo import DEMO_DATA_PATH, DEMO_MODEL_PATH, DEMO_PROMPTS_PATH
 from tests.docs.pages import ROOT, Block
 from tests.docs.shell import Terminal
+from tests.ports import free_port
 
 PAGES_ADDRESS = "127.0.0.1:8000"
 PAGES_OWN_PORT = "8001"
@@ -65,10 +65,7 @@ class Reader:
 
     def __init__(self, address: str, terminal: Terminal) -> None:
         """Begin with nothing; `address` is what the page calls 127.0.0.1:8000."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            own_port = str(probe.getsockname()[1])
-        self._real = {PAGES_ADDRESS: address, PAGES_OWN_PORT: own_port}
+        self._real = {PAGES_ADDRESS: address, PAGES_OWN_PORT: str(free_port())}
         self._terminal = terminal
         self._names: dict[str, Any] = {"__name__": "__main__"}
 

@@ -54,6 +54,6 @@ def test_every_page_is_in_the_index() -> None:
 def test_the_site_builds(tmp_path: Path) -> None:
     """mkdocs builds every page, and has nothing to warn of."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(ROOT / "server" / "mkdocs.yml")]
-    built = subprocess.run([*command, "-d", str(tmp_path)], capture_output=True, text=True, check=False)
+    built = subprocess.run([*command, "-d", str(tmp_path)], capture_output=True, text=True, check=False, timeout=240)
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "quickstart" / "application" / "index.html").is_file()

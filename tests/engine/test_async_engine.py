@@ -37,7 +37,7 @@ async def started(folder: Path, **limits: int) -> AsyncIterator[AsyncEngine]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another thread brings about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
 
@@ -52,7 +52,7 @@ def go(main: Callable[[], Awaitable[None]]) -> None:
     """Run a coroutine with a time limit."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await main()
 
     asyncio.run(bounded())
@@ -133,31 +133,33 @@ def test_an_abort_ends_the_waiting_of_another_task(tiny_models: dict[str, Path],
                 stream.abort()
             else:
                 engine.abort("a")
-            assert await asyncio.wait_for(waiting, 5) is None
+            assert await waiting is None
             held.abort()
 
     go(main)
 
 
-def test_shutdown_answers_everyone(tiny_models: dict[str, Path]) -> None:
+@pytest.mark.parametrize("drain_seconds", [60.0, 0.0])
+def test_shutdown_answers_everyone(tiny_models: dict[str, Path], drain_seconds: float) -> None:
     """Draining finishes what fits into its time; the rest gets a typed error; new requests are refused."""
 
     async def main() -> None:
         engine = AsyncEngine(make_engine(tiny_models["llama"], max_num_seqs=2))
         engine.start()
-        short, long = Case((), TEXT, greedy(3)), Case((), TEXT, greedy(230))
-        tasks = [asyncio.create_task(collect(engine, c, str(n))) for n, c in enumerate((short, long))]
-        await until(lambda: len(long.outputs) > 1)
-        stop = asyncio.create_task(engine.shutdown(drain_seconds=0.05))
+        case = Case((), TEXT, greedy(230))
+        task = asyncio.create_task(collect(engine, case, "open"))
+        await until(lambda: len(case.outputs) > 1)
+        stop = asyncio.create_task(engine.shutdown(drain_seconds=drain_seconds))
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDownError):
             engine.submit(GenerateRequest("new", TEXT, greedy(1)))
         await stop
-        await tasks[0]
-        assert short.outputs[-1].is_last  # type: ignore[union-attr]
-        if not long.outputs[-1].is_last:  # type: ignore[union-attr]
+        if drain_seconds:
+            await task
+            assert case.outputs[-1].is_last  # type: ignore[union-attr]
+        else:
             with pytest.raises(ShuttingDownError):
-                await tasks[1]
+                await task
 
     go(main)
 

@@ -6,25 +6,21 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from tests.engine.harness import Case, assert_matches_oracle, greedy, library, make_engine, run
+from tests.family_models import write_model
 from tests.tiny_models import VOCAB_SIZE, make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Mistral with a window of eight keys."""
-    folder = tmp_path_factory.mktemp("mistral")
-    torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2, sliding_window=8,
     )  # fmt: skip
-    MistralForCausalLM(config).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return write_model(lambda: MistralForCausalLM(config), make_tokenizer(), tmp_path_factory.mktemp("mistral"))
 
 
 @pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "block_size": 4, "prompt_tokens": 60}])

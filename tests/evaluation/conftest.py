@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,13 @@ from tests.api.conftest import LiveServer, serve
 from tests.engine.harness import frozen
 
 WORDS = {"fox": " fox", "dog": " lazy dog", "river": " river"}
+
+
+def written(artifacts: Mapping[str, PromptArtifact], folder: Path) -> dict[str, str]:
+    """Write prompts as files; return name -> path."""
+    for name, artifact in artifacts.items():
+        (folder / f"{name}.safetensors").write_bytes(artifact.content)
+    return {name: str(folder / f"{name}.safetensors") for name in artifacts}
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +49,7 @@ def artifacts(llm: LLM) -> dict[str, PromptArtifact]:
 @pytest.fixture(scope="session")
 def prompt_files(artifacts: dict[str, PromptArtifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The same prompts as files."""
-    folder = tmp_path_factory.mktemp("prompts")
-    for name, artifact in artifacts.items():
-        (folder / f"{name}.safetensors").write_bytes(artifact.content)
-    return {name: str(folder / f"{name}.safetensors") for name in artifacts}
+    return written(artifacts, tmp_path_factory.mktemp("prompts"))
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +58,6 @@ def server(
 ) -> Iterator[LiveServer]:
     """A server with these prompts, under their names."""
     folder = tiny_models["llama"]
-    for live in serve(Settings(model=str(folder), store=str(tmp_path_factory.mktemp("store"))), folder):
-        with live.http() as http:
-            for name, artifact in artifacts.items():
-                assert http.put(f"/v1/prompts/{name}", content=artifact.content).status_code == 201
+    settings = Settings(model=str(folder), store=str(tmp_path_factory.mktemp("store")))
+    with serve(settings, folder, prompts={name: one.content for name, one in artifacts.items()}) as live:
         yield live

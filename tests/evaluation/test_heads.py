@@ -21,6 +21,7 @@ from promptd.settings import Settings
 from promptd.training import Example, TrainingDataError
 from tests.api.conftest import LiveServer, serve
 from tests.engine.encoder_oracle import frozen, random_head
+from tests.evaluation.conftest import written
 from tests.evaluation.test_runner import TEXTS, labels, run
 
 LABELS = ("fox", "dog", "river")
@@ -42,10 +43,7 @@ def prompts(tiny_encoders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def files(prompts: dict[str, PromptArtifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The same as files."""
-    folder = tmp_path_factory.mktemp("heads")
-    for name, artifact in prompts.items():
-        (folder / f"{name}.safetensors").write_bytes(artifact.content)
-    return {name: str(folder / f"{name}.safetensors") for name in prompts}
+    return written(prompts, tmp_path_factory.mktemp("heads"))
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +53,7 @@ def server(
     """An encoder with these prompts."""
     folder = tiny_encoders["bert-plain"]
     settings = Settings(model=str(folder), store=str(tmp_path_factory.mktemp("store")), training="off", drain_seconds=1)
-    for live in serve(settings, folder):
-        with live.http() as http:
-            for name, artifact in prompts.items():
-                assert http.put(f"/v1/prompts/{name}", content=artifact.content).status_code == 201
+    with serve(settings, folder, prompts={name: one.content for name, one in prompts.items()}) as live:
         yield live
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +12,6 @@ from promptd_store import decode, render_template
 
 from promptd.demo import DEMO_DATA_PATH, DEMO_MODEL_NAME, DEMO_MODEL_PATH, DEMO_PROMPTS_PATH
 from tests.engine.harness import Case, assert_matches_oracle, frozen, greedy
-from tests.integration.server import demo_server
 
 CARDS = {path.stem: json.loads(path.read_text()) for path in sorted(DEMO_PROMPTS_PATH.glob("*.json"))}
 CLASSIFIERS = [name for name, card in CARDS.items() if card["label_words"]]
@@ -22,12 +20,6 @@ CLASSIFIERS = [name for name, card in CARDS.items() if card["label_words"]]
 def rows_of(name: str) -> list[dict[str, Any]]:
     """The held-out rows that are shipped for one prompt."""
     return [json.loads(line) for line in (DEMO_DATA_PATH / f"{name}.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the demo."""
-    yield from demo_server(tmp_path_factory.mktemp("demo"))
 
 
 def test_the_demo_has_what_it_promises(url: str) -> None:

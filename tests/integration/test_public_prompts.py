@@ -26,7 +26,8 @@ def keyed(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[LiveServer]:
         admin_key=SecretStr("key-admin-1"),
         drain_seconds=0,
     )
-    yield from serve(settings, tiny_models["llama"])
+    with serve(settings, tiny_models["llama"]) as live:
+        yield live
 
 
 def resident_after(live: LiveServer, key: str, *chain: str) -> int:

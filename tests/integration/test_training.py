@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +12,7 @@ import openai
 import pytest
 
 from promptd.demo import DEMO_DATA_PATH, DEMO_MODEL_NAME
-from tests.integration.server import demo_server
+from tests.patience import until
 
 ROWS = [json.loads(line) for line in (DEMO_DATA_PATH / "snips-intent.jsonl").read_text().splitlines()]
 """Of real people; the base model has not seen them, nor the prompts that are shipped."""
@@ -23,12 +22,6 @@ LABEL_WORDS = {
     "AddToPlaylist": " playlist", "BookRestaurant": " restaurant", "GetWeather": " weather", "PlayMusic": " music",
     "RateBook": " book", "SearchCreativeWork": " show", "SearchScreeningEvent": " movie",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`promptd serve` as a user starts it: it trains by default."""
-    yield from demo_server(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture
@@ -45,11 +38,14 @@ def method(name: str, **hyperparameters: float) -> dict[str, Any]:
 
 def ended(client: openai.OpenAI, job_id: str) -> Any:
     """Wait for a job's end."""
-    until = time.monotonic() + 300
-    while (job := client.fine_tuning.jobs.retrieve(job_id)).status in ("queued", "running"):
-        assert time.monotonic() < until, job
-        time.sleep(0.1)
-    return job
+    seen: list[Any] = []
+
+    def has_ended() -> bool:
+        seen.append(client.fine_tuning.jobs.retrieve(job_id))
+        return seen[-1].status not in ("queued", "running")
+
+    until(has_ended, f"{job_id} ends", seconds=240, pause_seconds=0.1)
+    return seen[-1]
 
 
 def test_upload_train_ask(url: str, client: openai.OpenAI) -> None:

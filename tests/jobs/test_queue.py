@@ -249,7 +249,7 @@ async def test_follow_does_not_miss_the_end(store: Store, queue: JobQueue, clock
             await worker.finish(claim, result_of(job))
             return await self._store.read_tail(*args, **kwargs)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         seen = [event async for event in make_queue(Ending(store), clock).follow("acme", job.id)]
     assert seen[-1].ends_job and len(seen) == 3
 
@@ -268,7 +268,7 @@ async def test_follow_ends_with_the_job(store: Store, queue: JobQueue, clock: Cl
         await asyncio.sleep(0.005)
         await worker.report(claim, JobProgress(step, 3))
     await worker.finish(claim, result_of(job))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         seen = await following
         assert seen == list(await queue.events("acme", job.id))[::-1] and len(seen) == 6
         assert await read() == seen

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 from promptd_store import EmbeddedStore
@@ -33,7 +32,7 @@ async def work(folder: Path) -> None:
     (claim,) = claimed
     saved = await worker.load_checkpoint(claim)
     first = 1 + int(saved or 0)
-    say(op="claimed", first=first, at=time.time())
+    say(op="claimed", first=first)
     for step in range(first, NUM_STEPS + 1):
         await asyncio.sleep(0.02)
         claim = await worker.heartbeat(claim)

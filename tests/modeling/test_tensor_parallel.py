@@ -25,7 +25,7 @@ from promptd.modeling.ranks import Rank
 from promptd.modeling.tensor_parallel import Order, order_of, rows_of
 from promptd.settings import Settings
 from tests.engine.harness import library
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 START_SECONDS = 180
 TEXTS = ("the quick brown fox", "a", "one two three four five six seven eight")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from promptd.api.services import Services
 from promptd.app import create_app
 from promptd.connections import AbortableHttp
 from promptd.settings import Settings
+from tests.patience import PATIENCE_SECONDS, until
 
 SEND_BUFFER = 16 << 10
-WAIT_SECONDS = 60
-"""For what comes about sooner or later; on a busy machine, later."""
 
 
 class Site:
@@ -47,14 +45,6 @@ class Site:
         return is_free and not engine.engine.has_work and not engine._streams and not engine.engine.blocks.num_used
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what a thread or a process brings about."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.005)
-
-
 @contextlib.contextmanager
 def running(model: Path, folder: Path, **settings: Any) -> Iterator[Site]:
     """Serve a model for a block, with small socket buffers: a reader that stops is noticed soon."""
@@ -71,7 +61,7 @@ def running(model: Path, folder: Path, **settings: Any) -> Iterator[Site]:
             yield Site(app, listener.getsockname()[1])
         finally:
             server.should_exit = True
-            thread.join(timeout=WAIT_SECONDS)
+            thread.join(timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import pytest
 from pydantic import SecretStr
 
 from promptd.tenancy import Budget
-from tests.overload.conftest import Site, running, until
+from tests.overload.conftest import Site, running
 from tests.overload.wire import Reply, ask
+from tests.patience import until
 
 MODEL = "tiny-llama"
 LIMIT = 10

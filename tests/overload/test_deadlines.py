@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from promptd.engine.engine import Engine
-from tests.overload.conftest import Site, running, until
+from tests.overload.conftest import Site, running
 from tests.overload.wire import Reply, ask
+from tests.patience import until
 
 MODEL = "tiny-llama"
 ASK = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True}

@@ -17,8 +17,9 @@ import pytest
 
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.engine import Engine
-from tests.overload.conftest import Site, running, until
+from tests.overload.conftest import Site, running
 from tests.overload.wire import request_bytes
+from tests.patience import until
 
 MODEL = "tiny-llama"
 READ = {"model": MODEL, "prompt": list(range(5, 205)), "max_tokens": 8, "ignore_eos": True}

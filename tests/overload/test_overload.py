@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.overload.conftest import until
+from tests.family_models import write_model
 from tests.overload.wire import Reply, ask
+from tests.patience import until
 from tests.replicas import Replica, ReplicaForge
 from tests.tiny_models import VOCAB_SIZE, make_tokenizer
 
@@ -124,14 +124,11 @@ def test_more_than_it_can_do(forge: ReplicaForge, tmp_path: Path) -> None:
 
 def make_model(folder: Path) -> Path:
     """A Llama whose steps cost more than HTTP does."""
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE, hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12,
         num_key_value_heads=4, max_position_embeddings=256, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return write_model(lambda: LlamaForCausalLM(config), make_tokenizer(), folder)
 
 
 @pytest.mark.long

@@ -16,8 +16,9 @@ from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import GenerateRequest, RequestOutput
 from promptd.errors import SlowReaderError
 from tests.engine.harness import greedy, make_engine
-from tests.overload.conftest import Site, running, until
+from tests.overload.conftest import Site, running
 from tests.overload.wire import request_bytes
+from tests.patience import until
 
 MODEL = "tiny-llama"
 LONG = {

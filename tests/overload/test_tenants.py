@@ -19,8 +19,9 @@ from sklearn.metrics import roc_auc_score
 from promptd.engine.engine import Engine
 from promptd.engine.request import Output
 from promptd.engine.sequence import Sequence
-from tests.overload.conftest import Site, running, until
+from tests.overload.conftest import Site, running
 from tests.overload.wire import Reply, ask
+from tests.patience import PATIENCE_SECONDS, until
 
 MODEL = "tiny-llama"
 FLOOD, OTHER = "key-of-the-flood", "key-of-the-other"
@@ -74,14 +75,14 @@ def flooded(site: Site, at_once: int) -> Iterator[None]:
     async def main() -> None:
         await asyncio.gather(*(one() for _ in range(at_once)))
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
     try:
         until(lambda: len(site.services.engine.engine.scheduler.waiting) > at_once // 2, "the flood is there")
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(2 * PATIENCE_SECONDS)
         until(lambda: site.is_idle, "the flood has gone")
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 Message = dict[str, Any]
@@ -23,6 +27,9 @@ class Forge:
         self._parent = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True, bufsize=1
         )
+        self._said: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
 
     def order(self, **order: Any) -> None:
         """Have one worker do something."""
@@ -30,10 +37,14 @@ class Forge:
         self._parent.stdin.write(json.dumps(order) + "\n")
 
     def hear(self) -> Message:
-        """Wait for the next thing that a worker says."""
-        assert self._parent.stdout is not None
-        message: Message = json.loads(self._parent.stdout.readline())
+        """Wait for the next thing that a worker says; raises `queue.Empty` where they say nothing for long."""
+        message: Message = json.loads(self._said.get(timeout=PATIENCE_SECONDS))
         return message
+
+    def _listen(self) -> None:
+        assert self._parent.stdout is not None
+        for line in self._parent.stdout:
+            self._said.put(line)
 
     def write_and_kill(
         self, folder: Path, seed: int, *, num_acks: int, delay_seconds: float, do: str = "write"
@@ -62,5 +73,10 @@ class Forge:
         return [message for said in acks.values() for message in said]
 
     def close(self) -> None:
-        """End: the parent leaves when there are no more orders."""
-        self._parent.communicate(timeout=20)
+        """End: the parent leaves when there are no more orders, and the reader when no worker is left."""
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        self._parent.stdin.close()
+        self._parent.wait(PATIENCE_SECONDS)
+        self._reader.join(PATIENCE_SECONDS)
+        assert not self._reader.is_alive()
+        self._parent.stdout.close()

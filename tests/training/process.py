@@ -88,4 +88,4 @@ def process(
         yield child
     finally:
         child.kill()
-        child.join()
+        child.join(60)

@@ -95,7 +95,7 @@ class Site:
         """The job as it is now."""
         return await self.queue.get(TENANT, job.id)
 
-    async def until(self, job: JobRecord, holds: Callable[[JobRecord], bool], seconds: float = 30) -> JobRecord:
+    async def until(self, job: JobRecord, holds: Callable[[JobRecord], bool], seconds: float = 60) -> JobRecord:
         """Wait until something holds of a job."""
         with anyio.move_on_after(seconds):
             while not holds(job := await self.look(job)):  # noqa: ASYNC110 - it changes in another process

@@ -87,7 +87,7 @@ def test_kill_9(llama: FrozenModel, tiny_models: dict[str, Path], tmp_path: Path
             assert time.monotonic() < until and child.is_alive(), (tmp_path / "log").read_text()
             time.sleep(0.01)
         child.kill()
-        child.join()
+        child.join(60)
     assert checkpoint.exists() and not list(checkpoint.parent.glob("*.safetensors"))
     with process("train", tmp_path / "log", **options) as child:
         child.join(60)

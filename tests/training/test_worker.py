@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ ROWS = [
     for verb, thing in (("is there", "rain"), ("play a", "song"))
 ]
 NUMBERS = itertools.count()
+PATIENCE_SECONDS = 60
 FAST = {"num_steps": 6, "batch_size": 4, "num_evaluations": 2}
 
 
@@ -41,6 +42,7 @@ class House:
     """A server without HTTP."""
 
     engine: AsyncEngine
+    training: TrainingLoop
     queue: JobQueue
     claims: JobClaims
     catalog: PromptCatalog
@@ -57,16 +59,16 @@ class House:
         method = {"type": name, name: {"hyperparameters": settings | own}}
         return await self.queue.create(tenant, JobRequest(JobSpec(method, settings=gate, rows_digest=digest, **spec)))
 
-    async def ended(self, job: JobRecord, seconds: float = 20) -> JobRecord:
+    async def ended(self, job: JobRecord) -> JobRecord:
         """Wait for a job's end."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             async for _ in self.queue.follow(job.tenant, job.id):
                 pass
         return await self.queue.get(job.tenant, job.id)
 
     async def until(self, job: JobRecord, holds: Callable[[JobRecord], bool]) -> JobRecord:
         """Wait until something holds of a job."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not holds(job := await self.queue.get(job.tenant, job.id)):  # noqa: ASYNC110 - many things to wait for
                 await asyncio.sleep(0.01)
         return job
@@ -97,7 +99,7 @@ async def house(model: FrozenModel, folder: Path) -> AsyncIterator[House]:
     errors: list[BaseException] = []
     worker = asyncio.create_task(TrainingWorker(claims, catalog, loop, on_error=errors.append).run())
     try:
-        yield House(engine, queue, claims, catalog, errors)
+        yield House(engine, loop, queue, claims, catalog, errors)
     finally:
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
@@ -149,14 +151,17 @@ LONG = {"num_steps": 100_000, "num_evaluations": 1}
 
 
 def test_cancel_takes_effect_within_a_pass(llama: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of many slow passes ends behind the one that runs: the job is cancelled and has published nothing."""
+    """A step of many passes ends behind the one that runs: the job is cancelled and has published nothing."""
     num_passes, is_slow = 0, False
+    begun, go_on = threading.Event(), threading.Event()
 
-    def counted(*args: Any) -> Any:
+    def counted(model: FrozenModel, shares: Sequence[Any], *args: Any) -> Any:
         nonlocal num_passes
-        num_passes += 1
-        time.sleep(0.3 * is_slow)
-        return run_what_fits(*args)
+        num_passes += len(shares)
+        if is_slow:
+            begun.set()
+            go_on.wait(PATIENCE_SECONDS)
+        return run_what_fits(model, shares, *args)
 
     async def story() -> None:
         nonlocal is_slow
@@ -164,12 +169,15 @@ def test_cancel_takes_effect_within_a_pass(llama: FrozenModel, tmp_path: Path, m
             job = await home.create(name="never", settings={**LONG, "batch_size": 16})
             await home.until(job, lambda job: job.progress is not None)
             is_slow = True
-            await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
             before = num_passes
             await home.queue.cancel("acme", job.id)
-            assert (await home.ended(job)).state is JobState.CANCELLED
-            await asyncio.sleep(1.0)
-            assert num_passes - before <= 1
+            assert (await home.ended(job)).state is JobState.CANCELLED  # nobody waits for the pass
+            go_on.set()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while home.training.has_work:  # noqa: ASYNC110 - it ends in another thread
+                    await asyncio.sleep(0.005)
+            assert num_passes == before
             assert not await home.catalog.list("acme")
 
     monkeypatch.setattr(trainer, "run_what_fits", counted)
@@ -187,7 +195,6 @@ def test_pause_and_resume_go_on_where_they_were(llama: FrozenModel, tmp_path: Pa
             await home.queue.pause("acme", job.id)
             paused = await home.until(job, lambda job: job.state is JobState.PAUSED and job.checkpoint is not None)
             assert paused.checkpoint is not None and paused.checkpoint.step > 3
-            await asyncio.sleep(0.2)
             await home.queue.resume("acme", job.id)
             step = paused.checkpoint.step
             await home.until(job, lambda job: job.progress is not None and job.progress.step > step)
