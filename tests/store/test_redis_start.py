@@ -19,10 +19,12 @@ from promptd_store import (
     open_store,
     shown_address,
 )
-from promptd_store.redis_backend.store import RedisStore
+from promptd_store.redis_backend import link
+from promptd_store.redis_backend.store import CONNECT_SECONDS, RedisStore
 from promptd_store.redis_backend.target import parse_target
 
-from tests.redis_server import RedisServer, free_port, running_redis
+from tests.ports import free_port
+from tests.redis_server import RedisServer, running_redis
 
 pytestmark = pytest.mark.anyio
 
@@ -108,16 +110,27 @@ async def test_nobody_there() -> None:
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError) as caught:
         await RedisStore.open(f"redis://user:s3cret@127.0.0.1:{free_port()}", connect_seconds=0.5)
-    assert 0.4 < time.monotonic() - started < 3
+    assert 0.4 < time.monotonic() - started < CONNECT_SECONDS  # what would be waited otherwise
     assert "127.0.0.1" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
+async def test_one_that_refuses_is_not_waited_for(server: RedisServer) -> None:
+    """Redis is there and answers, but not this user: an error at once that says why."""
+    cli(server, "acl", "setuser", "mute", "on", ">s3cret", "~*", "-@all")
+    try:
+        async with asyncio.timeout(60):
+            with pytest.raises(StoreUnavailableError, match="permission"):
+                await RedisStore.open(f"redis://mute:s3cret@127.0.0.1:{server.port}", connect_seconds=3600)
+    finally:
+        cli(server, "acl", "deluser", "mute")
 
 
 async def test_a_redis_that_starts_late_is_waited_for(tmp_path: Path) -> None:
     """Server and store may be started together: the store waits while Redis loads its data."""
     with running_redis(tmp_path / "redis") as late:
         late.kill()
-        opening = asyncio.create_task(RedisStore.open(late.url, connect_seconds=10))
-        await asyncio.sleep(1)
+        opening = asyncio.create_task(RedisStore.open(late.url, connect_seconds=60))
+        await asyncio.sleep(0.3)
         assert not opening.done()
         await asyncio.to_thread(late.start)
         await (await opening).close()
@@ -173,7 +186,7 @@ async def test_tls(tmp_path: Path) -> None:
                 await RedisStore.open(wrong, connect_seconds=0.3)
 
 
-async def test_replicas_must_have_it(server: RedisServer, tmp_path: Path) -> None:
+async def test_replicas_must_have_it(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With replicas=1 a write is acknowledged when a replica has it; without one the store refuses to start."""
     with pytest.raises(VolatileStoreError, match="0 replicas are connected"):
         await RedisStore.open(server.url + "?replicas=1&prefix=waits:")
@@ -188,8 +201,10 @@ async def test_replicas_must_have_it(server: RedisServer, tmp_path: Path) -> Non
         etags = await store.transact(puts=[Put("{acme}:k", b"1")])
         assert cli(replica, "get", "waits:record:{acme}:k").startswith(etags["{acme}:k"])
         replica.pause()
-        with pytest.raises(StoreUnavailableError, match="0 replicas have the write"):
-            await store.transact(puts=[Put("{acme}:k", b"2")])
+        with monkeypatch.context() as hasty:
+            hasty.setattr(link, "WAIT_MILLISECONDS", 100)
+            with pytest.raises(StoreUnavailableError, match="0 replicas have the write"):
+                await store.transact(puts=[Put("{acme}:k", b"2")])
         replica.resume()
         await store.transact(puts=[Put("{acme}:k", b"3")])
         await store.close()

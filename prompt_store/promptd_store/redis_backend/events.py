@@ -96,8 +96,7 @@ class Feed:
             await subscription.aclose()
         if reader is not None:
             reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
+            await asyncio.wait({reader})
 
     async def _read(self) -> None:
         last: bytes | str | None = None

@@ -124,8 +124,7 @@ class RedisLink:
         self._up.set()  # whoever waits finds out
         if self._probe is not None:
             self._probe.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._probe
+            await asyncio.wait({self._probe})
         if self._running:
             await asyncio.wait(self._running)
         for client in (self._client, *self._sentinels):

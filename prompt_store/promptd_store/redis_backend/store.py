@@ -295,12 +295,14 @@ class RedisStore:
                 await self._link.command("PING")
                 return
             except StoreUnavailableError as error:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                        await self._link.until_up()
-                if not self._link.is_up:
-                    cause = error.__cause__ or error
-                    raise StoreUnavailableError(f"no store at {self.target.shown}: {cause}") from error
+                if not self._link.is_up:  # else it has answered: it refuses, and would again
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                            await self._link.until_up()
+                    if self._link.is_up:
+                        continue
+                cause = error.__cause__ or error
+                raise StoreUnavailableError(f"no store at {self.target.shown}: {cause}") from error
 
     async def _check_schema(self) -> None:
         key = self._prefix + "schema"
