@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +42,10 @@ def live(
     """A server that trains in its spare time."""
     folder = tiny_seq2seq[request.param]
     settings = Settings(model=str(folder), store=str(tmp_path_factory.mktemp("learned")), drain_seconds=1)
-    yield from serve(settings, folder)
+    with serve(settings, folder) as live:
+        yield live
 
 
-@pytest.mark.long
 def test_upload_train_ask(live: LiveServer, tmp_path: Path) -> None:
     """Three methods at once: each loses less than the bare model; what was learned answers as transformers does under
     the same tensors, and as PEFT does under its own files. A text without questions to distill, and a start that would
@@ -69,8 +68,8 @@ def test_upload_train_ask(live: LiveServer, tmp_path: Path) -> None:
         assert (lost["status"], lost["error"]["param"]) == (400, "base_prompt")
         created = http.post("/admin/training/jobs", json={"jobs": jobs})
         assert created.status_code == 207, created.text
-        ended = [_ended(live, one["job"]["id"]) for one in created.json()["data"]]
-        assert [job["status"] for job in ended] == ["succeeded"] * 3 + ["failed"], ended
+        ended = [live.ended(one["job"]["id"]) for one in created.json()["data"]]
+        assert [job["status"] for job in ended] == ["succeeded"] * 3 + ["failed"], [job["error"] for job in ended]
         assert ended[-1]["error"]["param"] == "training_file"
         for job in ended[:3]:
             assert job["result"]["scores_after"]["loss"] < job["result"]["scores_before"]["loss"]
@@ -90,13 +89,3 @@ def test_upload_train_ask(live: LiveServer, tmp_path: Path) -> None:
             base = AutoModelForSeq2SeqLM.from_pretrained(live.folder)
             tuned = PeftModel.from_pretrained(base, tmp_path / name).eval()
             assert answer(tuned, tuple(ids), start_of(live.folder)[0])[:6] == tuple(reply), name
-
-
-def _ended(live: LiveServer, job_id: str) -> dict[str, Any]:
-    """Wait for a job's end."""
-    until = time.monotonic() + 120
-    with live.http() as http:
-        while (job := http.get(f"/v1/fine_tuning/jobs/{job_id}").json())["status"] in ("queued", "running"):
-            assert time.monotonic() < until, job
-            time.sleep(0.1)
-    return dict(job)

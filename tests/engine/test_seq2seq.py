@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promptd_store import PromptArtifact
+from promptd_store.passing_thread import in_passing_thread
 from transformers import AutoModelForSeq2SeqLM
 
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.engine.request import GenerateRequest, PoolRequest, SamplingParams, ScoreRequest
 from promptd.errors import ContextLengthError, InvalidRequestError, NumericalError
+from promptd.llm import LLM
 from promptd.modeling import kv_bytes_per_token, load_model
 from tests.engine.harness import Case, greedy, run
 from tests.engine.seq2seq_oracle import FIRST, LAST, TOLERANCE, Row, frozen, library
@@ -247,3 +250,26 @@ def test_errors_are_typed_and_hurt_one_row(tiny_seq2seq: dict[str, Path]) -> Non
     assert len(fits.tokens) == 119
     assert_matches_oracle(folder, good)
     assert engine.blocks.num_used == 0
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_two_threads_run_one_model(tiny_seq2seq: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """A job that begins computes beside the engine: right when a pass has told its positions, another one runs."""
+    model = load_model(tiny_seq2seq[family])
+    short, long = ("the quick brown fox", "the lazy dog plays some music for two people near the river")
+
+    def answer(text: str) -> tuple[int, ...]:
+        (completion,) = LLM(model).generate([text], params=greedy(4))
+        return tuple(completion.token_ids)
+
+    alone, place, engine = (answer(short), answer(long)), model.family.place, threading.current_thread()
+    beside: list[tuple[int, ...]] = []
+
+    def placed(positions: torch.Tensor) -> None:
+        place(positions)
+        if threading.current_thread() is engine:
+            beside.append(in_passing_thread(answer, long))
+
+    monkeypatch.setattr(model.family, "place", placed)
+    assert answer(short) == alone[0]
+    assert len(beside) > 4 and set(beside) == {alone[1]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,12 +39,12 @@ class BartFamily(Seq2SeqFamily):
     """Both stacks count positions from the packed length: ours are put in their place.
 
     The stacks do not hand arguments on to their position tables, so the tables ask here; each pass sets its positions
-    right before it looks them up.
+    right before it looks them up. Each thread has its own: a job that begins runs the model beside the engine.
     """
 
     def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> None:
         super().__init__(hf, tokenizer, sizes)
-        self._positions = torch.zeros(0, dtype=torch.int64)
+        self._of_pass = threading.local()
 
     @property
     def encoder(self) -> Any:
@@ -57,13 +58,13 @@ class BartFamily(Seq2SeqFamily):
 
     def place(self, positions: torch.Tensor) -> None:
         """Keep the positions of the pass that begins."""
-        self._positions = positions
+        self._of_pass.positions = positions
 
     def install(self) -> None:
         """Bring the positions in; mark cross attention; number the encoder's layers, which mBART does not."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, {**kwargs, "position_ids": self._positions}
+            return args, {**kwargs, "position_ids": self._of_pass.positions}
 
         for stack in (self.encoder, self.decoder):
             stack.embed_positions.register_forward_pre_hook(hook, with_kwargs=True)
