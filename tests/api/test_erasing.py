@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,11 +230,13 @@ def test_refused_calls_are_counted(pair: Pair) -> None:
         for _ in range(30):
             assert http.get("/admin/keys").status_code == 403
         assert http.put("/v1/prompts/one", json={"text": "x"}).status_code == 403
-    (keys, put) = _deeds(pair, "curious", "calls")
-    assert (keys["action"], keys["status"], keys["count"], keys["by"]) == (
-        "GET /admin/keys", 403, 30, f"curious/{issued.id}",
-    )  # fmt: skip
-    assert (put["action"], put["count"]) == ("PUT /v1/prompts/{name:path}", 1)
+    told = _deeds(pair, "curious", "calls")
+    assert len(told) <= 3  # what was counted is written down every ten seconds, perhaps amid the flood
+    counts = Counter[str]()
+    for one in told:
+        assert (one["status"], one["by"]) == (403, f"curious/{issued.id}")
+        counts[one["action"]] += one["count"]
+    assert counts == {"GET /admin/keys": 30, "PUT /v1/prompts/{name:path}": 1}
     with pair.here.http(Authorization="Bearer nobody") as http:
         for _ in range(20):
             assert http.get("/v1/models").status_code == 401
