@@ -19,11 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptd.api.services import new_id
 from promptd.api.trail import Trail, trail_in
-from promptd.tracing import Tracing
+from promptd.tracing import QUIET_PATHS, Tracing
 
 _MAX_REQUEST_ID_CHARS = 128
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
 
 
 _KEYS = r"pd_[A-Za-z0-9]{4,}_[A-Za-z0-9]+|(?i:bearer)\s+\S+|(?<=://)[^/@\s]*:[^/@\s]+(?=@)"
@@ -132,7 +131,7 @@ class RequestLog:
                 route = getattr(scope.get("route"), "path", "unknown")
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 self._observe(method, route, status, time.monotonic() - began)
-                if scope["path"] not in _QUIET_PATHS:
+                if scope["path"] not in QUIET_PATHS:
                     self._log.info(
                         "request",
                         method=scope["method"],

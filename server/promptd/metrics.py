@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from promptd_store import PromptCatalog
 
+from promptd.api.trail import spans_of
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
 from promptd.jobs import JobState
@@ -223,26 +224,23 @@ class RequestMetrics:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(name, text, registry=registry, buckets=_SECONDS)
 
-        self._queue = histogram("promptd_request_queue_seconds", "Time from arrival to a place in the batch")
-        self._load = histogram("promptd_request_prompt_load_seconds", "Time until a request's prompts are resident")
-        self._prefill = histogram("promptd_request_prefill_seconds", "Time from there to the first token")
-        self._decode = histogram("promptd_request_decode_seconds", "Time from the first token to the last")
+        self._phases = {
+            "queue": histogram("promptd_request_queue_seconds", "Time from arrival to a place in the batch"),
+            "load": histogram("promptd_request_prompt_load_seconds", "Time until a request's prompts are resident"),
+            "prefill": histogram("promptd_request_prefill_seconds", "Time from there to the first token"),
+            "decode": histogram("promptd_request_decode_seconds", "Time from the first token to the last"),
+        }
         self._first = histogram("promptd_time_to_first_token_seconds", "Time from arrival to the first token")
         self._whole = histogram("promptd_request_seconds", "Time from arrival to the end")
         self._between = histogram("promptd_inter_token_latency_seconds", "Mean time between tokens of a request")
 
     def observe(self, timings: RequestTimings, num_tokens: int) -> None:
         """Take in one finished request."""
-        if timings.scheduled is not None:
-            self._queue.observe(timings.scheduled - timings.arrived)
-            if timings.reading is not None:
-                self._load.observe(timings.reading - timings.scheduled)
+        for phase, begin, end in spans_of(timings):
+            self._phases[phase].observe(end - begin)
         if timings.first_token is None or timings.finished is None:
             return
         self._first.observe(timings.first_token - timings.arrived)
         self._whole.observe(timings.finished - timings.arrived)
-        if timings.reading is not None:
-            self._prefill.observe(timings.first_token - timings.reading)
-        self._decode.observe(timings.finished - timings.first_token)
         if num_tokens > 1:
             self._between.observe((timings.finished - timings.first_token) / (num_tokens - 1))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
 
-_QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/metrics"})
+"""Probes: neither traced nor logged."""
 _SPANS = {"queue": "queue", "load": "prompt_load", "prefill": "prefill", "decode": "decode"}
 
 
@@ -123,7 +124,7 @@ def _attributes(trail: Trail, run: Run) -> Mapping[str, Any]:
 
 
 def _is_quiet(scope: MutableMapping[str, Any]) -> bool:
-    return scope["path"] in _QUIET_PATHS
+    return scope["path"] in QUIET_PATHS
 
 
 def _query_stripper() -> Any:

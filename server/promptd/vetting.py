@@ -40,7 +40,7 @@ class Probe(BaseModel):
     """Each must stand in the greedy continuation, whatever the case of its letters."""
     excludes: _Words = ()
     """None may."""
-    labels: Annotated[_Words, Field(max_length=64)] = ()
+    labels: _Words = ()
     label: str | None = None
     """The one of the labels that must be the most likely next words."""
 

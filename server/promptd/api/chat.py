@@ -25,9 +25,8 @@ from promptd.api.schemas import ChatBody, Message
 from promptd.api.services import (
     NamedPrompts,
     Services,
+    named_prompts,
     new_id,
-    prompt_names,
-    resolve_prompts,
     services_of,
     tokenize,
 )
@@ -43,9 +42,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         raise InvalidRequestError("ensemble is for completions and classification", param="ensemble")
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs=true", param="top_logprobs")
-    names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
-    model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    prompts = await resolve_prompts(services, request, names, model_name, body.naming_field)
+    prompts = await named_prompts(services, request, body)
     token_ids = await _tokens(services, prompts, body.messages)
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens

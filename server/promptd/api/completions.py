@@ -26,8 +26,8 @@ from promptd.api.schemas import CompletionBody
 from promptd.api.services import (
     NamedPrompts,
     Services,
+    named_prompts,
     new_id,
-    prompt_names,
     resolve_prompts,
     services_of,
     to_tokens,
@@ -46,7 +46,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     inputs = _inputs(body)
     if body.ensemble is not None:
         return await _ensemble(body, request, services, inputs)
-    prompts = await _named(services, request, body, prompt_names(services, body.model, body.prompt_id, body.prompt_ids))
+    prompts = await named_prompts(services, request, body)
     choices = await _start(services, body, prompts, inputs)
     header = {
         "id": new_id("cmpl"),
@@ -60,11 +60,6 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     await collect(request, choices)
     answers = [_answer(services, body, choice) for choice in choices]
     return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
-
-
-async def _named(services: Services, request: Request, body: CompletionBody, names: Sequence[str]) -> NamedPrompts:
-    model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    return await resolve_prompts(services, request, names, model_name, body.naming_field)
 
 
 async def _start(
@@ -166,7 +161,10 @@ async def _ensemble(body: CompletionBody, request: Request, services: Services, 
         raise InvalidRequestError("ensemble names all its prompts itself", param="ensemble")
     choices: list[Choice] = []
     try:
-        members = [await _named(services, request, body, [name]) for name in body.ensemble or ()]
+        members = [
+            await resolve_prompts(services, request, [name], body.model or name, body.naming_field)
+            for name in body.ensemble or ()
+        ]
         for prompts in members:  # all are known: they start together
             choices += await _start(services, body, prompts, inputs)
         await collect(request, choices)

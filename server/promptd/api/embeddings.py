@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from promptd.api.classify import count_output
 from promptd.api.generation import together, while_connected
 from promptd.api.schemas import EmbeddingsBody
+from promptd.api.services import named_prompts, services_of, to_tokens
 from promptd.api.services import new_id as new_request_id
-from promptd.api.services import prompt_names, resolve_prompts, services_of, to_tokens
 from promptd.engine.request import PoolOutput, PoolRequest
 from promptd.errors import InvalidRequestError
 
@@ -25,9 +25,7 @@ async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
     services = services_of(request)
     if body.ensemble is not None:
         raise InvalidRequestError("embeddings of several prompts are not put together", param="ensemble")
-    names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
-    model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
-    prompts = await resolve_prompts(services, request, names, model_name, body.naming_field)
+    prompts = await named_prompts(services, request, body)
     config = services.engine.engine.config
     turns = asyncio.Semaphore(max(1, min(config.max_num_seqs, config.max_queue // 2)))
 
@@ -52,7 +50,7 @@ async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
     return JSONResponse(
         {
             "object": "list",
-            "model": model_name,
+            "model": prompts.model_name,
             "prompt_versions": prompts.versions,
             "data": data,
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "prompt_tokens_details": details},

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Path, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from promptd_store.users import MAX_USER_CHARS
 
 from promptd.api.keys import actor
+from promptd.api.schemas import User
 from promptd.api.services import principal_of, services_of
 from promptd.errors import ConflictError
-
-User = Annotated[str, Path(min_length=1, max_length=MAX_USER_CHARS)]
 
 
 async def erase_tenant(tenant: str, request: Request) -> Response:

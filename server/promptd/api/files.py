@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Form, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
-from promptd_store.users import MAX_USER_CHARS
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from promptd.api.schemas import User
 from promptd.api.services import principal_of, services_of
 from promptd.jobs import FileRecord
 
@@ -38,7 +38,7 @@ class FileForm(BaseModel):
 
     file: UploadFile
     purpose: Literal["fine-tune"]
-    user: Annotated[str, Field(min_length=1, max_length=MAX_USER_CHARS)] | None = None
+    user: User | None = None
 
 
 async def create_file(form: Annotated[FileForm, Form()], request: Request) -> Response:

@@ -112,7 +112,7 @@ class Choice:
     @property
     def num_held_tokens(self) -> int:
         """What it holds of the server's tokens."""
-        return min(len(self.token_ids) + self.max_tokens, self.services.engine.engine.max_model_len)
+        return _num_held(self.services, self.token_ids, self.max_tokens)
 
     @property
     def finish_reason(self) -> str:
@@ -137,8 +137,7 @@ async def submit(
             param="n",
         )
     num_written = len(inputs) * sum(own.max_tokens for own in params)
-    longest = services.engine.engine.max_model_len  # what is longer is refused below, by its own name
-    num_held = sum(min(len(one) + own.max_tokens, longest) for one in inputs for own in params)
+    num_held = sum(_num_held(services, one, own.max_tokens) for one in inputs for own in params)
     prompts.visit.hold_tokens(num_held)
     choices: list[Choice] = []
     try:
@@ -157,6 +156,11 @@ async def submit(
         raise
     prompts.visit.watch(lambda: (prompts.counted_as, counts_of(choices, len(params))))
     return choices
+
+
+def _num_held(services: Services, token_ids: Sequence[int], max_tokens: int) -> int:
+    """Return what one generation takes of the server's tokens; what is longer than the model is refused by itself."""
+    return min(len(token_ids) + max_tokens, services.engine.engine.max_model_len)
 
 
 def counts_of(choices: Sequence[Choice], num_per_input: int) -> Counts:

@@ -7,12 +7,12 @@ import json
 from dataclasses import replace
 
 from fastapi import Request
-from promptd_store import TARGET_TENSOR, PromptKind, PromptRecord, exact_name, extend
+from promptd_store import TARGET_TENSOR, PromptKind, PromptRecord, exact_name
 from promptd_store.chains import check_front
 from promptd_store.publication import check_publication
 
 from promptd.api.job_schemas import MAX_ROWS, JobBody, JobFields
-from promptd.api.services import Services, prompt_names, resolve_name
+from promptd.api.services import Services, prompt_names, resolve_chain, resolve_name
 from promptd.errors import InvalidRequestError, NotFoundError, TrainingOffError
 from promptd.jobs import JobQueue, JobRecord, JobRequest, JobSpec
 from promptd.tenancy import Principal, Scope
@@ -151,10 +151,7 @@ async def _behind(
     """Return the chain that the new prompt is trained behind: the one it names, else the one it starts from."""
     if body.behind is None:
         return [] if base is None else await services.catalog.in_front(principal.tenant, base)
-    chain: list[PromptRecord] = []
-    for name in body.behind:
-        record = await resolve_name(services, principal, name, Scope.INFER, "behind")
-        extend(chain, await services.catalog.in_front(principal.tenant, record), record)
+    chain = await resolve_chain(services, principal, body.behind, "behind")
     check_front(chain, "private")
     return chain
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from promptd_store import MAX_CHAIN_PROMPTS
-from promptd_store.users import MAX_USER_CHARS
 from pydantic import Field
 
-from promptd.api.schemas import FieldName, Label, Metadata, PromptName, Row, Strict, Text
+from promptd.api.schemas import MAX_LABELS, FieldName, Label, Metadata, PromptName, Row, Strict, Text, User
 from promptd.jobs.record import MAX_PRIORITY
 
 MAX_BULK_JOBS = 1000
 MAX_ROWS = 50_000
-MAX_LABELS = 1024
 
 FileId = Annotated[str, Field(min_length=1, max_length=64)]
 Rows = Annotated[list[Row], Field(min_length=1, max_length=MAX_ROWS, fail_fast=True)]
@@ -41,7 +39,7 @@ class JobFields(Strict):
     publish_worse: bool | None = None
     """Publish the prompt even where it scores below the one that it replaces, or below the bare model."""
     metadata: Metadata | None = None
-    user: Annotated[str, Field(min_length=1, max_length=MAX_USER_CHARS)] | None = None
+    user: User | None = None
     """The end user whom the job and its prompt belong to; omitted: whom the training file belongs to."""
 
 

@@ -22,10 +22,9 @@ from promptd_store import (
     to_peft,
 )
 from promptd_store.passing_thread import compute
-from promptd_store.users import MAX_USER_CHARS
 
 from promptd.api.auth import authorize
-from promptd.api.schemas import PromptName, RollbackBody
+from promptd.api.schemas import PromptName, RollbackBody, User
 from promptd.api.services import principal_of, services_of
 from promptd.api.text_prompts import text_prompt
 from promptd.api.uploads import check_policy, is_text, read_upload, seal_headers
@@ -96,7 +95,7 @@ async def put_prompt(
     num_virtual_tokens: Annotated[int | None, Query(ge=1, le=1 << 20)] = None,
     visibility: Annotated[Literal["private", "public"], Query()] = "private",
     behind: Annotated[list[PromptName] | None, Query(max_length=MAX_CHAIN_PROMPTS - 1)] = None,
-    user: Annotated[str | None, Query(min_length=1, max_length=MAX_USER_CHARS)] = None,
+    user: Annotated[User | None, Query()] = None,
     dry_run: bool = False,
 ) -> Response:
     """Publish a version: the body is a safetensors file, native or from PEFT, or a plain text as JSON.

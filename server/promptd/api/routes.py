@@ -41,7 +41,7 @@ from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import VISIT, Limits, Services, services_of
 from promptd.api.stalls import without_stalls
 from promptd.api.trail import trail_in, trail_of
-from promptd.api.uploads import largest_upload
+from promptd.api.uploads import largest_upload, told_length
 from promptd.errors import AuthenticationError, DeadlineExceededError, PermissionDeniedError, ShuttingDownError
 from promptd.tenancy import Claim, Principal, Scope
 
@@ -74,6 +74,12 @@ class Route:
     def scopes(self) -> tuple[Scope, ...]:
         """All scopes that a caller needs."""
         return (self.scope,) if self.also is None else (self.scope, self.also)
+
+    def max_body_bytes(self, limits: Limits) -> int | None:
+        """Return what a body may have; None where only the handler of a file knows: it depends on the model."""
+        if self.takes_file:
+            return None
+        return limits.max_upload_bytes if self.is_large else limits.max_body_bytes
 
     @property
     def changes(self) -> bool:
@@ -255,12 +261,11 @@ async def admit(route: Route, request: Request) -> None:
 
 def claim_of(route: Route, request: Request, services: Services) -> Claim:
     """Tell by the headers alone what a request will take. A body whose length they do not tell may have any."""
-    if route.takes_file:
+    largest = route.max_body_bytes(services.limits)
+    if largest is None:
         largest = largest_upload(services, request)
-    else:
-        largest = services.limits.max_upload_bytes if route.is_large else services.limits.max_body_bytes
-    told = request.headers.get("content-length", "")
-    num_bytes = min(int(told), largest) if told.isascii() and told.isdigit() and len(told) < 20 else largest
+    told = told_length(request)
+    num_bytes = largest if told is None else min(told, largest)
     if route.is_large:
         return Claim(upload_bytes=num_bytes)
     if route.scope is not Scope.INFER or route.method != "POST":
@@ -283,12 +288,7 @@ def build_router(limits: Limits) -> APIRouter:
             openapi_extra=openapi.UPLOAD if route.takes_file else None,
             tags=[route.tag],
             include_in_schema=not route.is_page,
-            # The handler of a file knows its limit, which depends on the model.
-            max_body_size=None
-            if route.takes_file
-            else limits.max_upload_bytes
-            if route.is_large
-            else limits.max_body_bytes,
+            max_body_size=route.max_body_bytes(limits),
             route_class_override=guarded(route, limits),
         )
         if route.tag == "health" or route.is_page:  # balancers probe by HEAD too

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from promptd_store import MAX_CHAIN_PROMPTS
+from promptd_store.users import MAX_USER_CHARS
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptd.engine.request import MAX_LOGPROBS, MAX_STOP_STRINGS
@@ -31,6 +32,8 @@ Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 PromptName = Annotated[str, Field(min_length=1, max_length=256)]
+User = Annotated[str, Field(min_length=1, max_length=MAX_USER_CHARS)]
+"""An end user of a tenant, whom something belongs to."""
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 

@@ -26,6 +26,7 @@ from promptd_store import (
 
 from promptd.api.auth import authorize
 from promptd.api.leaving import Leaving
+from promptd.api.schemas import PromptChoice
 from promptd.api.trail import Trail, trail_of
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import RequestTimings
@@ -184,20 +185,35 @@ async def resolve_name(services: Services, principal: Principal, name: str, scop
     return record
 
 
-async def resolve_prompts(
-    services: Services, request: Request, names: Sequence[str], model_name: str, param: str
-) -> NamedPrompts:
-    """Resolve and load a chain of names, which stood in the field `param`; raises before anything runs.
+async def resolve_chain(
+    services: Services, principal: Principal, names: Sequence[str], param: str
+) -> list[PromptRecord]:
+    """Find a chain that a field names, to be asked under it.
 
     A prompt that was learned behind others brings them along, unless the chain has them in front of it already.
     """
-    records: list[PromptRecord] = []
+    chain: list[PromptRecord] = []
+    for name in names:
+        record = await resolve_name(services, principal, name, Scope.INFER, param)
+        extend(chain, await services.catalog.in_front(principal.tenant, record), record)
+    return chain
+
+
+async def named_prompts(services: Services, request: Request, body: PromptChoice) -> NamedPrompts:
+    """Resolve and load what a body names; raises before anything runs."""
+    names = prompt_names(services, body.model, body.prompt_id, body.prompt_ids)
+    model_name = body.model or (names[0] if len(names) == 1 else services.model.served_name)
+    return await resolve_prompts(services, request, names, model_name, body.naming_field)
+
+
+async def resolve_prompts(
+    services: Services, request: Request, names: Sequence[str], model_name: str, param: str
+) -> NamedPrompts:
+    """Resolve and load a chain of names, which stood in the field `param`; raises before anything runs."""
     visit, trail = visit_of(request), trail_of(request)
     principal = visit.principal
     with trail.looking_up("resolve"):
-        for name in names:
-            record = await resolve_name(services, principal, name, Scope.INFER, param)
-            extend(records, await services.catalog.in_front(principal.tenant, record), record)
+        records = await resolve_chain(services, principal, names, param)
     if len(records) > MAX_CHAIN_PROMPTS:
         raise InvalidRequestError(
             f"{param} names a chain of {len(records)} prompts, {MAX_CHAIN_PROMPTS} are allowed", param=param

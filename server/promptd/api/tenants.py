@@ -18,9 +18,9 @@ from promptd.api.services import Services, principal_of, services_of
 from promptd.errors import InvalidRequestError
 from promptd.tenancy import Counts, Tenant, UsageKey, holdings_of, set_limits
 from promptd.tenancy.limits import MAX_LIMIT, MAX_WEIGHT
+from promptd.tenancy.uses import DAY_SECONDS
 
 DEFAULT_DAYS = 30
-DAY_SECONDS = 86400
 _Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT)] | None
 _DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 _From = Annotated[str | None, Query(alias="from", pattern=_DAY)]

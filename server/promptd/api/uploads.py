@@ -36,13 +36,20 @@ def largest_upload(services: Services, request: Request) -> int:
     return largest_file(services.model.spec, kind, max_virtual_tokens(services))
 
 
+def told_length(request: Request) -> int | None:
+    """Return the length of the body as the headers tell it; None where they tell none."""
+    told = request.headers.get("content-length", "")
+    if not (told.isascii() and told.isdigit()):
+        return None
+    return int(told) if len(told) < 20 else 1 << 63  # more than any body has
+
+
 async def read_upload(services: Services, request: Request) -> bytes:
     """Read the body, stopping at the limit, whatever Content-Length claims."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise InvalidRequestError("uploads take no Content-Encoding", param="content-encoding")
     limit = largest_upload(services, request)
-    told = request.headers.get("content-length", "")
-    if told.isascii() and told.isdigit() and (len(told) > 19 or int(told) > limit):
+    if (told_length(request) or 0) > limit:
         raise _too_large(limit)
     content = bytearray()
     async for chunk in request.stream():
