@@ -52,11 +52,7 @@ class BlobFolder:
         self._make_folder(path.parent)
         temp = path.parent / f".tmp-{uuid.uuid4().hex}"
         try:
-            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            write_synced(temp, data)
             with self._locked():
                 temp.rename(path)
                 sync_folder(path.parent)
@@ -106,10 +102,7 @@ class BlobFolder:
     def sweep(self, tenant: str, older_than_seconds: float) -> list[str]:
         """Remove what writers left behind that were killed before renaming, and what was long set aside; return it."""
         gone = self._sweep(self._blobs / check_tenant(tenant), older_than_seconds)
-        for name in old_corpses(tenant, (path.name for path in self._quarantine.iterdir())):
-            (self._quarantine / name).unlink(missing_ok=True)
-            gone.append(name)
-        return gone
+        return gone + delete_corpses(self._quarantine, tenant, min_age_seconds=QUARANTINE_SECONDS)
 
     def erase(self, tenant: str) -> int:
         """Delete all of a tenant's files, also half-written ones; return how many blobs."""
@@ -122,14 +115,8 @@ class BlobFolder:
 
     def clear_quarantine(self, tenant: str, digest: str | None) -> int:
         """Delete what was set aside, of one blob or of all; return how many."""
-        wanted = "[0-9a-f]{64}" if digest is None else digest_hex(digest)
-        name = re.compile(rf"{re.escape(check_tenant(tenant))}\.{wanted}\.[0-9]+")
-        gone = [path for path in self._quarantine.iterdir() if name.fullmatch(path.name)]
-        for path in gone:
-            path.unlink(missing_ok=True)
-        if gone:
-            sync_folder(self._quarantine)
-        return len(gone)
+        wanted = None if digest is None else digest_hex(digest)
+        return len(delete_corpses(self._quarantine, check_tenant(tenant), wanted))
 
     def _sweep(self, folder: Path, older_than_seconds: float) -> list[str]:
         gone = []
@@ -184,12 +171,38 @@ def digest_hex(digest: str) -> str:
     return match.group(1)
 
 
-def old_corpses(tenant: str, names: Iterable[str]) -> list[str]:
-    """Return those `<tenant>.…<digest>….<nanoseconds>` of a quarantine that have lain there for long enough."""
-    before = time.time_ns() - round(QUARANTINE_SECONDS * 1e9)
-    pattern = re.compile(rf"{re.escape(tenant)}\.(?:[0-9a-f]{{2}}\.)?[0-9a-f]{{64}}\.(?:[0-9a-f]{{16}}\.)?([0-9]+)")
+def corpses(
+    tenant: str, names: Iterable[str], digest: str | None = None, *, min_age_seconds: float | None = None
+) -> list[str]:
+    """Return which `<tenant>.…<hex digest>….<nanoseconds>` of a quarantine are a tenant's: of one blob or of all, and
+    set aside at least so long ago."""
+    hexes = digest or "[0-9a-f]{64}"
+    pattern = re.compile(rf"{re.escape(tenant)}\.(?:[0-9a-f]{{2}}\.)?{hexes}\.(?:[0-9a-f]{{16}}\.)?([0-9]+)")
     found = [(name, pattern.fullmatch(name)) for name in names]
+    if min_age_seconds is None:
+        return [name for name, match in found if match is not None]
+    before = time.time_ns() - round(min_age_seconds * 1e9)
     return [name for name, match in found if match is not None and int(match[1]) < before]
+
+
+def delete_corpses(
+    folder: Path, tenant: str, digest: str | None = None, *, min_age_seconds: float | None = None
+) -> list[str]:
+    """Delete such files of a folder; return their names."""
+    gone = corpses(tenant, (path.name for path in folder.iterdir()), digest, min_age_seconds=min_age_seconds)
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+    if gone:
+        sync_folder(folder)
+    return gone
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file whose bytes are durable; its name is once the folder is synced."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from promptd_store.blobs import old_corpses, sync_folder
+from promptd_store.blobs import corpses, delete_corpses, sync_folder, write_synced
 from promptd_store.errors import StoreAddressError, StoreUnavailableError
 
 
@@ -33,12 +31,8 @@ class Objects(Protocol):
         """Move a corrupt object where no name leads to it."""
         ...
 
-    def sweep_aside(self, tenant: str) -> list[str]:
-        """Delete what was set aside of a tenant's long ago; return the names."""
-        ...
-
-    def clear_aside(self, tenant: str, digest: str | None) -> int:
-        """Delete what was set aside of a tenant, or of one blob (hex digits); return how many."""
+    def clear_aside(self, tenant: str, digest: str | None = None, *, min_age_seconds: float | None = None) -> list[str]:
+        """Delete what was set aside of a tenant, or of one blob (hex digits), so long ago at least; return names."""
         ...
 
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
@@ -67,10 +61,7 @@ class FolderObjects:
             sync_folder(path.parent.parent)
         temp = path.with_name(f".tmp-{path.name}")
         try:
-            with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+            write_synced(temp, data)
             temp.rename(path)
             sync_folder(path.parent)
         except BaseException:
@@ -90,19 +81,9 @@ class FolderObjects:
         with contextlib.suppress(FileNotFoundError):
             (self._root / name).rename(self._aside / f"{name.replace('/', '.')}.{time.time_ns()}")
 
-    def sweep_aside(self, tenant: str) -> list[str]:
-        """Delete old files of the quarantine."""
-        gone = old_corpses(tenant, (path.name for path in self._aside.iterdir()))
-        for name in gone:
-            (self._aside / name).unlink(missing_ok=True)
-        return gone
-
-    def clear_aside(self, tenant: str, digest: str | None) -> int:
+    def clear_aside(self, tenant: str, digest: str | None = None, *, min_age_seconds: float | None = None) -> list[str]:
         """Delete files of the quarantine."""
-        gone = [path for path in self._aside.iterdir() if _is_aside(path.name, tenant, digest)]
-        for path in gone:
-            path.unlink(missing_ok=True)
-        return len(gone)
+        return delete_corpses(self._aside, tenant, digest, min_age_seconds=min_age_seconds)
 
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
         """List files, also those of writers that were killed while writing."""
@@ -146,28 +127,18 @@ class BucketObjects:
             self._files.pipe_file(aside, self._files.cat_file(f"{self._root}/objects/{name}"))
             self._files.rm_file(f"{self._root}/objects/{name}")
 
-    def sweep_aside(self, tenant: str) -> list[str]:
-        """Delete old objects of the quarantine."""
+    def clear_aside(self, tenant: str, digest: str | None = None, *, min_age_seconds: float | None = None) -> list[str]:
+        """Delete objects of the quarantine."""
         top = f"{self._root}/quarantine/"
         try:
             found = self._files.find(top)
         except FileNotFoundError:
             return []
-        gone = old_corpses(tenant, (path.removeprefix(top) for path in found))
+        names = (path.removeprefix(top) for path in found)
+        gone = corpses(tenant, names, digest, min_age_seconds=min_age_seconds)
         for name in gone:
             self._files.rm_file(top + name)
         return gone
-
-    def clear_aside(self, tenant: str, digest: str | None) -> int:
-        """Delete objects of the quarantine."""
-        try:
-            found = self._files.find(f"{self._root}/quarantine")
-        except FileNotFoundError:
-            return 0
-        gone = [path for path in found if _is_aside(path.rpartition("/")[2], tenant, digest)]
-        for path in gone:
-            self._files.rm_file(path)
-        return len(gone)
 
     def scan(self, tenant: str) -> Iterator[tuple[str, float]]:
         """List objects."""
@@ -180,11 +151,6 @@ class BucketObjects:
             at = status.get("LastModified") or status.get("created") or status.get("mtime")
             seconds = at.timestamp() if hasattr(at, "timestamp") else float(at or now)
             yield path.removeprefix(top), now - seconds
-
-
-def _is_aside(name: str, tenant: str, digest: str | None) -> bool:
-    wanted = digest or "[0-9a-f]{64}"
-    return bool(re.fullmatch(rf"{re.escape(tenant)}\.[0-9a-f]{{2}}\.{wanted}\.[0-9a-f]+\.[0-9]+", name))
 
 
 def open_objects(address: str) -> Objects:

@@ -156,13 +156,17 @@ async def test_the_quarantine_is_emptied(kind: str, tmp_path: Path) -> None:
         objects: Objects = BucketObjects(url)
         for name in names:
             objects._files.pipe_file(f"{objects._root}/quarantine/{name}", b"x")  # type: ignore[attr-defined]
-        assert objects.sweep_aside("acme") == names[:1] and objects.sweep_aside("acme") == []
-        assert BucketObjects(f"memory://{uuid.uuid4().hex}").sweep_aside("acme") == []
+        for expected in (names[:1], []):
+            assert objects.clear_aside("acme", min_age_seconds=QUARANTINE_SECONDS) == expected
+        assert BucketObjects(f"memory://{uuid.uuid4().hex}").clear_aside("acme") == []
         return
     folder = BlobFolder(tmp_path) if kind == "blobs" else FolderObjects(tmp_path)
     for name in names:
         (tmp_path / "quarantine" / name).write_bytes(b"x")
-    gone = folder.sweep("acme", 0) if isinstance(folder, BlobFolder) else folder.sweep_aside("acme")
+    if isinstance(folder, BlobFolder):
+        gone = folder.sweep("acme", 0)
+    else:
+        gone = folder.clear_aside("acme", min_age_seconds=QUARANTINE_SECONDS)
     assert gone == names[:1]
     assert sorted(path.name for path in (tmp_path / "quarantine").iterdir()) == sorted(names[1:])
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from promptd_store.base import BlobInfo
-from promptd_store.blobs import digest_hex
+from promptd_store.blobs import QUARANTINE_SECONDS, digest_hex
 from promptd_store.errors import BlobCorruptError, BlobNotFoundError, StoreUnavailableError, TenantErasedError
 from promptd_store.names import check_tenant
 from promptd_store.objects import Objects
@@ -110,7 +110,9 @@ class RedisBlobs:
         gone = [name for name in old if name not in named]
         for name in gone:
             await self._remove(name)
-        return gone + await self._outside(lambda objects: objects.sweep_aside(tenant))
+        return gone + await self._outside(
+            lambda objects: objects.clear_aside(tenant, min_age_seconds=QUARANTINE_SECONDS)
+        )
 
     async def clear_quarantine(self, tenant: str, digest: str | None) -> int:
         """Delete what was set aside, here and outside."""
@@ -118,7 +120,7 @@ class RedisBlobs:
         num = await self._link.delete_matching(f"{self._prefix}quarantine:{check_tenant(tenant)}:", f"{wanted}:*")
         if self._objects is not None:
             aside = None if digest is None else wanted
-            num += await self._outside(lambda objects: objects.clear_aside(tenant, aside))
+            num += len(await self._outside(lambda objects: objects.clear_aside(tenant, aside)))
         return num
 
     async def erase(self, tenant: str) -> int:
