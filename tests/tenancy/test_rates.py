@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from promptd_store import EmbeddedStore
+from promptd_store import EmbeddedStore, Record
 
 from promptd.errors import QuotaError, RateLimitError
 from promptd.tenancy import RateMeter, SlotPool
@@ -146,5 +146,41 @@ def test_a_lowered_limit_holds_at_once(tmp_path: Path, clock: Clock) -> None:
         await pool.enter("acme", 5)
         with pytest.raises(RateLimitError):
             await SlotPool(store, "two", clock).enter("zero", 0)
+
+    with_store(tmp_path, run)
+
+
+def test_a_request_that_waited_while_its_slots_were_forgotten(tmp_path: Path, clock: Clock) -> None:
+    """It gets a slot that is free by then, and gives it back: what it took is not lost with what was forgotten."""
+
+    async def run(store: EmbeddedStore) -> None:
+        async with opened(tmp_path) as second:
+            pool, other = SlotPool(store, "one", clock), SlotPool(second, "two", clock)
+            await other.enter("acme", 1)
+            read, is_free, num_reads = store.get, asyncio.Event(), 0
+
+            async def counted_read(key: str) -> Record | None:
+                nonlocal num_reads
+                num_reads += 1
+                if num_reads == 2:
+                    await is_free.wait()
+                return await read(key)
+
+            store.get = counted_read  # type: ignore[method-assign]
+            refused = asyncio.create_task(pool.enter("acme", 1))
+            settling = asyncio.create_task(pool.settle())  # finds that nothing is held, and forgets the tenant
+            waiting = asyncio.create_task(pool.enter("acme", 1))
+            with pytest.raises(RateLimitError):
+                await refused
+            await settling
+            other.leave("acme")
+            await other.settle()
+            is_free.set()
+            await waiting
+            with pytest.raises(RateLimitError):
+                await other.enter("acme", 1)
+            pool.leave("acme")
+            await pool.settle()
+            await other.enter("acme", 1)
 
     with_store(tmp_path, run)

@@ -45,11 +45,16 @@ class SlotPool:
 
     async def enter(self, tenant: str, limit: int) -> None:
         """Take a slot; raises `RateLimitError` where all are in use."""
-        holding = self._holdings.setdefault(tenant, _Holding())
-        if not self._has_free(holding):
+        while True:
+            holding = self._holdings.setdefault(tenant, _Holding())
+            if self._has_free(holding):
+                break
             async with holding.lock:
+                if self._holdings.get(tenant) is not holding:
+                    continue  # it was forgotten while this request waited
                 if not self._has_free(holding):
                     await self._take(tenant, holding, limit)
+                break
         if holding.used >= limit:  # the limit was lowered below what is held
             raise _full(limit)
         holding.used += 1
@@ -64,8 +69,8 @@ class SlotPool:
             async with holding.lock:
                 if holding.held or holding.used:
                     await self._write(tenant, holding, holding.used)
-                if not holding.held and not holding.used:
-                    self._holdings.pop(tenant, None)
+                if not holding.held and not holding.used and self._holdings.get(tenant) is holding:
+                    del self._holdings[tenant]
 
     async def keep(self) -> None:
         """Settle every few seconds, until cancelled."""
