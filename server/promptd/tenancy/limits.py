@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from promptd_store import PROMPTS, STORED_BYTES
+
 from promptd.errors import InvalidRequestError
+from promptd.jobs import TRAINING_JOBS, TRAINING_STEPS
 
 MAX_LIMIT = 1 << 53
 """Numbers above are no exact JSON numbers any more."""
@@ -65,10 +68,10 @@ class TenantLimits:
 
 
 QUOTAS = {
-    "max_prompts": "prompts",
-    "max_stored_bytes": "stored_bytes",
-    "max_training_jobs": "training_jobs",
-    "training_steps_per_day": "training_steps",
+    "max_prompts": PROMPTS,
+    "max_stored_bytes": STORED_BYTES,
+    "max_training_jobs": TRAINING_JOBS,
+    "training_steps_per_day": TRAINING_STEPS,
 }
 """Limits of what is held, and the counts that the store compares with them in the step that would add to them."""
 LIMIT_NAMES = tuple(one.name for one in fields(TenantLimits) if one.name != "weight")

@@ -8,6 +8,7 @@ from typing import Any
 
 from promptd_store import Put, Store, number_held, quota_key
 
+from promptd.jobs import TRAINING_STEPS, steps_of
 from promptd.tenancy.book import Deed
 from promptd.tenancy.directory import TenantDirectory
 from promptd.tenancy.limits import QUOTAS
@@ -33,5 +34,5 @@ async def set_limits(directory: TenantDirectory, tenant: str, changes: Mapping[s
 
 async def holdings_of(store: Store, tenant: str, day: str) -> dict[str, int]:
     """Return what a tenant holds of what there are quotas for; steps are those of a day."""
-    counts = {what: f"{what}:{day}" if limit.endswith("per_day") else what for limit, what in QUOTAS.items()}
+    counts = {what: steps_of(day) if what == TRAINING_STEPS else what for what in QUOTAS.values()}
     return {what: max(0, await number_held(store, tenant, count)) for what, count in counts.items()}
