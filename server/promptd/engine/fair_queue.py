@@ -52,18 +52,17 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
+        self._busy: dict[str, _Account] = {}  # those that have work: a step looks at no others
         self._num_waiting = 0
         self._floor = 0.0
         """The least service of a busy share, now or when the last one was busy."""
-        self.num_busy = 0
-        """Shares that have work here; may be read from any thread."""
 
     def __len__(self) -> int:
         return self._num_waiting
 
     def __iter__(self) -> Iterator[Sequence]:
         """Yield waiting sequences, each share's in its own order."""
-        for account in self._accounts.values():
+        for account in self._busy.values():
             for priority in sorted(account.lines, reverse=True):
                 yield from account.lines[priority]
 
@@ -76,7 +75,7 @@ class FairQueue:
         account.weight, account.max_waiting = share.weight, share.max_waiting
         if not account.num_open:
             account.service = max(account.service, self._least_busy())
-            self.num_busy += 1
+            self._busy[share.key] = account
         account.num_open += 1
         self._put(account, seq, is_first=False)
 
@@ -86,8 +85,8 @@ class FairQueue:
         account = self._accounts[key]
         account.num_open -= 1
         if not account.num_open:
-            self.num_busy -= 1
-            if not self.num_busy:
+            del self._busy[key]
+            if not self._busy:
                 self._floor = max(self._floor, account.service)
             if account.service <= self._floor or len(self._accounts) > MAX_IDLE_ACCOUNTS:
                 del self._accounts[key]  # it would be lifted anyway
@@ -126,10 +125,14 @@ class FairQueue:
         """Return the sequence of a share that is next: of the highest priority the oldest."""
         return self._accounts[key].first()
 
+    @property
+    def num_busy(self) -> int:
+        """Shares that have work here; may be read from any thread, as `is_busy` and `num_waiting`."""
+        return len(self._busy)
+
     def is_busy(self, key: str) -> bool:
-        """Return whether a share has work here; may be asked from any thread, as `num_waiting`."""
-        account = self._accounts.get(key)
-        return account is not None and account.num_open > 0
+        """Return whether a share has work here."""
+        return key in self._busy
 
     def num_waiting(self, key: str) -> int:
         """Return how many sequences of a share wait."""
@@ -147,7 +150,7 @@ class FairQueue:
 
     def waiting_shares(self) -> list[str]:
         """Return the shares that have a line."""
-        return [key for key, account in self._accounts.items() if account.num_waiting]
+        return [key for key, account in self._busy.items() if account.num_waiting]
 
     def num_running(self, key: str) -> int:
         """Return how many sequences of a share run."""
@@ -157,26 +160,24 @@ class FairQueue:
         """Return the shares that have work; may be asked from any thread, and is as of about now."""
         return [
             ShareReading(key, account.weight, account.num_running, account.num_waiting, account.service)
-            for key, account in self._accounts.copy().items()
-            if account.num_open
+            for key, account in self._busy.copy().items()
         ]
 
     def parts(self, total: int) -> dict[str, int]:
         """Divide `total` among the shares that have work, by weight; at least 1 for each."""
-        busy = {key: account.weight for key, account in self._accounts.items() if account.num_open}
-        whole = sum(busy.values())
-        return {key: max(1, int(total * weight / whole)) for key, weight in busy.items()}
+        whole = sum(account.weight for account in self._busy.values())
+        return {key: max(1, int(total * account.weight / whole)) for key, account in self._busy.items()}
 
     def longest_line(self) -> Sequence | None:
         """Return what gives way where too many wait: in the longest line, by weight, the last to be served."""
-        waiting = (account for account in self._accounts.values() if account.num_waiting)
+        waiting = (account for account in self._busy.values() if account.num_waiting)
         account = max(waiting, key=lambda one: one.num_waiting / one.weight, default=None)
         return None if account is None else account.lines[min(account.lines)][-1]
 
     def surplus(self) -> list[Sequence]:
         """Return what waits beyond what its share may have waiting, the last to be served first; rows that ran stay."""
         found = []
-        for account in self._accounts.values():
+        for account in self._busy.values():
             if account.max_waiting is None or account.num_waiting <= account.max_waiting:
                 continue
             line = [seq for priority in sorted(account.lines) for seq in reversed(account.lines[priority])]
@@ -194,6 +195,6 @@ class FairQueue:
         self._num_waiting += 1
 
     def _least_busy(self) -> float:
-        busy = (account.service for account in self._accounts.values() if account.num_open)
+        busy = (account.service for account in self._busy.values())
         self._floor = max(self._floor, min(busy, default=self._floor))
         return self._floor
