@@ -149,7 +149,8 @@ class StoreMetrics:
             ["operation"],
             registry=registry,
         )
-        for operation in OPERATIONS:  # there from the start, so that the first failure is an increase
+        for operation in OPERATIONS:  # there from the start: the first failure is an increase, no series comes later
+            self._seconds.labels(operation)
             self._failures.labels(operation)
 
     def observe(self, operation: str, seconds: float, is_failure: bool) -> None:
