@@ -14,7 +14,6 @@ from tests.docs.api_reference import PAGE, write
 from tests.docs.pages import DOCS, ROOT, pages
 
 _LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#)([^)#\s]+)(?:#([^)\s]+))?\)")
-_TO_COME = "performance/"  # written by `python -m tests.bench report`, from numbers that are still being measured
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -32,8 +31,6 @@ def _anchors(page: Path) -> set[str]:
 def test_links(page: Path) -> None:
     """Every link inside the repository names a file that exists, and a heading of it."""
     for target, anchor in _LINK.findall(page.read_text()):
-        if target.startswith(_TO_COME):
-            continue
         linked = (page.parent / target).resolve()
         assert linked.exists(), f"{page.name}: {target}"
         assert not anchor or anchor in _anchors(linked), f"{page.name}: {target}#{anchor}"
