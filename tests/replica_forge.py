@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 import promptd.app  # noqa: F401 - imported here, once for all servers
-from promptd.commands.serve import _listen, _start
+from promptd.commands.launch import listen
+from promptd.commands.serve import _start
 from promptd.commands.worker import run_worker
 from promptd.engine.runner import Answers, Runner
 from promptd.engine.schedule import Schedule
@@ -59,7 +60,7 @@ def become(order: dict[str, object]) -> int:
 
             asyncio.run(run_worker(settings))
         else:
-            with _listen(settings) as listener:
+            with listen(settings.host, settings.port) as listener:
                 _start(settings, listener)
     except SystemExit as ending:
         return int(ending.code or 0)

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client import generate_latest
 from promptd_store import PromptCatalog, StoreError, is_shared
 
 import promptd
-from promptd.api.error_handlers import OversizeEnvelope, install
+from promptd.api.error_handlers import OversizeEnvelope, UnexpectedErrors, install
 from promptd.api.leaving import CloseWhenLeaving
 from promptd.api.routes import build_router
 from promptd.api.services import Services
@@ -34,6 +34,7 @@ from promptd.metrics import (
     RequestMetrics,
     StoreMetrics,
     TrainingCollector,
+    make_registry,
 )
 from promptd.parts import (
     make_budgets,
@@ -72,7 +73,7 @@ def create_app(
     limits = make_limits(settings)
     probes = read_probes(settings.probe_suite) if settings.probe_suite is not None else ()
 
-    registry = CollectorRegistry()
+    registry = make_registry()
     if tracing is None and settings.traces is not None:
         tracing = open_tracing(settings.traces, promptd.__version__)
 
@@ -92,8 +93,6 @@ def create_app(
         vetting = Vetting(served, probes, settings.request_timeout_seconds, tenants.weight_of)
         calls = CallLog(prompts.store)
         await note_beginning(prompts.store, time.time())
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
         registry.register(EngineCollector(served))
         registry.register(BudgetCollector(gate.budgets))
         registry.register(CatalogCollector(prompts))
@@ -167,6 +166,7 @@ def create_app(
         telemetry=tracing.telemetry if tracing is not None else NO_TELEMETRY,
     )
     app.include_router(build_router(limits))
+    app.add_middleware(UnexpectedErrors)
     app.add_middleware(OversizeEnvelope)
     app.add_middleware(CloseWhenLeaving, app.state)
     app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe, tracing=tracing)

@@ -97,9 +97,9 @@ class RequestLog:
     """ASGI middleware: gives every request an id, echoes it in `X-Request-Id`, logs and counts it at its end."""
 
     def __init__(
-        self, app: ASGIApp, observe: Callable[[str, str, int, float], None], tracing: Tracing | None = None
+        self, app: ASGIApp, observe: Callable[[str, str, int, float, str], None], tracing: Tracing | None = None
     ) -> None:
-        """`observe` takes method, route, status and seconds; the two first are of a bounded number."""
+        """`observe` takes method, route, status, seconds and an error's code; the two first are of a bounded number."""
         self._app = app
         self._observe = observe
         self._tracing = tracing
@@ -129,8 +129,8 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
             finally:
                 route = getattr(scope.get("route"), "path", "unknown")
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._observe(method, route, status, time.monotonic() - began)
+                method, trail = scope["method"] if scope["method"] in _METHODS else "other", trail_in(scope)
+                self._observe(method, route, status, time.monotonic() - began, trail.error_code)
                 if scope["path"] not in QUIET_PATHS:
                     self._log.info(
                         "request",
@@ -138,13 +138,18 @@ class RequestLog:
                         path=scope["path"][:256],
                         status=status,
                         seconds=round(time.monotonic() - began, 4),
-                        **_facts(trail_in(scope)),
+                        **_facts(trail),
                     )
 
 
 def _facts(trail: Trail) -> dict[str, Any]:
-    """What a log says of a request beyond HTTP: whose it was, the exact prompts, where the time went."""
-    facts = {"tenant": trail.tenant, "prompts": trail.versions, "milliseconds": trail.milliseconds()}
+    """What a log says of a request beyond HTTP: whose it was, exact prompts, where the time went, what was wrong."""
+    facts = {
+        "tenant": trail.tenant,
+        "prompts": trail.versions,
+        "milliseconds": trail.milliseconds(),
+        "code": trail.error_code,
+    }
     return {name: value for name, value in facts.items() if value}
 
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -22,6 +31,10 @@ from promptd.training import TrainingWorker
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 _LAG_EVERY_SECONDS = 0.25
+OVERLOAD_CODES = ("overloaded", "queue_full", "queue_timeout")
+"""Codes of requests that this server had no room for; limits of a tenant have others."""
+MAX_CODES = 150
+"""Codes are ours and there are fewer; whatever were to come beyond counts as `other`."""
 
 # A counter's fall tells that it began anew; a time beside each of them would double the series.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -46,6 +59,14 @@ _COUNTERS = {
     "cached_tokens": ("promptd_prefix_cache_hit_tokens", "Text tokens reused from the prefix cache"),
     "numerical_errors": ("promptd_numerical_errors", "Rows that ended with non-finite logits"),
 }
+
+
+def make_registry() -> CollectorRegistry:
+    """Return a registry with what there is to know of the process itself: memory, time, files, Python."""
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return registry
 
 
 class EngineCollector(Collector):
@@ -128,6 +149,9 @@ class TrainingCollector(Collector):
         yield CounterMetricFamily("promptd_training_steps", "Optimizer steps of all jobs", value=counters.steps)
         yield CounterMetricFamily("promptd_training_tokens", "Text tokens of those steps", value=counters.tokens)
         yield CounterMetricFamily(
+            "promptd_training_step_seconds", "Time of those steps, summed over jobs", value=counters.step_seconds
+        )
+        yield CounterMetricFamily(
             "promptd_training_leases_lost", "Jobs that another worker took over", value=counters.leases_lost
         )
         left = CounterMetricFamily("promptd_training_jobs", "Training jobs that left here", labels=["state"])
@@ -167,6 +191,15 @@ class HttpMetrics:
         self._exchanges = Counter(
             "promptd_http_requests", "HTTP exchanges that ended", ["method", "route", "status"], registry=registry
         )
+        self._rejected = Counter(
+            "promptd_requests_rejected",
+            "HTTP requests answered with an error, by its code",
+            ["code"],
+            registry=registry,
+        )
+        self._codes = set(OVERLOAD_CODES)
+        for code in OVERLOAD_CODES:  # there from the start, so that the first one is an increase
+            self._rejected.labels(code)
         self._seconds = Histogram(
             "promptd_http_request_seconds",
             "Time from the first header to the last byte",
@@ -175,10 +208,14 @@ class HttpMetrics:
             buckets=_SECONDS,
         )
 
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+    def observe(self, method: str, route: str, status: int, seconds: float, error_code: str = "") -> None:
         """Take in one exchange; status 0 is a connection that ended before an answer began."""
         self._exchanges.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+        if error_code:
+            if len(self._codes) < MAX_CODES:
+                self._codes.add(error_code)
+            self._rejected.labels(error_code if error_code in self._codes else "other").inc()
 
 
 class LoopMetrics:
@@ -188,6 +225,7 @@ class LoopMetrics:
         self._lag = Histogram(
             "promptd_event_loop_lag_seconds", "How late a timer fired", registry=registry, buckets=_SECONDS
         )
+        self._ticked = time.monotonic()
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -196,6 +234,11 @@ class LoopMetrics:
             due = loop.time() + _LAG_EVERY_SECONDS
             await asyncio.sleep(_LAG_EVERY_SECONDS)
             self._lag.observe(max(0.0, loop.time() - due))
+            self._ticked = time.monotonic()
+
+    def seconds_since_tick(self) -> float:
+        """How long ago a timer fired, a quarter of a second or less where all is well. From any thread."""
+        return time.monotonic() - self._ticked
 
 
 class HousekeepingMetrics:

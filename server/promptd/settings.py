@@ -68,6 +68,9 @@ class Settings(BaseSettings):
         0.005, ge=0, description="What training may add, on average, to a step while requests run"
     )
     max_training_jobs: int = Field(16, ge=1, description="Jobs that train at once; they share passes")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Where a worker answers /metrics and /livez; nowhere where not given"
+    )
     checkpoint_seconds: float = Field(
         10.0, ge=0, description="Training that a killed worker may lose; 0 keeps every step"
     )

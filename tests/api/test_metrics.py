@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from promptd.api.routes import ROUTES
-from promptd.metrics import HttpMetrics
+from promptd.metrics import MAX_CODES, OVERLOAD_CODES, HttpMetrics
 from promptd.settings import Settings
+from promptd.tenancy import UsageLedger
 from tests.api.conftest import LiveServer, serve
 from tests.api.training_server import TrainingServer
 from tests.patience import until
@@ -46,6 +49,7 @@ class Log:
     """What one client noted."""
 
     exchanges: Counter[tuple[str, int]] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
     read: int = 0
     written: int = 0
     generations: int = 0
@@ -53,6 +57,7 @@ class Log:
     def __add__(self, other: Log) -> Log:
         return Log(
             self.exchanges + other.exchanges,
+            self.codes + other.codes,
             self.read + other.read,
             self.written + other.written,
             self.generations + other.generations,
@@ -64,7 +69,7 @@ def one_client(url: str, seed: int) -> Log:
     draw, log = random.Random(seed), Log()
     with httpx.Client(base_url=url, timeout=60) as http:
         for _ in range(NUM_REQUESTS // NUM_CLIENTS):
-            kind = draw.choice(("whole", "stream", "several", "labels", "unknown", "bad"))
+            kind = draw.choice(("whole", "stream", "several", "labels", "unknown", "bad", "field"))
             prompt = draw.choice(("p0", "p1", "p2", "p4"))
             body = {
                 "model": prompt,
@@ -76,6 +81,8 @@ def one_client(url: str, seed: int) -> Log:
                 body["model"] = "nobody"
             elif kind == "bad":
                 body["max_tokens"] = -1
+            elif kind == "field":
+                body["max_words"] = 9
             elif kind == "several":
                 body |= {"n": 3, "temperature": 1.0}
             elif kind == "stream":
@@ -86,6 +93,7 @@ def one_client(url: str, seed: int) -> Log:
             reply = http.post(path, json=body)
             log.exchanges[path, reply.status_code] += 1
             if reply.status_code != 200:
+                log.codes[reply.json()["error"]["code"]] += 1
                 continue
             usage = json.loads(reply.text.split("data: ")[-2])["usage"] if kind == "stream" else reply.json()["usage"]
             num_choices = 3 if kind == "several" else 1
@@ -113,6 +121,13 @@ def test_a_load_is_counted_to_the_last_token(server: LiveServer) -> None:
 
         until(is_counted, "the server counts what the clients did", pause_seconds=0.05)
         after = scrape(http.get("/metrics").text)
+        rejected = {
+            dict(labels)["code"]: int(grown(before, after, name, **dict(labels)))
+            for name, labels in after
+            if name == "promptd_requests_rejected_total"
+        }
+    assert set(log.codes) == {"model_not_found", "invalid_value", "unknown_field"}
+    assert {code: num for code, num in rejected.items() if num} == log.codes
     for path in {path for path, _ in log.exchanges}:
         num = sum(count for (one, _), count in log.exchanges.items() if one == path)
         assert grown(before, after, "promptd_http_request_seconds_count", route=path) == num
@@ -163,9 +178,13 @@ def test_there_are_never_more_series_than_may_be(server: LiveServer) -> None:
     for route in ROUTES:
         for status in statuses:
             metrics.observe(route.method, route.path, status, 0.1)
+    for number in range(2 * MAX_CODES):
+        metrics.observe("GET", "/livez", 400, 0.1, f"code-{number}")
     most = len(scrape(generate_latest(registry).decode()))
     with server.http() as http:
         others = [key for key in scrape(http.get("/metrics").text) if not key[0].startswith("promptd_http_")]
+    codes = {dict(labels)["code"] for name, labels in scrape(generate_latest(registry).decode()) if "rejected" in name}
+    assert len(codes) == MAX_CODES + 1 and codes >= {"other", *OVERLOAD_CODES}
     assert most + len(others) <= MAX_SERIES
 
 
@@ -186,3 +205,26 @@ def test_store_calls_are_timed_and_failures_counted(tiny_models: dict[str, Path]
         assert reply.status_code == 500
         last = scrape(http.get("/metrics").text)
         assert grown(after, last, "promptd_store_failures_total", operation="get_blob") == 1
+
+
+def test_what_nobody_foresaw_is_counted_and_named(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the server's own: a 500 with the request's id, its code and nothing of the fault, counted as one."""
+
+    async def fail(*args: object) -> None:
+        raise ValueError("a secret")
+
+    def told(http: httpx.Client) -> list[float]:
+        found = scrape(http.get("/metrics").text)
+        exchanges = [
+            grown({}, found, "promptd_http_requests_total", route="/v1/usage", status=status) for status in ("500", "0")
+        ]
+        return [*exchanges, grown({}, found, "promptd_requests_rejected_total", code="internal_error")]
+
+    monkeypatch.setattr(UsageLedger, "read", fail)
+    with server.http() as http, capture_logs():  # without a configuration, tracebacks with all their values are drawn
+        before = told(http)
+        reply = http.get("/v1/usage", headers={"X-Request-Id": "mine"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+        assert reply.headers["X-Request-Id"] == "mine" and "secret" not in reply.text
+        until(lambda: told(http) != before, "the server counts it")
+        assert [now - then for then, now in zip(before, told(http), strict=True)] == [1, 0, 1]

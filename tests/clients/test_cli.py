@@ -18,7 +18,8 @@ import structlog
 from typer.testing import CliRunner, Result
 
 from promptd.cli import app
-from promptd.commands.serve import _listen, serve
+from promptd.commands.launch import listen
+from promptd.commands.serve import serve
 from promptd.settings import Settings
 from tests.clients.conftest import Live
 from tests.ports import free_port
@@ -85,9 +86,9 @@ def test_version() -> None:
 
 
 def test_serve_takes_every_setting() -> None:
-    """Each setting is an option of `promptd serve`, but for keys: those would show in the list of processes."""
+    """Each setting is an option of `promptd serve`, but a worker's own and keys: lists of processes show those."""
     options = inspect.signature(serve).parameters
-    assert set(options) == set(Settings.model_fields) - {"admin_key", "api_keys", "key_secret"}
+    assert set(options) == set(Settings.model_fields) - {"admin_key", "api_keys", "key_secret", "metrics_port"}
     assert all(option.default is None for option in options.values())
 
 
@@ -130,7 +131,7 @@ def test_small_answers_are_sent_without_delay() -> None:
 
     control = socket.socket()
     control.bind(("127.0.0.1", 0))
-    assert asyncio.run(has_no_delay(_listen(Settings(port=0))))
+    assert asyncio.run(has_no_delay(listen("127.0.0.1", 0)))
     assert not asyncio.run(has_no_delay(control))
 
 

@@ -125,6 +125,21 @@ def test_compose(compose: dict[str, Any]) -> None:
     assert grace > fields["leave_seconds"].default + fields["drain_seconds"].default + 5
 
 
+def test_a_worker_answers_where_it_is_asked(compose: dict[str, Any]) -> None:
+    """Its port is the same for Prometheus, its health check and itself, in the compose file and in Kubernetes."""
+    worker = compose["services"]["worker"]
+    port = worker["environment"]["PROMPTD_METRICS_PORT"]
+    assert worker["environment"].items() >= compose["x-promptd"]["environment"].items()
+    assert f"http://127.0.0.1:{port}/livez" in worker["healthcheck"]["test"][-1]
+    jobs = {one["job_name"]: one for one in yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]}
+    assert jobs["worker"]["dns_sd_configs"] == [{"names": ["worker"], "type": "A", "port": port}]
+    pod = next(one for one in manifests() if one["metadata"]["name"] == "promptd-worker")["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    assert environment["PROMPTD_METRICS_PORT"] == pod["metadata"]["annotations"]["prometheus.io/port"]
+    assert int(environment["PROMPTD_METRICS_PORT"]) == container["ports"][0]["containerPort"] == port
+
+
 def test_composed_redis_is_one_that_promptd_takes(tmp_path: Path) -> None:
     """The shipped redis.conf starts a Redis without a fault; the control lacks its append-only file."""
     lines = [
@@ -196,8 +211,11 @@ def test_kubernetes() -> None:
         assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["spec"]["volumes"]}
         for volume in pod["spec"]["volumes"]:
             assert "emptyDir" in volume or volume["persistentVolumeClaim"]["claimName"] in claims
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert name == "promptd-worker" or container[probe]["httpGet"]["path"] in PATHS
+        probes = {what: one["httpGet"] for what, one in container.items() if what.endswith("Probe")}
+        assert set(probes) >= {"startupProbe", "livenessProbe"} and ("readinessProbe" in probes) == (name == "promptd")
+        ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+        assert all(one["path"] in PATHS and one["port"] in ports for one in probes.values())
+        assert pod["metadata"]["annotations"]["prometheus.io/port"] in map(str, ports.values())
         secret = container["envFrom"][0]["secretRef"]["name"]
         settings_named(found["Secret", secret]["stringData"])
     server_labels = pods["promptd"]["metadata"]["labels"]

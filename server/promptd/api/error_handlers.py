@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from promptd.api.trail import trail_in
 from promptd.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
@@ -41,8 +42,11 @@ def _cut(text: str | None, max_chars: int) -> str | None:
     return text if text is None or len(text) <= max_chars else text[:max_chars] + "…"
 
 
-def error_response(error: PromptdError | StoreError, extra_headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error as a response, with Retry-After where it is worth trying again."""
+def error_response(
+    error: PromptdError | StoreError, scope: Scope, extra_headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """An error as the answer to a request, with Retry-After where it is worth trying again."""
+    trail_in(scope).error_code = error.code
     headers = {**getattr(error, "headers", {}), **(extra_headers or {})}
     retry_after = getattr(error, "retry_after_seconds", None)
     if retry_after is None and error.status == 503:
@@ -81,38 +85,38 @@ def install(app: FastAPI) -> None:
     """Register the handlers."""
 
     @app.exception_handler(PromptdError)
-    async def known(_: Request, error: PromptdError) -> JSONResponse:
-        return error_response(error)
+    async def known(request: Request, error: PromptdError) -> JSONResponse:
+        return error_response(error, request.scope)
 
     @app.exception_handler(StoreError)
-    async def from_store(_: Request, error: StoreError) -> JSONResponse:
-        return error_response(error)
+    async def from_store(request: Request, error: StoreError) -> JSONResponse:
+        return error_response(error, request.scope)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(describe(error))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(describe(error), request.scope)
 
     @app.exception_handler(HTTPException)
     async def from_framework(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 404:
-            return error_response(RouteNotFoundError(f"no route {request.method} {request.url.path}"))
-        if error.status_code == 405:
-            refusal = MethodNotAllowedError(f"{request.url.path} does not take {request.method}")
-            return error_response(refusal, error.headers)
-        if isinstance(error.__cause__, PromptdError):  # raised while the framework read the body
-            return error_response(error.__cause__)
-        if error.status_code == 413:
-            return error_response(PayloadTooLargeError(_TOO_LARGE))
-        return error_response(InvalidRequestError(f"the body cannot be read: {error.detail}", code="invalid_body"))
+        headers = error.headers if error.status_code == MethodNotAllowedError.status else None
+        return error_response(_from_framework(request, error), request.scope, headers)
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
-        return error_response(ClientDisconnectedError("the client went away before its body was here"))
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        refusal = ClientDisconnectedError("the client went away before its body was here")
+        return error_response(refusal, request.scope)
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        _log.exception("unexpected_error", path=request.url.path, error=type(error).__name__)
-        return error_response(PromptdError("an internal error; the log has the request id"))
+
+def _from_framework(request: Request, error: HTTPException) -> PromptdError:
+    if error.status_code == 404:
+        return RouteNotFoundError(f"no route {request.method} {request.url.path}")
+    if error.status_code == MethodNotAllowedError.status:
+        return MethodNotAllowedError(f"{request.url.path} does not take {request.method}")
+    if isinstance(error.__cause__, PromptdError):  # raised while the framework read the body
+        return error.__cause__
+    if error.status_code == 413:
+        return PayloadTooLargeError(_TOO_LARGE)
+    return InvalidRequestError(f"the body cannot be read: {error.detail}", code="invalid_body")
 
 
 class ClientDisconnectedError(PromptdError):
@@ -120,6 +124,34 @@ class ClientDisconnectedError(PromptdError):
 
     status = 499
     default_code = "client_disconnected"
+
+
+class UnexpectedErrors:
+    """ASGI middleware: what nobody foresaw is answered here, inside of what counts, logs and names every request.
+
+    The framework's own place for it lies outside of all middleware.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; an answer that has begun can only be cut off."""
+        has_begun = False
+
+        async def send_watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_watched)
+        except Exception as error:
+            if scope["type"] != "http" or has_begun:
+                raise
+            _log.exception("unexpected_error", path=scope["path"], error=type(error).__name__)
+            answer = error_response(PromptdError("an internal error; the log has the request id"), scope)
+            await answer(scope, receive, send)
 
 
 class OversizeEnvelope:
@@ -138,7 +170,7 @@ class OversizeEnvelope:
                 is_plain = any(key == b"content-type" and value[:5] == b"text/" for key, value in message["headers"])
                 if is_plain:
                     replaced = True
-                    await error_response(PayloadTooLargeError(_TOO_LARGE))(scope, receive, send)
+                    await error_response(PayloadTooLargeError(_TOO_LARGE), scope)(scope, receive, send)
             if not replaced:
                 await send(message)
 

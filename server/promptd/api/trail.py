@@ -56,6 +56,8 @@ class Trail:
     versions: list[str] = field(default_factory=list)
     lookups: list[Lookup] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    error_code: str = ""
+    """Of the error that was the answer; empty where there was none."""
 
     @contextmanager
     def looking_up(self, what: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,33 @@ def shown_store(settings: Settings) -> str:
     from promptd_store import shown_address
 
     return shown_address(settings.store)
+
+
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Take a port before the model is loaded, so that a taken one is known at once."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With its protocol, which connections inherit: asyncio sends small answers without delay (TCP_NODELAY) only
+        # where it knows that they are TCP. Else every answer on a kept connection waits 40 ms for the client's ACK.
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        fail(
+            f"{host}:{port} cannot be used: {error.strerror or error}",
+            hint=f"Another server may be running there; {option} takes another port, 0 any free one.",
+        )
+    return listener
+
+
+def shown_address_of(listener: socket.socket) -> str:
+    """Return where a socket listens, for people and their browsers."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def on_first_signal(act: Callable[[signal.Signals], None]) -> None:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptd.commands.console import err, fail, quiet_loading
-from promptd.commands.launch import AllowVolatileStore, BlobsAddress, StoreAddress, read_settings, shown_store
+from promptd.commands.launch import (
+    AllowVolatileStore,
+    BlobsAddress,
+    StoreAddress,
+    listen,
+    read_settings,
+    shown_address_of,
+    shown_store,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -234,7 +242,7 @@ def serve(
     [dim]PROMPTD_STORE=redis://:password@redis/0 promptd serve[/]
     """
     settings = read_settings(locals())
-    with _listen(settings) as listener:
+    with listen(settings.host, settings.port) as listener:
         err().print(f"[bold]promptd[/] loading {settings.model or 'the embedded demo model'} …")
         _start(settings, listener)
 
@@ -256,30 +264,8 @@ def _start(settings: Settings, listener: socket.socket) -> None:
         fail(str(error))
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """Take the port before the model is loaded, so that a taken one is known at once."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        # With its protocol, which connections inherit: asyncio sends small answers without delay (TCP_NODELAY) only
-        # where it knows that they are TCP. Else every answer on a kept connection waits 40 ms for the client's ACK.
-        listener = socket.socket(family, kind, proto)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        fail(
-            f"{settings.host}:{settings.port} cannot be used: {error.strerror or error}",
-            hint="Another server may be running there; --port takes another port, 0 any free one.",
-        )
-    return listener
-
-
 def _announce(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    address = shown_address_of(listener)
     name = app.state.services.model.served_name
     key = "" if app.state.services.keys.is_open else " -H 'Authorization: Bearer KEY'"
     console = err()

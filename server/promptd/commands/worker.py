@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import threading
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,9 @@ from promptd.commands.launch import (
     AllowVolatileStore,
     BlobsAddress,
     StoreAddress,
+    listen,
     read_settings,
+    shown_address_of,
     shown_store,
     stop_signal,
 )
@@ -35,6 +39,11 @@ def worker(
     checkpoint_seconds: Annotated[
         float | None, typer.Option(help="Training that a killed worker may lose (10).", metavar="S")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Answer /metrics (Prometheus) and /livez on this port (nowhere).", metavar="N"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address for --metrics-port (127.0.0.1).")] = None,
     strict: Annotated[
         bool | None,
         typer.Option("--strict/--no-strict", help="A prompt's bits depend on no other job; slower."),
@@ -50,9 +59,15 @@ def worker(
 
     [dim]promptd serve --training worker[/]
     [dim]promptd worker[/]                     (in another terminal, same folder)
-    [dim]promptd worker --model ./Qwen2-0.5B --store /data/prompts --device cuda:1[/]
+    [dim]promptd worker --model ./Qwen2-0.5B --store /data/prompts --device cuda:1 --metrics-port 9100[/]
     """
     settings = read_settings(locals())
+    port = settings.metrics_port
+    with contextlib.nullcontext() if port is None else listen(settings.host, port, "--metrics-port") as listener:
+        _start(settings, listener)
+
+
+def _start(settings: Settings, listener: socket.socket | None) -> None:
     err().print(f"[bold]promptd worker[/] loading {settings.model or 'the embedded demo model'} …")
     from promptd_store import StoreError
 
@@ -62,32 +77,45 @@ def worker(
     logs.configure(secrets=settings.secrets)
     quiet_loading()
     try:
-        asyncio.run(run_worker(settings))
+        asyncio.run(run_worker(settings, listener))
     except (PromptdError, StoreError) as error:
         fail(str(error))
 
 
-async def run_worker(settings: Settings) -> None:
-    """Run jobs until a signal comes, then let go of them. Raises what ends the training thread."""
+async def run_worker(settings: Settings, listener: socket.socket | None = None) -> None:
+    """Run jobs until a signal comes, then let go of them; answer scrapes and probes on `listener` meanwhile.
+
+    Raises what ends the training thread.
+    """
     from promptd.erasures import Forgetter
+    from promptd.metrics import CatalogCollector, LoopMetrics, StoreMetrics, TrainingCollector, make_registry
+    from promptd.metrics_server import MetricsServer
     from promptd.parts import load_base_model, make_worker, open_catalog
     from promptd.training import TrainingLoop
 
-    stop = stop_signal()
+    stop, registry = stop_signal(), make_registry()
     model = await asyncio.to_thread(load_base_model, settings)
-    catalog = await open_catalog(settings, model)
+    catalog = await open_catalog(settings, model, StoreMetrics(registry).observe)
     loop, loop_stop = TrainingLoop(model, strict=settings.strict), threading.Event()
+    worker, ticks = make_worker(settings, catalog, loop), LoopMetrics(registry)
+    for collector in (CatalogCollector(catalog), TrainingCollector(worker)):
+        registry.register(collector)
+    answering: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if listener is not None:
+        answering = MetricsServer(listener, registry, lambda: max(loop.seconds_in_pass(), ticks.seconds_since_tick()))
+        err().print(f"[bold]metrics[/] {shown_address_of(listener)}/metrics")
     trainer = asyncio.create_task(asyncio.to_thread(loop.run_until, loop_stop))
-    jobs = asyncio.create_task(make_worker(settings, catalog, loop).run())
-    forgetting = asyncio.create_task(Forgetter(catalog, None).follow())
+    jobs = asyncio.create_task(worker.run())
     stopped = asyncio.create_task(stop.wait())
+    others = [asyncio.create_task(Forgetter(catalog, None).follow()), asyncio.create_task(ticks.run())]
     err().print(f"[bold green]ready[/] for jobs of {model.served_name} in {shown_store(settings)}")
     try:
-        await asyncio.wait({trainer, jobs, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        with answering:
+            await asyncio.wait({trainer, jobs, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (jobs, forgetting, stopped):
+        for task in (jobs, stopped, *others):
             task.cancel()
-        await asyncio.wait({jobs, forgetting})  # the last checkpoints need the training thread
+        await asyncio.wait({jobs, *others})  # the last checkpoints need the training thread
         loop_stop.set()
         loop.wake()
         await asyncio.wait({trainer})

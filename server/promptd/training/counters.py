@@ -13,6 +13,8 @@ class TrainingCounters:
     steps: int = 0
     tokens: int = 0
     """Text tokens of those steps."""
+    step_seconds: float = 0.0
+    """Seconds of those steps, each job's own: two that share a pass both wait for it."""
     leases_lost: int = 0
     """Jobs that another worker took because this one did not renew its claim in time."""
     left: Counter[str] = field(default_factory=Counter)

@@ -51,6 +51,7 @@ class Progress:
     loss: float
     num_tokens: int
     seconds: float
+    """Of this step, without the evaluation behind it; passes are shared with other jobs."""
     scores: Scores | None = None
 
 
@@ -141,7 +142,7 @@ class TrainingJob:
         batches = islice(training_batches(self._train_rows, self.config.batch_size, self.config.seed), self._step, None)
         while not self._is_done:
             done = self.config.share_done(self._step, self._seconds)
-            batch = next(batches)
+            batch, step_began = next(batches), time.monotonic()
             loss = yield from self._learn(batch, self.config.rate_scale(done))
             self._step += 1
             now = time.monotonic()
@@ -150,7 +151,7 @@ class TrainingJob:
             if self._num_evaluations < int(self._share_done * self.config.num_evaluations):
                 scores = (yield from self._select()).scores
             num_tokens = sum(row.num_tokens for row in batch)
-            watcher.on_progress(Progress(self._step, self.config.num_steps, loss, num_tokens, self._seconds, scores))
+            watcher.on_progress(Progress(self._step, self.config.num_steps, loss, num_tokens, now - step_began, scores))
             if watcher.on_checkpoint is not None and now - saved > watcher.checkpoint_seconds:
                 saved = now
                 watcher.on_checkpoint(self.checkpoint())

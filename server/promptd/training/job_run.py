@@ -205,6 +205,7 @@ class JobRun:
         self._pace.add(progress)
         self._counters.steps += 1
         self._counters.tokens += progress.num_tokens
+        self._counters.step_seconds += progress.seconds
         now = time.monotonic()
         if progress.scores is None and now - self._reported < REPORT_SECONDS:
             return

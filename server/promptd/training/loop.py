@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ class TrainingLoop:
         self._trainer = Trainer(model, max_pass_tokens=0 if strict else MAX_PASS_TOKENS)
         self._inbox: deque[Callable[[], None]] = deque()
         self._on_outcome: dict[str, Callable[[Outcome], None]] = {}
+        self._pass_began: float | None = None
 
     @property
     def has_work(self) -> bool:
@@ -53,10 +55,17 @@ class TrainingLoop:
 
     def run(self, between_layers: BetweenLayers | None = None) -> None:
         """Take in what has come and run one pass."""
+        self._pass_began = time.monotonic()
         while self._inbox:
             self._inbox.popleft()()
         for job_id, outcome in self._trainer.run_pass(between_layers).items():
             self._on_outcome.pop(job_id)(outcome)
+        self._pass_began = None
+
+    def seconds_in_pass(self) -> float:
+        """How long the present pass has taken; 0.0 between two. From any thread."""
+        began = self._pass_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def run_until(self, stop: threading.Event) -> None:
         """Run passes until told to stop; the body of a thread that does nothing else."""
