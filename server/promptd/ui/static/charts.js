@@ -79,7 +79,7 @@ export class LineChart {
     this.host.hidden = !hasData;
     const width = this.element.clientWidth;
     if (!hasData || width === 0) return;
-    const shape = JSON.stringify(this.series.map(({ label, color, isDashed, isDotted, isFilled }) => [label, color, isDashed, isDotted, isFilled]));
+    const shape = JSON.stringify(this.series.map(({ label, color, points, isDashed, isDotted, isFilled }) => [label, color, isAlone(points), isDashed, isDotted, isFilled]));
     const data = joined(this.series, this.isLog);
     if (this.plot && !isNew && shape === this.shape) {
       this.plot.setData(data);
@@ -117,7 +117,7 @@ export class LineChart {
             dash: one.isDashed ? [6, 4] : undefined,
             fill: one.isFilled ? resolved(`color-mix(in srgb, ${one.color} 12%, transparent)`) : undefined,
             spanGaps: !this.isTime,
-            points: { show: one.points.length < 2 || one.isDashed === true, size: 5, fill: stroke },
+            points: { show: isAlone(one.points) || one.isDashed === true, size: 5, fill: stroke },
             value: (_, value) => (value === null || value === undefined ? "–" : this.format(value)),
             paths: UPlot.paths.linear(),
           };
@@ -125,6 +125,11 @@ export class LineChart {
       ],
     };
   }
+}
+
+/** A point that no line leads to must be seen as one, until there is a second. */
+function isAlone(points) {
+  return points.length < 2;
 }
 
 /** One x axis for all: what a series does not have there is null. */

@@ -81,7 +81,7 @@ function row(record) {
     { class: "link", onclick: (event) => { if (!event.target.closest("a")) location.hash = href; } },
     h("td", {}, h("div", { class: "row" }, h("a", { class: "name mono", href }, record.id), record.visibility === "public" && h("span", { class: "badge info" }, "public")), record.provenance?.title && h("div", { class: "small muted" }, record.provenance.title)),
     h("td", { class: "wide" }, h("span", { class: "badge" }, record.kind)),
-    h("td", { class: "num wide" }, count(record.num_virtual_tokens)),
+    h("td", { class: "num wide" }, record.kind === "text" ? "–" : count(record.num_virtual_tokens)),
     h("td", { class: "num" }, main ? [score(main.name, main.after), h("div", { class: "small muted" }, main.name.replaceAll("_", " "))] : "–"),
     h("td", { class: `num ${main?.isBetter ? "good" : main?.isBetter === false ? "bad" : ""}` }, main ? scoreChange(main) : "–"),
     h("td", { class: "num wide" }, `v${record.number}`),
