@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pytest
 
+from tests.docs.notebook import NOTEBOOK
+from tests.docs.notebook import run as run_cells
 from tests.docs.pages import ROOT
 
 EXAMPLES = ROOT / "clients" / "examples"
@@ -58,19 +58,32 @@ def test_nightly_personalization(address: str, tmp_path: Path) -> None:
     assert "3 prompts in" in run("nightly_personalization.py", address, tmp_path, *options)
 
 
+def pictures(notebook: dict[str, Any]) -> int:
+    """How many cells show one."""
+    return sum(
+        "image/png" in output.get("data", ()) for cell in notebook["cells"] for output in cell.get("outputs", ())
+    )
+
+
+def test_the_notebook_is_shown_as_it_ran() -> None:
+    """Every cell has what it printed or drew, in one run from top to bottom, so that it reads without a server."""
+    notebook = json.loads(NOTEBOOK.read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert [cell["id"] for cell in cells if not cell["outputs"]] == [cells[-1]["id"]], "the last one says good-bye"
+    assert pictures(notebook) == 2
+
+
 @pytest.mark.long
 def test_notebook(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell of the notebook runs, and its curves are those of three jobs."""
     monkeypatch.setenv("PROMPTD_URL", f"http://{address}")
     monkeypatch.chdir(ROOT)
-    notebook = json.loads((EXAMPLES / "what_a_prompt_learns.ipynb").read_text())
-    names: dict[str, Any] = {"__name__": "__main__"}
-    with mpl.rc_context({"backend": "agg"}):
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "code":
-                source = "".join(cell["source"]).replace("NUM_STEPS = 60", "NUM_STEPS = 10")
-                exec(compile(source, cell["id"], "exec"), names)  # noqa: S102 - our own notebook
-                if "legend(" in source:
-                    assert len(names["axes"].get_legend().get_texts()) == 3
-        plt.close("all")
+    notebook = json.loads(NOTEBOOK.read_text())
+
+    def shorten(source: str) -> str:
+        return source.replace("NUM_STEPS = 60", "NUM_STEPS = 10").replace("axes.legend(", "legend = axes.legend(")
+
+    names = run_cells(notebook, shorten)
+    assert len(names["legend"].get_texts()) == 3 and pictures(notebook) == 2
     assert {job.status for job in names["jobs"].values()} == {"succeeded"}
