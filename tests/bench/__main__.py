@@ -15,7 +15,19 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import console, encoders, fleet, latency, memory, seq2seq, server, stored, throughput, training
+from tests.bench import (
+    console,
+    encoders,
+    fleet,
+    http_path,
+    latency,
+    memory,
+    seq2seq,
+    server,
+    stored,
+    throughput,
+    training,
+)
 from tests.bench.book import Book, Row, markdown
 from tests.bench.machine import machine
 from tests.bench.models import folder_of
@@ -36,6 +48,7 @@ CHECKS: dict[str, Check] = {
     "seq2seq": seq2seq.check_seq2seq,
     "resident": latency.check_resident,
     "http": server.check_http,
+    "http-path": http_path.check_http_path,
     "first-use": latency.check_first_use,
     "bytes": memory.check_resident_bytes,
     "growth": memory.check_growth,

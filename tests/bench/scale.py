@@ -22,6 +22,7 @@ class Scale:
     num_rounds: int = 3
     num_mixing_pairs: int = 5
     num_latency_pairs: int = 200
+    num_path_rounds: int = 9
     num_first_uses: int = 40
     num_resident: int = 100
     num_growth_requests: int = 10_000
@@ -82,6 +83,7 @@ SMOKE = Scale(
     num_rounds=1,
     num_mixing_pairs=1,
     num_latency_pairs=4,
+    num_path_rounds=1,
     num_first_uses=2,
     num_resident=6,
     num_growth_requests=60,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import torch
 
 from promptd.demo import DEMO_MODEL_PATH
 from tests.bench.book import Book, Row
@@ -30,7 +31,7 @@ _LIMIT_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def serving(model: Path, store: Path | None = None, *arguments: str) -> Iterator[tuple[httpx.Client, float]]:
+def serving(model: Path, store: Path | str | None = None, *arguments: str) -> Iterator[tuple[httpx.Client, float]]:
     """Start `promptd serve`, without --model for the embedded model, over a store of its own unless there is one.
 
     Yields (client, seconds until it was ready).
@@ -40,6 +41,7 @@ def serving(model: Path, store: Path | None = None, *arguments: str) -> Iterator
     if model != DEMO_MODEL_PATH:
         command += ["--model", str(model)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTD_")}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     with (
         tempfile.TemporaryDirectory() as own,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
