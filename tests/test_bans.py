@@ -20,6 +20,13 @@ ALLOWED = {
     ("server/promptd/demo/pretrain.py", "torch.load"),  # how the demo's model was made: its own checkpoints
     # One model over several devices: its own followers, with arguments of its own.
     ("server/promptd/modeling/tensor_parallel.py", "subprocess"),
+    # Our own kernels, built by the machine's compiler from C that lies beside them, and called in this process.
+    ("server/promptd/modeling/kernels/__init__.py", "subprocess"),
+    ("server/promptd/modeling/kernels/__init__.py", "ctypes"),
+    ("server/promptd/modeling/activations.py", "ctypes"),
+    ("server/promptd/modeling/compiled_linear.py", "ctypes"),
+    ("server/promptd/modeling/decode_kernel.py", "ctypes"),
+    ("server/promptd/modeling/quantized_linear.py", "ctypes"),
     # `promptd convert`, on a person's own files and machine: tensors alone (weights_only, allow_pickle=False).
     ("server/promptd/commands/old_formats.py", "torch.load"),
     ("server/promptd/commands/old_formats.py", "np.load"),
