@@ -9,16 +9,20 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for threads and processes that tests start, too: sums depend on it, bit for bit
 
+import hypothesis
 import pytest
 import structlog
 import torch
 
 from tests import watchdog
 from tests.family_models import ENCODERS, SEQ2SEQ, make_encoder_tokenizer, write_model
+from tests.integration.server import demo_server
 from tests.replicas import ReplicaForge
 from tests.tiny_models import FAMILIES, make_tiny_model
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("same", derandomize=True, database=None)  # `--hypothesis-profile default` draws
+hypothesis.settings.load_profile("same")
 structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # servers in threads would write into the report
 
 
@@ -53,6 +57,13 @@ def tiny_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Name -> folder of a tiny random sequence-to-sequence model."""
     root, tokenizer = tmp_path_factory.mktemp("seq2seq"), make_encoder_tokenizer()
     return {name: write_model(make, tokenizer, root / f"tiny-{name}") for name, make in SEQ2SEQ.items()}
+
+
+@pytest.fixture(scope="session")
+def demo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`promptd serve` as a user starts it, in a process of its own: the demo and its prompts; it trains by default."""
+    with demo_server(tmp_path_factory.mktemp("demo")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

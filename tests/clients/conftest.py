@@ -1,13 +1,9 @@
-"""A real server, started as a user starts it, and real PEFT folders."""
+"""A real server in a process of its own, and real PEFT folders."""
 
 from __future__ import annotations
 
 import copy
-import os
-import re
-import subprocess
-import sys
-import time
+import signal
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +15,9 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from promptd_client import Client
 from transformers import AutoModelForCausalLM
 
+from tests.replicas import ReplicaForge, running_replicas
+
 KEY = "acme-key-0001"
-START_SECONDS = 180
 
 CONFIGS = {
     "soft": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7),
@@ -34,8 +31,6 @@ class Live:
 
     url: str
     key: str
-    process: subprocess.Popen[bytes]
-    log: Path
 
     def client(self) -> Client:
         """Return a client with the key."""
@@ -47,33 +42,16 @@ class Live:
         return ["--url", self.url, "--api-key", self.key]
 
 
-def start_server(folder: Path, model: Path, **environment: str) -> Live:
-    """Run `promptd serve` on a free port and wait until it says that it is ready."""
-    log = folder / "serve.log"
-    command = [sys.executable, "-m", "promptd.cli", "serve", "--model", str(model), "--port", "0"]
-    command += ["--store", str(folder / "store"), "--drain-seconds", "2", "--served-model-name", "tiny"]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        found = re.search(r"ready tiny at (http://\S+),", log.read_text())
-        if found:
-            return Live(found[1], KEY, process, log)
-        time.sleep(0.05)
-    process.kill()
-    process.wait(60)
-    raise RuntimeError(f"the server did not start: {log.read_text()}")
-
-
 @pytest.fixture(scope="session")
-def live(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(forge: ReplicaForge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """One server for all tests of this folder, with two tenants' keys. SIGTERM ends it in order: with status 0."""
-    server = start_server(
-        tmp_path_factory.mktemp("live"), tiny_models["llama"], PROMPTD_API_KEYS=f"acme:{KEY},other:other-key-0001"
-    )
-    yield server
-    server.process.terminate()
-    assert server.process.wait(timeout=60) == 0
+    folder = tmp_path_factory.mktemp("live")
+    settings = {"served_model_name": "tiny", "training": "inline", "drain_seconds": 2, "leave_seconds": 0}
+    keys = f"acme:{KEY},other:other-key-0001"
+    with running_replicas(forge, folder, str(folder / "store"), 1, api_keys=keys, **settings) as (server,):
+        yield Live(server.url, KEY)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
 
 
 @pytest.fixture(scope="session")

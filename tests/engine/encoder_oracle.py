@@ -122,6 +122,25 @@ def hidden_states(model: Any, folder: Path, prompts: Sequence[PromptArtifact], t
     )
 
 
+def read_under(model: Any, prompt: torch.Tensor | None, token_ids: Sequence[int]) -> Any:
+    """Read one text under what is being learned, with autograd; the output of transformers' base model.
+
+    The prompt is soft `[n, hidden_size]`, behind the first token, or a prefix `[num_layers, 2, num_kv_heads, n,
+    head_dim]`.
+    """
+    embeds = model.get_input_embeddings()(torch.tensor(token_ids)).detach()
+    cache, first = DynamicCache(config=model.config), 0
+    if prompt is not None and prompt.dim() == 2:
+        embeds = torch.cat([embeds[:1], prompt, embeds[1:]])
+    elif prompt is not None:
+        first = prompt.shape[3]
+        for layer, (key, value) in enumerate(prompt):
+            cache.update(key[None], value[None], layer)
+    offset = model.config.pad_token_id + 1 if model.config.model_type == "roberta" else 0
+    positions = torch.arange(first, first + len(embeds)) + offset
+    return model.base_model(inputs_embeds=embeds[None], position_ids=positions[None], past_key_values=cache)
+
+
 def class_scores(folder: Path, prompts: Sequence[PromptArtifact], token_ids: Sequence[int]) -> torch.Tensor:
     """Logits of the classes `[num_classes]`, by the head of the last prompt or else by the model's own."""
     model = oracle(folder)

@@ -22,9 +22,9 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DEMO_DATA_PATH / f"{name}.jsonl").read_text().splitlines()]
 
 
-def test_the_demo_has_what_it_promises(url: str) -> None:
+def test_the_demo_has_what_it_promises(demo_url: str) -> None:
     """At least six prompts of two kinds, two of them classifiers, all usable by name."""
-    listed = {model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
+    listed = {model["id"] for model in httpx.get(f"{demo_url}/v1/models").json()["data"]}
     assert DEMO_MODEL_NAME in listed
     assert len(CARDS) >= 6
     assert all(name in listed or f"demo/{name}" in listed for name in CARDS)
@@ -32,14 +32,14 @@ def test_the_demo_has_what_it_promises(url: str) -> None:
     assert len(CLASSIFIERS) >= 2
 
 
-def test_concurrent_requests_under_every_prompt_are_exact(url: str) -> None:
+def test_concurrent_requests_under_every_prompt_are_exact(demo_url: str) -> None:
     """Real held-out inputs under all prompts and none, at once: every answer is transformers' own, token for token."""
     jobs = [(name, row["text"]) for name in CARDS for row in rows_of(name)[:3]]
     jobs += [(DEMO_MODEL_NAME, text) for _, text in jobs[:3]]
 
     def ask(job: tuple[str, str]) -> dict[str, Any]:
         body = {"model": job[0], "prompt": job[1], "max_tokens": 12, "temperature": 0, "ignore_eos": True}
-        answer = httpx.post(f"{url}/v1/completions", json={**body, "return_token_ids": True}, timeout=60)
+        answer = httpx.post(f"{demo_url}/v1/completions", json={**body, "return_token_ids": True}, timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()  # type: ignore[no-any-return]
 
@@ -66,13 +66,13 @@ class _Made:
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_classification_scores_are_those_of_the_cards(url: str, name: str) -> None:
+def test_classification_scores_are_those_of_the_cards(demo_url: str, name: str) -> None:
     """Accuracy over HTTP on the shipped held-out rows is the card's within two points, and beats the bare model's."""
     rows = rows_of(name)
     labels: list[str] = []
     for start in range(0, len(rows), 50):
         batch = [row["text"] for row in rows[start : start + 50]]
-        answer = httpx.post(f"{url}/v1/classify", json={"model": name, "input": batch}, timeout=120)
+        answer = httpx.post(f"{demo_url}/v1/classify", json={"model": name, "input": batch}, timeout=120)
         assert answer.status_code == 200, answer.text
         labels += [data["label"] for data in answer.json()["data"]]
     accuracy = sum(row["label"] == label for row, label in zip(rows, labels, strict=True)) / len(rows)

@@ -25,9 +25,9 @@ LABEL_WORDS = {
 
 
 @pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
+def client(demo_url: str) -> Iterator[openai.OpenAI]:
     """OpenAI's own."""
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{demo_url}/v1", api_key="unused", max_retries=0) as client:
         yield client
 
 
@@ -48,7 +48,7 @@ def ended(client: openai.OpenAI, job_id: str) -> Any:
     return seen[-1]
 
 
-def test_upload_train_ask(url: str, client: openai.OpenAI) -> None:
+def test_upload_train_ask(demo_url: str, client: openai.OpenAI) -> None:
     """A job on 200 voice commands beats the bare model on 100 others by far, at once after its end."""
     content = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS[:NUM_TRAIN])
     file = client.files.create(file=("intents.jsonl", content), purpose="fine-tune")
@@ -61,8 +61,8 @@ def test_upload_train_ask(url: str, client: openai.OpenAI) -> None:
     assert (job.status, job.fine_tuned_model) == ("succeeded", "intents"), job.error
 
     held_out = ROWS[NUM_TRAIN:]
-    bare = accuracy(url, held_out, {"model": DEMO_MODEL_NAME, "labels": LABEL_WORDS}, TEMPLATE)
-    assert accuracy(url, held_out, {"model": "intents"}) > bare + 0.3
+    bare = accuracy(demo_url, held_out, {"model": DEMO_MODEL_NAME, "labels": LABEL_WORDS}, TEMPLATE)
+    assert accuracy(demo_url, held_out, {"model": "intents"}) > bare + 0.3
     assert job.result["scores_after"]["accuracy"] > job.result["scores_before"]["accuracy"] + 0.3
     answer = client.completions.create(model="intents", prompt=held_out[0]["text"], max_tokens=1)
     assert answer.model_extra is not None and answer.model_extra["prompt_versions"] == [job.result["version"]]
@@ -77,21 +77,21 @@ def test_upload_train_ask(url: str, client: openai.OpenAI) -> None:
     assert checkpoint.fine_tuned_model_checkpoint == "intents@1"
 
 
-def accuracy(url: str, rows: list[dict[str, Any]], asked: dict[str, Any], template: str = "{text}") -> float:
+def accuracy(demo_url: str, rows: list[dict[str, Any]], asked: dict[str, Any], template: str = "{text}") -> float:
     """The share of rows whose label comes back; a prompt knows its template and its labels itself."""
     texts = [template.replace("{text}", row["text"]) for row in rows]
-    reply = httpx.post(f"{url}/v1/classify", json={"input": texts, **asked}, timeout=120)
+    reply = httpx.post(f"{demo_url}/v1/classify", json={"input": texts, **asked}, timeout=120)
     reply.raise_for_status()
     return sum(one["label"] == row["label"] for one, row in zip(reply.json()["data"], rows, strict=True)) / len(rows)
 
 
-def test_twenty_users_in_one_call(url: str, client: openai.OpenAI) -> None:
+def test_twenty_users_in_one_call(demo_url: str, client: openai.OpenAI) -> None:
     """Rows of many users in one call, a prompt for each: every user's next request is answered by the own one."""
     share = len(ROWS) // NUM_USERS
     jobs = [{"name": f"user-{n}", "rows": ROWS[n * share : (n + 1) * share]} for n in range(NUM_USERS)]
     defaults = {"method": method("residual", num_steps=3, batch_size=4), "publish_worse": True}
     defaults |= {"template": TEMPLATE, "label_words": LABEL_WORDS}
-    reply = httpx.post(f"{url}/admin/training/jobs", json={"defaults": defaults, "jobs": jobs}, timeout=60)
+    reply = httpx.post(f"{demo_url}/admin/training/jobs", json={"defaults": defaults, "jobs": jobs}, timeout=60)
     assert reply.status_code == 207 and [one["status"] for one in reply.json()["data"]] == [200] * NUM_USERS, reply.text
     made = [ended(client, one["job"]["id"]) for one in reply.json()["data"]]
     assert [job.fine_tuned_model for job in made] == [job["name"] for job in jobs], [job.error for job in made]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from promptd_store import PromptKind, decode
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache
 
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobData, JobSpec
@@ -36,7 +35,7 @@ from promptd.training import (
 from promptd.training.forward_sources import forward_sources
 from promptd.training.methods.headed import split
 from promptd.training.plan import JobPrompts, make_job
-from tests.engine.encoder_oracle import FIRST, LAST, oracle
+from tests.engine.encoder_oracle import FIRST, LAST, oracle, read_under
 from tests.training.test_job import SNIPS
 
 TEXTS = [(FIRST, 5, 6, 7, LAST), (FIRST, 100, LAST), (FIRST, *range(30, 42), LAST)]
@@ -67,18 +66,7 @@ def rows() -> list[Example]:
 
 def theirs(folder: Path, prompt: torch.Tensor | None, head: torch.Tensor, text: tuple[int, ...]) -> torch.Tensor:
     """One row through transformers' own model and pooler, with autograd; logits `[num_classes]`."""
-    hf = oracle(folder)
-    embeds = hf.get_input_embeddings()(torch.tensor(text)).detach()
-    cache, first = DynamicCache(config=hf.config), 0
-    if prompt is not None and prompt.dim() == 2:
-        embeds = torch.cat([embeds[:1], prompt, embeds[1:]])
-    elif prompt is not None:
-        first = prompt.shape[3]
-        for layer, (key, value) in enumerate(prompt):
-            cache.update(key[None], value[None], layer)
-    offset = hf.config.pad_token_id + 1 if hf.config.model_type == "roberta" else 0
-    positions = torch.arange(first, first + len(embeds)) + offset
-    output = hf.base_model(inputs_embeds=embeds[None], position_ids=positions[None], past_key_values=cache)
+    output = read_under(oracle(folder), prompt, text)
     features = output.last_hidden_state[:, 0] if output.pooler_output is None else output.pooler_output
     return (features @ head[:, :-1].T + head[:, -1])[0]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from promptd_store import PromptArtifact, decode
-from transformers import DynamicCache
 
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobData, JobSpec
@@ -34,7 +33,7 @@ from promptd.training import (
 from promptd.training.context import chain_context
 from promptd.training.forward_sources import forward_sources
 from promptd.training.plan import JobPrompts, make_job
-from tests.engine.encoder_oracle import FIRST, LAST, MASK, frozen, library, oracle
+from tests.engine.encoder_oracle import FIRST, LAST, MASK, frozen, library, oracle, read_under
 from tests.training.test_job import SNIPS
 
 TEXTS = [(FIRST, 5, 6, MASK, LAST), (FIRST, MASK, LAST), (FIRST, *range(30, 42), MASK, 9, LAST)]
@@ -51,20 +50,11 @@ def rows() -> list[Example]:
 
 def theirs(folder: Path, prompt: torch.Tensor | None, text: tuple[int, ...]) -> torch.Tensor:
     """The vocabulary's logits at the mask by transformers' own masked language model, with autograd; `[vocab_size]`."""
-    hf = oracle(folder)
-    embeds = hf.get_input_embeddings()(torch.tensor(text)).detach()
-    cache, first, place = DynamicCache(config=hf.config), 0, text.index(MASK)
+    hf, place = oracle(folder), text.index(MASK)
     if prompt is not None and prompt.dim() == 2:
-        embeds, place = torch.cat([embeds[:1], prompt, embeds[1:]]), place + len(prompt)
-    elif prompt is not None:
-        first = prompt.shape[3]
-        for layer, (key, value) in enumerate(prompt):
-            cache.update(key[None], value[None], layer)
-    offset = hf.config.pad_token_id + 1 if hf.config.model_type == "roberta" else 0
-    positions = torch.arange(first, first + len(embeds)) + offset
-    hidden = hf.base_model(inputs_embeds=embeds[None], position_ids=positions[None], past_key_values=cache)
+        place += len(prompt)
     head = hf.lm_head if hasattr(hf, "lm_head") else hf.cls
-    return head(hidden.last_hidden_state)[0, place]  # type: ignore[no-any-return]
+    return head(read_under(hf, prompt, text).last_hidden_state)[0, place]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("family", ["bert-words", "roberta-words"])
