@@ -134,8 +134,8 @@ def tenanted(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def tenants_admin(tenanted: LiveServer) -> Iterator[Client]:
-    """That server's admin."""
+def admin(tenanted: LiveServer) -> Iterator[Client]:
+    """The admin of `tenanted`."""
     with Client(tenanted.url, api_key=ADMIN_KEY, max_retries=0) as client:
         yield client
 

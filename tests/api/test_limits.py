@@ -15,38 +15,14 @@ import httpx
 import openai
 import pytest
 from promptd_client import Client, QuotaError, RateLimitError
-from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 from promptd.cli import app
-from promptd.settings import Settings
-from tests.api.conftest import MODEL, LiveServer, serve
+from tests.api.conftest import ADMIN_KEY, MODEL, LiveServer
 from tests.engine.harness import library
 from tests.patience import until
 
-ADMIN_KEY = "the-first-admin-key"
 ASK = {"model": MODEL, "prompt": [5, 6, 7, 8, 9], "max_tokens": 3, "temperature": 0, "extra_body": {"ignore_eos": True}}
-
-
-@pytest.fixture(scope="module")
-def keyed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server with an admin's key."""
-    settings = Settings(
-        model=str(tiny_models["llama"]),
-        store=str(tmp_path_factory.mktemp("limits")),
-        admin_key=SecretStr(ADMIN_KEY),
-        drain_seconds=0,
-        training="off",
-    )
-    with serve(settings, tiny_models["llama"]) as live:
-        yield live
-
-
-@pytest.fixture(scope="module")
-def admin(keyed: LiveServer) -> Iterator[Client]:
-    """An admin's client."""
-    with Client(keyed.url, api_key=ADMIN_KEY, max_retries=0) as client:
-        yield client
 
 
 class Sdk(Protocol):
@@ -57,7 +33,7 @@ class Sdk(Protocol):
 
 
 @pytest.fixture
-def sdk(keyed: LiveServer) -> Iterator[Sdk]:
+def sdk(tenanted: LiveServer) -> Iterator[Sdk]:
     """OpenAI's clients, closed at the end."""
     with contextlib.ExitStack() as stack:
 
@@ -65,25 +41,25 @@ def sdk(keyed: LiveServer) -> Iterator[Sdk]:
             statuses = [] if sent is None else sent
             hooks: dict[str, Any] = {"response": [lambda answer: statuses.append(answer.status_code)]}
             http = stack.enter_context(httpx.Client(event_hooks=hooks))
-            return openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key, max_retries=max_retries, http_client=http)
+            return openai.OpenAI(base_url=f"{tenanted.url}/v1", api_key=key, max_retries=max_retries, http_client=http)
 
         yield make
 
 
 @pytest.fixture
-def minute(keyed: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def minute(tenanted: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One minute that lasts as long as the test: limits belong to minutes."""
-    monkeypatch.setattr(keyed.app.state.services.gate.rates, "_clock", lambda: 1_800_000_001.0)
+    monkeypatch.setattr(tenanted.app.state.services.gate.rates, "_clock", lambda: 1_800_000_001.0)
 
 
 @pytest.mark.usefixtures("minute")
-def test_requests_per_minute(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
+def test_requests_per_minute(tenanted: LiveServer, admin: Client, sdk: Sdk) -> None:
     """Exactly so many of a burst, all others 429 with Retry-After; the headers count down; another tenant is free."""
     key, other = admin.keys.create("slow").key, admin.keys.create("free").key
     admin.tenants.set("slow", requests_per_minute=20)
 
     def ask(_: int) -> httpx.Response:
-        with keyed.http(Authorization=f"Bearer {key}") as http:
+        with tenanted.http(Authorization=f"Bearer {key}") as http:
             return http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 6], "max_tokens": 1})
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -97,21 +73,21 @@ def test_requests_per_minute(keyed: LiveServer, admin: Client, sdk: Sdk) -> None
         if answer.status_code == 429:
             assert 1 <= int(answer.headers["retry-after"]) <= 60
             assert answer.json()["error"]["code"] == "requests_per_minute_exceeded"
-    with keyed.http(Authorization=f"Bearer {other}") as http:
+    with tenanted.http(Authorization=f"Bearer {other}") as http:
         answer = http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 6], "max_tokens": 1})
         assert answer.status_code == 200
         assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
     with pytest.raises(openai.RateLimitError):
         sdk(key).completions.create(**ASK)  # type: ignore[call-overload]
-    with Client(keyed.url, api_key=key, max_retries=0) as client, pytest.raises(RateLimitError):
+    with Client(tenanted.url, api_key=key, max_retries=0) as client, pytest.raises(RateLimitError):
         client.models()
     admin.tenants.set("slow", requests_per_minute=None)  # here at once
-    with Client(keyed.url, api_key=key) as client:
+    with Client(tenanted.url, api_key=key) as client:
         assert client.models()
 
 
 @pytest.mark.usefixtures("minute")
-def test_tokens_per_minute(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
+def test_tokens_per_minute(tenanted: LiveServer, admin: Client, sdk: Sdk) -> None:
     """The most that a request can use is reserved, the rest is given back; one that can never fit is not repeated."""
     key = admin.keys.create("wordy").key
     admin.tenants.set("wordy", tokens_per_minute=100)
@@ -124,7 +100,7 @@ def test_tokens_per_minute(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
     assert refused.value.code == "tokens_per_minute_exceeded"
     stopped = {**ASK, "max_tokens": 50, "stop": ["e", "a", "t", "o"], "extra_body": {}}
     used = client.completions.create(**stopped).usage.total_tokens  # type: ignore[call-overload]
-    rates = keyed.app.state.services.gate.rates
+    rates = tenanted.app.state.services.gate.rates
     until(lambda: rates.reading("wordy", "tokens", 100).remaining == 60 - used)  # the answer was sent before
     raw = client.completions.with_raw_response.create(**ASK)  # type: ignore[call-overload]
     assert int(raw.headers["x-ratelimit-remaining-tokens"]) == 100 - 40 - used - 8
@@ -133,17 +109,17 @@ def test_tokens_per_minute(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
         sdk(key, max_retries=3, sent=sent).completions.create(**{**ASK, "max_tokens": 200})  # type: ignore[call-overload]
     assert never.value.code == "too_many_tokens_at_once"
     assert sent == [429]
-    with Client(keyed.url, api_key=key, max_retries=3) as own, pytest.raises(QuotaError):
+    with Client(tenanted.url, api_key=key, max_retries=3) as own, pytest.raises(QuotaError):
         own.complete([5, 6, 7], model=MODEL, max_tokens=200)
 
 
-def test_concurrent_requests(keyed: LiveServer, admin: Client) -> None:
+def test_concurrent_requests(tenanted: LiveServer, admin: Client) -> None:
     """One at a time; a stream counts until its end, also one whose reader has gone."""
     key = admin.keys.create("narrow").key
     admin.tenants.set("narrow", max_concurrent_requests=1)
     body = {"model": MODEL, "prompt": [[5, 6]] * 8, "max_tokens": 200, "ignore_eos": True, "stream": True, "n": 16}
     short = {"model": MODEL, "prompt": [5, 6], "max_tokens": 1}
-    with keyed.http(Authorization=f"Bearer {key}") as http:
+    with tenanted.http(Authorization=f"Bearer {key}") as http:
         with http.stream("POST", "/v1/completions", json=body) as streamed:
             lines = streamed.iter_lines()  # kept: an iterator that is dropped closes its connection
             next(lines)
@@ -158,13 +134,13 @@ def test_concurrent_requests(keyed: LiveServer, admin: Client) -> None:
         assert http.post("/v1/completions", json=short).status_code == 200
 
 
-def test_the_ledger_is_the_sum_of_what_was_answered(keyed: LiveServer, admin: Client, sdk: Sdk) -> None:
+def test_the_ledger_is_the_sum_of_what_was_answered(tenanted: LiveServer, admin: Client, sdk: Sdk) -> None:
     """Plain, streamed, chained, several inputs and choices, labels, under two keys: equal to the token."""
     issued = [admin.keys.create("counted") for _ in range(2)]
     clients = [sdk(one.key) for one in issued]
-    with Client(keyed.url, api_key=issued[0].key) as owner:
+    with Client(tenanted.url, api_key=issued[0].key) as owner:
         for number in range(3):
-            owner.prompts.upload(f"p{number}", library(keyed.folder)[number].content)
+            owner.prompts.upload(f"p{number}", library(tenanted.folder)[number].content)
     expected: dict[tuple[str, str], Counter[str]] = {}
 
     def note(number: int, prompt: str, usage: Any) -> None:
@@ -183,7 +159,7 @@ def test_the_ledger_is_the_sum_of_what_was_answered(keyed: LiveServer, admin: Cl
         for chunk in client.completions.create(**ASK, stream=True, stream_options={"include_usage": True}):  # type: ignore[call-overload]
             if chunk.usage is not None:
                 note(number, "", chunk.usage)
-    with keyed.http(Authorization=f"Bearer {issued[1].key}") as http:
+    with tenanted.http(Authorization=f"Bearer {issued[1].key}") as http:
         plain = {"prompt": [5, 6, 7], "max_tokens": 4}
         answer = http.post("/v1/completions", json={**plain, "prompt_ids": ["p0", "p2"]}).json()
         note(1, "p2", answer["usage"])
@@ -205,16 +181,16 @@ def test_the_ledger_is_the_sum_of_what_was_answered(keyed: LiveServer, admin: Cl
         return seen == expected
 
     until(is_written, (seen, expected), seconds=20)
-    with Client(keyed.url, api_key=issued[0].key) as owner:
+    with Client(tenanted.url, api_key=issued[0].key) as owner:
         assert owner.usage().total == admin.tenants.usage("counted").total
         assert owner.usage(first_day="1999-01-01", last_day="1999-01-02").data == ()
-    with Client(keyed.url, api_key=admin.keys.create("nothing").key) as other:
+    with Client(tenanted.url, api_key=admin.keys.create("nothing").key) as other:
         assert other.usage().data == ()
     everybody = admin.tenants.usage()
     assert {"counted"} <= {one.tenant for one in everybody.data}
 
 
-def test_limits_are_set_shown_and_checked(keyed: LiveServer, admin: Client) -> None:
+def test_limits_are_set_shown_and_checked(tenanted: LiveServer, admin: Client) -> None:
     """Set in parts, shown whole, audited; a wrong one names its field and changes nothing."""
     assert admin.tenants.get("new").limits.requests_per_minute is None
     admin.tenants.set("new", weight=2.5, tokens_per_minute=7)
@@ -225,7 +201,7 @@ def test_limits_are_set_shown_and_checked(keyed: LiveServer, admin: Client) -> N
         3,
     )
     assert "new" in {tenant.id for tenant in admin.tenants.list()}
-    with keyed.http(Authorization=f"Bearer {ADMIN_KEY}") as http:
+    with tenanted.http(Authorization=f"Bearer {ADMIN_KEY}") as http:
         for body, param in (
             ({"weight": 0}, "weight"),
             ({"weight": "2"}, "weight"),
@@ -242,14 +218,14 @@ def test_limits_are_set_shown_and_checked(keyed: LiveServer, admin: Client) -> N
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.long)])
-def test_apply(keyed: LiveServer, admin: Client, tmp_path: Path, count: int) -> None:
+def test_apply(tenanted: LiveServer, admin: Client, tmp_path: Path, count: int) -> None:
     """Many tenants from one file: applied once, changing nothing the second time; `--diff` only tells."""
     file = tmp_path / "tenants.yaml"
     lines = [f"  team-{n}: {{weight: {1 + n % 3}, requests_per_minute: {100 + n}}}" for n in range(count)]
     file.write_text("\n".join(["tenants:", *lines]))
 
     def apply(*options: str) -> Result:
-        words = ["apply", str(file), "--url", keyed.url, "--api-key", ADMIN_KEY, *options]
+        words = ["apply", str(file), "--url", tenanted.url, "--api-key", ADMIN_KEY, *options]
         return CliRunner().invoke(app, words)
 
     told = apply("--diff")
@@ -275,10 +251,10 @@ def test_apply(keyed: LiveServer, admin: Client, tmp_path: Path, count: int) -> 
         assert isinstance(refused.exception, SystemExit)  # one line, no traceback
 
 
-def test_the_default_path_takes_no_step_in_the_store(keyed: LiveServer, admin: Client) -> None:
+def test_the_default_path_takes_no_step_in_the_store(tenanted: LiveServer, admin: Client) -> None:
     """A tenant without limits: 50 requests cost the store no transaction but the ledger's, once a second."""
     key = admin.keys.create("plain").key
-    store = keyed.app.state.services.catalog.store
+    store = tenanted.app.state.services.catalog.store
     transact, steps = store.transact, []
 
     async def counting(*arguments: Any, **options: Any) -> dict[str, str]:
@@ -289,7 +265,7 @@ def test_the_default_path_takes_no_step_in_the_store(keyed: LiveServer, admin: C
     store.transact = counting
     try:
         began = time.monotonic()
-        with keyed.http(Authorization=f"Bearer {key}") as http:
+        with tenanted.http(Authorization=f"Bearer {key}") as http:
             for _ in range(50):
                 answer = http.post("/v1/completions", json={"model": MODEL, "prompt": [5, 6], "max_tokens": 1})
                 assert answer.status_code == 200

@@ -19,12 +19,6 @@ ROWS = b"".join(json.dumps({"prompt": f"row {n}", "completion": " yes"}).encode(
 STEPS = {"type": "residual", "residual": {"hyperparameters": {"num_steps": 100}}}
 
 
-@pytest.fixture
-def admin(tenants_admin: Client) -> Client:
-    """The admin's client."""
-    return tenants_admin
-
-
 def refusal(answer: httpx.Response) -> tuple[int, str, str, str, str]:
     """What a refused call is told."""
     error = answer.json()["error"]

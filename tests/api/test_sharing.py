@@ -27,9 +27,9 @@ class Houses:
 
 
 @pytest.fixture(scope="module")
-def houses(tenanted: LiveServer, tenants_admin: Client) -> Houses:
+def houses(tenanted: LiveServer, admin: Client) -> Houses:
     """`lender` shares `tone` with `borrower`; `stranger` has a prompt of the same name."""
-    keys = Houses(*(tenants_admin.keys.create(name).key for name in ("lender", "borrower", "stranger")))
+    keys = Houses(*(admin.keys.create(name).key for name in ("lender", "borrower", "stranger")))
     files = [artifact.content for artifact in library(tenanted.folder)]
     with Client(tenanted.url, api_key=keys.owner) as owner, Client(tenanted.url, api_key=keys.stranger) as stranger:
         owner.prompts.upload("tone", files[0])
@@ -45,7 +45,7 @@ def http(server: LiveServer, key: str) -> httpx.Client:
     return server.http(Authorization=f"Bearer {key}")
 
 
-def test_a_grantee_uses_and_reads(tenanted: LiveServer, tenants_admin: Client, houses: Houses) -> None:
+def test_a_grantee_uses_and_reads(tenanted: LiveServer, admin: Client, houses: Houses) -> None:
     """Inference by every way of naming, reading by every route; counted for the grantee alone."""
     with http(tenanted, houses.grantee) as bob, http(tenanted, houses.owner) as alice:
         own = alice.post("/v1/completions", json={**ASK, "model": "tone"}).json()
@@ -66,9 +66,9 @@ def test_a_grantee_uses_and_reads(tenanted: LiveServer, tenants_admin: Client, h
         sdk = openai.OpenAI(base_url=f"{tenanted.url}/v1", api_key=houses.grantee, max_retries=0)
         with sdk:
             assert sdk.completions.create(model="lender/tone", prompt=[5, 6], max_tokens=1).usage is not None
-    billed = {entry.prompt: entry.requests for entry in tenants_admin.tenants.usage("borrower").data}
+    billed = {entry.prompt: entry.requests for entry in admin.tenants.usage("borrower").data}
     assert billed == {"lender/tone": 5}
-    assert [entry.requests for entry in tenants_admin.tenants.usage("lender").data if entry.requests] == [1]
+    assert [entry.requests for entry in admin.tenants.usage("lender").data if entry.requests] == [1]
 
 
 def test_a_grantee_never_writes(tenanted: LiveServer, houses: Houses) -> None:
@@ -118,9 +118,9 @@ def test_strangers_see_nothing(tenanted: LiveServer, houses: Houses) -> None:
         assert (seen[0][0] == 200) == (not path.endswith("/shares"))
 
 
-def test_scopes_hold_for_shared_prompts(tenanted: LiveServer, tenants_admin: Client, houses: Houses) -> None:
+def test_scopes_hold_for_shared_prompts(tenanted: LiveServer, admin: Client, houses: Houses) -> None:
     """A key for inference alone does not read what is shared, a key for reading alone does not ask it."""
-    infer = tenants_admin.keys.create("borrower", scopes=["infer"]).key
+    infer = admin.keys.create("borrower", scopes=["infer"]).key
     with http(tenanted, infer) as client:
         assert client.post("/v1/completions", json={**ASK, "model": "lender/tone"}).status_code == 200
         assert client.get("/v1/prompts/lender/tone/content").status_code == 403
