@@ -8,6 +8,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Literal
 
+from tests.patience import PATIENCE_SECONDS
+
 Mode = Literal["pass", "swallow", "cut"]
 
 
@@ -77,11 +79,11 @@ def proxied(port: int) -> Iterator[FaultProxy]:
             is_ready.set()
             await asyncio.to_thread(end.wait)
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()
     try:
-        assert is_ready.wait(20), "the proxy does not listen"
+        assert is_ready.wait(PATIENCE_SECONDS), "the proxy does not listen"
         yield proxy
     finally:
         end.set()
-        thread.join()
+        thread.join(PATIENCE_SECONDS)
