@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
-from promptd.tenancy import Budget
+from promptd.tenancy import Budget, SlotPool
 from tests.overload.conftest import Site, running
 from tests.overload.wire import Reply, ask
 from tests.patience import until
+from tests.redis_server import running_redis
 
 MODEL = "tiny-llama"
 LIMIT = 10
-FLOOD, OTHER = "key-of-the-flood", "key-of-the-other"
+FLOOD, OTHER, ADMIN = "key-of-the-flood", "key-of-the-other", "key-of-the-admin"
 ASK = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 100, "ignore_eos": True, "temperature": 0}
 
 
@@ -33,15 +36,15 @@ def site(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
         yield site
 
 
-async def burst(site: Site, count: int, at_once: int) -> list[Reply]:
-    """Send so many requests of one tenant, so many at once."""
+async def burst(sites: Sequence[Site], count: int, at_once: int) -> list[Reply]:
+    """Send so many requests of one tenant, so many at once, to each server in turn."""
     turns = asyncio.Semaphore(at_once)
 
-    async def one() -> Reply:
+    async def one(site: Site) -> Reply:
         async with turns:
             return await ask(site.port, ASK, key=FLOOD)
 
-    return await asyncio.gather(*(one() for _ in range(count)))
+    return await asyncio.gather(*(one(site) for site in itertools.islice(itertools.cycle(sites), count)))
 
 
 def storm(site: Site, monkeypatch: pytest.MonkeyPatch, count: int, at_once: int) -> list[int]:
@@ -54,7 +57,7 @@ def storm(site: Site, monkeypatch: pytest.MonkeyPatch, count: int, at_once: int)
             peak[0] = max(peak[0], sum(budget._held.values()))
 
     monkeypatch.setattr(Budget, "take", counting)
-    replies = asyncio.run(burst(site, count, at_once))
+    replies = asyncio.run(burst([site], count, at_once))
     found = Counter(reply.status for reply in replies)
     assert set(found) == {200, 503}, found
     for reply in replies:
@@ -79,6 +82,45 @@ def test_ten_thousand_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     """10,000 requests, 400 at once: an overshoot of 0."""
     most_open, _ = storm(site, monkeypatch, 10_000, 400)
     assert most_open == LIMIT * 4 // 5
+
+
+@pytest.mark.long
+def test_ten_thousand_over_two_servers(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant's own cap over one Redis: 10,000 requests, 400 at once, to two servers; never one too many."""
+    lock, is_open, most_open = threading.Lock(), Counter[int](), 0
+    enter, leave = SlotPool.enter, SlotPool.leave
+
+    async def entering(pool: SlotPool, tenant: str, limit: int) -> None:
+        nonlocal most_open
+        await enter(pool, tenant, limit)
+        with lock:
+            is_open[id(pool)] += 1
+            most_open = max(most_open, is_open.total())
+
+    def leaving(pool: SlotPool, tenant: str) -> None:
+        with lock:  # counted as closed before it is: a request that takes its place is none too many
+            is_open[id(pool)] -= 1
+        leave(pool, tenant)
+
+    monkeypatch.setattr(SlotPool, "enter", entering)
+    monkeypatch.setattr(SlotPool, "leave", leaving)
+    options = {"api_keys": SecretStr(f"flood:{FLOOD}"), "admin_key": SecretStr(ADMIN), "max_num_seqs": 4}
+    with (
+        running_redis(tmp_path / "redis") as redis,
+        running(model, tmp_path, store=redis.url, **options) as one,
+        running(model, tmp_path, store=redis.url, **options) as two,
+    ):
+        for site in (one, two):  # told to both: each hears of the other's within a second
+            headers = {"Authorization": f"Bearer {ADMIN}"}
+            limits = {"max_concurrent_requests": LIMIT}
+            httpx.patch(f"{site.url}/admin/tenants/flood", json=limits, headers=headers).raise_for_status()
+        replies = asyncio.run(burst([one, two], 10_000, 400))
+        until(lambda: one.is_idle and two.is_idle, "everything was given back")
+    found = Counter(reply.status for reply in replies)
+    assert set(found) == {200, 429}, found
+    assert {reply.code for reply in replies if reply.status == 429} == {"too_many_concurrent_requests"}
+    print(json.dumps({"requests": len(replies), "answered": found[200], "most_open": most_open, "limit": LIMIT}))
+    assert most_open == LIMIT and is_open.total() == 0
 
 
 def test_refused_before_its_body_is_read(site: Site) -> None:
