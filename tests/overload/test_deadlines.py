@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from promptd.commands.http_server import lasting_heap
 from promptd.engine.engine import Engine
 from tests.overload.conftest import Site, running
 from tests.overload.wire import Reply, ask
@@ -77,7 +78,7 @@ def test_a_stuck_engine_does_not_keep_its_callers(
 @pytest.mark.long
 def test_lateness(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 requests, 20 at once, each 0.5 s of waiting: told within 100 ms of the deadline."""
-    with running(model, tmp_path, max_first_token_seconds=0.5) as site:
+    with running(model, tmp_path, max_first_token_seconds=0.5) as site, lasting_heap():
         with stuck(site, monkeypatch):
             late = sorted(reply.seconds - 0.5 for _ in range(10) for reply in ends(site, ASK, 20))
         began = time.monotonic()
