@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +19,16 @@ from promptd_store.redis_backend.store import RedisStore
 from promptd.jobs import LEASE_SECONDS
 from tests.engine.harness import library
 from tests.fault_proxy import proxied
+from tests.patience import until
 from tests.redis_server import RedisServer
 from tests.replicas import Replica, ReplicaForge, running_replicas
 from tests.training.site import ENDLESS, method_of
 
 ADMIN_KEY = "key-of-the-admin"
 CANARY = "canary-8c2f71"
-WAIT_SECONDS = 60.0
+GONE_SECONDS = 60.0
 CUT_OFF_SECONDS = 5.0
 ROWS = "".join(json.dumps({"text": f"{CANARY} {n}", "label": "ab"[n % 2]}) + "\n" for n in range(24))
-
-
-def until(is_so: Callable[[], bool], what: str) -> float:
-    """Wait for what other processes bring about; return the seconds."""
-    began = time.monotonic()
-    while not is_so():
-        assert time.monotonic() < began + WAIT_SECONDS, f"never: {what}"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 @dataclass
@@ -195,7 +187,7 @@ def test_nothing_is_found_after_a_partition(forge: ReplicaForge, redis: RedisSer
         print(
             f"cut off: {served}; {caught_up:.1f} s after it was back it had forgotten; all gone after {seconds:.1f} s"
         )
-        assert seconds <= WAIT_SECONDS
+        assert seconds <= GONE_SECONDS
         time.sleep(2 * LEASE_SECONDS)  # whoever was late has come
         assert asyncio.run(left_in_store(redis.url, "acme")) == []
         assert where_found(tmp_path, both) == []
