@@ -142,16 +142,22 @@ def test_which_torch_is_installed(
 @pytest.mark.parametrize(
     ("present", "uid", "apt", "said", "installed"),
     [
-        (("redis-server", "haproxy", "promtool"), "1000", True, "", ""),
+        (("redis-server", "haproxy", "promtool", "cc"), "1000", True, "", ""),
         (
-            ("haproxy", "promtool"),
+            ("haproxy", "promtool", "cc"),
             "1000",
             True,
             "sudo apt-get update && sudo apt-get install -y --no-install-recommends redis",
             "",
         ),
-        (("haproxy", "promtool"), "0", True, "Installing redis-server for the tests", "redis-server"),
-        ((), "0", True, "Installing redis-server haproxy prometheus for", "redis-server haproxy prometheus"),
+        (("haproxy", "promtool", "cc"), "0", True, "Installing redis-server for the tests", "redis-server"),
+        (
+            (),
+            "0",
+            True,
+            "Installing redis-server haproxy prometheus gcc libc6-dev for",
+            "redis-server haproxy prometheus gcc libc6-dev",
+        ),
         ((), "0", False, "needs root", ""),
     ],
     ids=["all there", "no root", "root", "root, all", "no apt"],
