@@ -72,15 +72,28 @@ class Witness:
         monkeypatch.setattr(Engine, "step", stepped)
 
 
-async def leave(site: Site, phase: str, dice: random.Random) -> None:
+def is_read(site: Site, prompt: list[int]) -> bool:
+    """Whether a row with this text is being read now."""
+    rows = [seq for seq in list(site.services.engine.engine._sequences.values()) if list(seq.token_ids[:200]) == prompt]
+    return any(seq.scheduled is not None and not seq.is_decoding for seq in rows)
+
+
+async def leave(site: Site, number: int, dice: random.Random) -> None:
     """Begin one request and close its connection in one phase of it."""
-    body = {**(READ if phase == "prefill" else WRITE), "stream": phase != "unary"}
+    phase = PHASES[number % len(PHASES)]
+    prompt = [5 + number % 100] * 200
+    body = {**({**READ, "prompt": prompt} if phase == "prefill" else WRITE), "stream": phase != "unary"}
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     sent = request_bytes(body)
     writer.write(sent[: -len(sent) // 3] if phase == "body" else sent)
     if phase == "decode":  # the first token has come; where others run, that takes a while
         with contextlib.suppress(asyncio.IncompleteReadError):
             await reader.readuntil(b"data: ")
+    elif phase == "prefill" and dice.random() < 0.5:  # at that moment; the others whenever it is
+        for _ in range(2000):  # where the moment was missed it leaves later
+            if is_read(site, prompt):
+                break
+            await asyncio.sleep(0.001)
     else:
         await asyncio.sleep(dice.uniform(0, 0.05))
     writer.transport.abort()
@@ -95,7 +108,7 @@ def storm(site: Site, monkeypatch: pytest.MonkeyPatch, count: int) -> Witness:
 
         async def one(number: int) -> None:
             async with turns:
-                await leave(site, PHASES[number % len(PHASES)], dice)
+                await leave(site, number, dice)
 
         await asyncio.gather(*(one(number) for number in range(count)))
 

@@ -193,7 +193,10 @@ def test_pause_and_resume_go_on_where_they_were(llama: FrozenModel, tmp_path: Pa
             job = await home.create(name="later", settings=LONG)
             await home.until(job, lambda job: job.progress is not None and job.progress.step > 3)
             await home.queue.pause("acme", job.id)
-            paused = await home.until(job, lambda job: job.state is JobState.PAUSED and job.checkpoint is not None)
+            await home.until(job, lambda job: job.state is JobState.PAUSED)
+            paused = await home.until(
+                job, lambda job: not any(task.get_name() == job.id for task in asyncio.all_tasks())
+            )
             assert paused.checkpoint is not None and paused.checkpoint.step > 3
             await home.queue.resume("acme", job.id)
             step = paused.checkpoint.step
