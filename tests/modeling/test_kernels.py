@@ -40,6 +40,18 @@ def test_without_a_compiler_there_are_none(
     assert load_kernel(LINEAR) is None
 
 
+def test_a_home_that_is_not_known_is_no_error(fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user may have no home folder: then there is no place for kernels, and torch's serve."""
+    monkeypatch.delenv(FOLDER_VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert load_kernel(LINEAR) is None
+
+
 def test_a_library_that_others_can_change_is_not_loaded(fresh_kernels: Path) -> None:
     """What anybody may write is not run; the control is the same file with its rights put right."""
     assert load_kernel(LINEAR) is not None

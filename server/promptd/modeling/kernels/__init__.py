@@ -41,7 +41,7 @@ def load_kernel(source: str, *defines: str) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(compiled(source, defines, _folder(), torch.backends.cpu.get_cpu_capability())))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:  # the last: nobody's home folder is known
         logger.info("%s: torch's is used, which is slower: %s", source, error)
         return None
 
