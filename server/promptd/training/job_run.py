@@ -78,6 +78,7 @@ class JobRun:
         self._loop = loop
         self._counters = counters or TrainingCounters()
         self._has_lease = True
+        self._is_ending = False
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._checkpoint_seconds = SAVING_SHARE * checkpoint_seconds
         first_seconds = min(self._checkpoint_seconds, FIRST_CHECKPOINT_SECONDS)
@@ -111,7 +112,8 @@ class JobRun:
             try:
                 self.claim = await self._claims.heartbeat(self.claim)
             except LeaseLostError:
-                self._note_lost()
+                if not self._is_ending:  # else the end of the job, which gives the lease back, says whether it was lost
+                    self._note_lost()
                 return
             except StoreError:  # the lease outlasts two missed heartbeats
                 continue
@@ -151,6 +153,7 @@ class JobRun:
             await self._release()
         except Exception as error:  # noqa: BLE001 - whatever a job ends with is its reason, for its owner to read
             self._loop.remove(self.claim.job.id)
+            self._is_ending = True
             with suppress(*GIVEN_UP):
                 self._ended_as(await _patiently(partial(self._claims.fail, self.claim, reason_of(error))))
         finally:
@@ -250,6 +253,7 @@ class JobRun:
             scores_before=_numbers(result.before),
             scores_after=_numbers(result.report),
         )
+        self._is_ending = True
         self._ended_as(await _patiently(partial(self._claims.finish, self.claim, published)))
 
     async def _examined(self, artifact: PromptArtifact) -> None:
