@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from promptd.modeling import activations, compiled_linear, decode_kernel, kernel
 _CACHES = (
     decode_kernel.decode_kernel,
     compiled_linear._kernel,
-    compiled_linear.can_compile,
     activations._kernel,
     quantized_linear._kernel,
 )
@@ -41,17 +40,3 @@ def fresh_kernels(compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     yield folder
     for cache in _CACHES:
         cache.cache_clear()
-
-
-@pytest.fixture
-def changed_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
-    """Change a line of a kernel's source for this test."""
-
-    def change(source: str, old: str, new: str) -> None:
-        shutil.copytree(kernels.SOURCES, tmp_path / "sources")
-        text = (tmp_path / "sources" / source).read_text()
-        assert text.count(old) == 1
-        (tmp_path / "sources" / source).write_text(text.replace(old, new))
-        monkeypatch.setattr(kernels, "SOURCES", tmp_path / "sources")
-
-    return change

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from promptd.modeling import activations, compiled_linear, load_model, quantized_linear
-from promptd.modeling.compiled_linear import LINEAR, CompiledLinear
+from promptd.modeling import activations, compiled_linear, kernels, load_model, quantized_linear
+from promptd.modeling.activations import GELU
+from promptd.modeling.compiled_linear import LINEAR, CompiledLinear, can_compile
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED, decode_kernel
-from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled, load_kernel
+from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled
 from promptd.modeling.packed_linear import PackedLinear, can_pack
+from promptd.modeling.quantized_linear import QUANTIZE
+
+
+def loads() -> bool:
+    """Whether a process that began now would have a kernel."""
+    compiled_linear._kernel.cache_clear()
+    return can_compile()
 
 
 def test_they_are_compiled_once(fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process finds the first one's; a compiler that fails then is not asked."""
-    assert load_kernel(LINEAR) is not None
+    assert loads()
     (made,) = fresh_kernels.iterdir()
     monkeypatch.setenv("CC", "false")
-    assert load_kernel(LINEAR) is not None
+    assert loads()
     made.unlink()
-    assert load_kernel(LINEAR) is None
+    assert not loads()
 
 
 @pytest.mark.parametrize("compiler_name", ["false", "no-such-compiler"])
@@ -33,11 +43,11 @@ def test_without_a_compiler_there_are_none(
 ) -> None:
     """No compiler, or one that fails: None, and no file is left behind; nor where they are switched off."""
     monkeypatch.setenv("CC", compiler_name)
-    assert load_kernel(LINEAR) is None
+    assert not loads()
     assert not list(fresh_kernels.rglob("*.so"))
     monkeypatch.setenv("CC", "cc")
     monkeypatch.setenv(FOLDER_VARIABLE, "off")
-    assert load_kernel(LINEAR) is None
+    assert not loads()
 
 
 def test_a_home_that_is_not_known_is_no_error(fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,17 +59,17 @@ def test_a_home_that_is_not_known_is_no_error(fresh_kernels: Path, monkeypatch: 
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", unknown)
-    assert load_kernel(LINEAR) is None
+    assert not loads()
 
 
 def test_a_library_that_others_can_change_is_not_loaded(fresh_kernels: Path) -> None:
     """What anybody may write is not run; the control is the same file with its rights put right."""
-    assert load_kernel(LINEAR) is not None
+    assert loads()
     (made,) = fresh_kernels.iterdir()
     made.chmod(0o777)
-    assert load_kernel(LINEAR) is None
+    assert not loads()
     made.chmod(0o700)
-    assert load_kernel(LINEAR) is not None
+    assert loads()
 
 
 def test_a_model_is_served_with_them_and_without(
@@ -68,12 +78,46 @@ def test_a_model_is_served_with_them_and_without(
     """With a compiler the layers are compiled; without one they are packed for torch's kernels: both are proven."""
     layer = load_model(tiny_models["llama"]).hf.model.layers[0].mlp.up_proj
     assert isinstance(layer, CompiledLinear) and decode_kernel(torch.float32) is not None
-    for cache in (compiled_linear._kernel, compiled_linear.can_compile, decode_kernel):
+    for cache in (compiled_linear._kernel, decode_kernel):
         cache.cache_clear()
     monkeypatch.setenv(FOLDER_VARIABLE, "off")
     layer = load_model(tiny_models["llama"]).hf.model.layers[0].mlp.up_proj
     assert isinstance(layer, PackedLinear if can_pack(torch.float32) else torch.nn.Linear)
     assert decode_kernel(torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "old", "new", "load", "arguments"),
+    [
+        (LINEAR, "+= weights[i] * value;", "+= weights[i] * (value + 0.01f);", compiled_linear._kernel, ()),
+        (DECODE_ATTENTION, "share = 1.0f / own->total", "share = 1.01f / own->total", decode_kernel, (torch.float32,)),
+        (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, ()),
+        (QUANTIZE, "(float)largest + 1.5f", "(float)largest + 3.5f", quantized_linear._kernel, ()),
+        (QUANTIZE, "bias ? bias[i] : 0.0f", "0.0f", quantized_linear._kernel, ()),
+    ],
+)
+def test_a_kernel_that_computes_something_else_is_not_used(
+    source: str,
+    old: str,
+    new: str,
+    load: Any,
+    arguments: tuple[torch.dtype, ...],
+    fresh_kernels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A miscompiled kernel fails its trial, and the log says so; the control is the kernel as it is."""
+    assert load(*arguments) is not None
+    load.cache_clear()
+    shutil.copytree(kernels.SOURCES, tmp_path / "sources")
+    text = (tmp_path / "sources" / source).read_text()
+    assert text.count(old) == 1
+    (tmp_path / "sources" / source).write_text(text.replace(old, new))
+    monkeypatch.setattr(kernels, "SOURCES", tmp_path / "sources")
+    assert load(*arguments) is None
+    assert [record.args for record in caplog.records if record.levelname == "WARNING"] == [(source,)]
+    assert len(list(fresh_kernels.iterdir())) == 2  # it was compiled, and tried
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "DEFAULT"])
@@ -84,7 +128,7 @@ def test_other_processors_kernels_are_right(
     if capability == "AVX2" and torch.backends.cpu.get_cpu_capability() not in CAPABILITIES:
         pytest.skip("this processor has no AVX2")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert compiled_linear.can_compile()
+    assert can_compile()
     assert decode_kernel(torch.float32) is not None
     assert activations._kernel() is not None
     assert quantized_linear._kernel() is not None

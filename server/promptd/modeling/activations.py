@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.activations import NewGELUActivation
 
-from promptd.modeling.kernels import load_kernel, logger
+from promptd.modeling.kernels import load_kernel
 
 GELU = "gelu.c"
 
@@ -32,18 +32,20 @@ class Gelu(nn.Module):
 @functools.cache
 def _kernel() -> ctypes._NamedFuncPointer | None:
     """Return the compiled function, where it can be had and is right."""
-    library = load_kernel(GELU)
-    if library is None:
-        return None
+    return load_kernel(GELU, bind=_bound, passes=_passes)
+
+
+def _bound(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
     library.promptd_gelu.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.promptd_gelu.restype = None
+    return library.promptd_gelu
+
+
+def _passes(kernel: ctypes._NamedFuncPointer) -> bool:
     trial = torch.linspace(-12, 12, 1001)
     out = torch.empty_like(trial)
-    library.promptd_gelu(trial.data_ptr(), out.data_ptr(), trial.numel(), 1)
-    if torch.allclose(out, nn.functional.gelu(trial, approximate="tanh"), atol=1e-6):
-        return library.promptd_gelu
-    logger.warning("%s: torch's is used: the compiled one is wrong on this machine", GELU)
-    return None
+    kernel(trial.data_ptr(), out.data_ptr(), trial.numel(), 1)
+    return torch.allclose(out, nn.functional.gelu(trial, approximate="tanh"), atol=1e-6)
 
 
 def fuse_activations(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ import mmap
 import torch
 
 from promptd.modeling.frozen_linear import FrozenLinear
-from promptd.modeling.kernels import load_kernel, logger
+from promptd.modeling.kernels import load_kernel
 
 LINEAR = "linear.c"
 _HUGE_PAGE = 2 << 20
@@ -34,29 +34,27 @@ class _Kernel:
 
 @functools.cache
 def _kernel() -> _Kernel | None:
-    library = load_kernel(LINEAR)
-    return None if library is None else _Kernel(library)
+    return load_kernel(LINEAR, bind=_Kernel, passes=_passes)
 
 
-@functools.cache
-def can_compile() -> bool:
-    """Return whether the compiled product is there and right."""
-    if _kernel() is None:
-        return False
+def _passes(kernel: _Kernel) -> bool:
     generator = torch.Generator().manual_seed(0)
     weight, bias, rows = (torch.randn(*shape, generator=generator) for shape in ((70, 1024), (70,), (21, 1024)))
-    if torch.allclose(CompiledLinear(weight, bias)(rows), torch.nn.functional.linear(rows, weight, bias), atol=1e-3):
-        return True
-    logger.warning("%s: torch's is used: the compiled one is wrong on this machine", LINEAR)
-    return False
+    found = CompiledLinear(weight, bias, kernel)(rows)
+    return torch.allclose(found, torch.nn.functional.linear(rows, weight, bias), atol=1e-3)
+
+
+def can_compile() -> bool:
+    """Return whether the compiled product is there and right."""
+    return _kernel() is not None
 
 
 class CompiledLinear(FrozenLinear):
-    """A frozen linear layer over a packed copy of its weight, both float32."""
+    """A frozen linear layer over a packed copy of its weight, both float32; `kernel` is for its trial alone."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, kernel: _Kernel | None = None) -> None:
         super().__init__(weight, bias)
-        kernel = _kernel()
+        kernel = kernel or _kernel()
         if kernel is None:
             raise RuntimeError("the kernel of linear layers is not compiled")
         self._kernel = kernel

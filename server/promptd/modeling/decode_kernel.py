@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from promptd.modeling.kernels import load_kernel, logger
+from promptd.modeling.kernels import load_kernel
 
 MAX_HEAD_DIM = 256
 DECODE_ATTENTION = "decode_attention.c"
@@ -120,14 +120,10 @@ class DecodeKernel:
 @functools.cache
 def decode_kernel(dtype: torch.dtype) -> DecodeKernel | None:
     """Return the kernel for keys and values of this dtype, or None where it cannot be had; the log says why."""
-    library = load_kernel(DECODE_ATTENTION, STORED[dtype]) if dtype in STORED else None
-    if library is None:
+    if dtype not in STORED:
         return None
-    kernel = DecodeKernel(library)
-    if _passes(kernel, dtype):
-        return kernel
-    logger.warning("%s: torch's is used: the compiled one is wrong on this machine", DECODE_ATTENTION)
-    return None
+    passes = functools.partial(_passes, dtype=dtype)
+    return load_kernel(DECODE_ATTENTION, STORED[dtype], bind=DecodeKernel, passes=passes)
 
 
 def _passes(kernel: DecodeKernel, dtype: torch.dtype) -> bool:

@@ -14,12 +14,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 logger = logging.getLogger(__name__)
+Kernel = TypeVar("Kernel")
 
 FOLDER_VARIABLE = "PROMPTD_KERNELS"
 """Environment: the folder where compiled kernels are kept; `off` for none."""
@@ -35,15 +37,25 @@ CAPABILITIES = tuple(_FLAGS_OF)
 """Kinds of processors that kernels are compiled for apart, as torch names them."""
 
 
-def load_kernel(source: str, *defines: str) -> ctypes.CDLL | None:
-    """Return a compiled source of this folder, or None where it cannot be had; the log says why."""
+def load_kernel(
+    source: str, *defines: str, bind: Callable[[ctypes.CDLL], Kernel], passes: Callable[[Kernel], bool]
+) -> Kernel | None:
+    """Return what `bind` makes of a compiled source of this folder, once it `passes` its trial on this machine.
+
+    None where it cannot be had or is wrong; the log says why.
+    """
     if os.environ.get(FOLDER_VARIABLE) == "off":
         return None
     try:
-        return ctypes.CDLL(str(compiled(source, defines, _folder(), torch.backends.cpu.get_cpu_capability())))
+        library = ctypes.CDLL(str(compiled(source, defines, _folder(), torch.backends.cpu.get_cpu_capability())))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:  # the last: nobody's home folder is known
         logger.info("%s: torch's is used, which is slower: %s", source, error)
         return None
+    kernel = bind(library)
+    if passes(kernel):
+        return kernel
+    logger.warning("%s: torch's is used: the compiled one is wrong on this machine", source)
+    return None
 
 
 def compiled(source: str, defines: Sequence[str], folder: Path, capability: str) -> Path:
