@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling import load_model
-from promptd.modeling.fingerprint import computing_settings, fingerprint_files
+from promptd.modeling.fingerprint import computing_settings, stored_tensors
+from promptd.modeling.fingerprint import fingerprint as fingerprint_of
 from tests.tiny_models import make_tiny_model, make_tokenizer
 
 
@@ -50,7 +51,7 @@ def test_shards_are_the_same_model(tiny_models: dict[str, Path], tmp_path: Path)
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 2
     name = type(AutoModelForCausalLM.from_pretrained(folder)).__name__
-    assert fingerprint_files(name, {}, shards) == fingerprint_files(name, {}, shards[::-1])
+    assert fingerprint_of(name, {}, stored_tensors(shards)) == fingerprint_of(name, {}, stored_tensors(shards[::-1]))
     assert fingerprint(tmp_path) == fingerprint(folder)
     shutil.copy(folder / "model.safetensors", tmp_path / "consolidated.safetensors")  # the same weights once more
     assert fingerprint(tmp_path) == fingerprint(folder)
@@ -62,9 +63,11 @@ def test_the_order_inside_a_file_does_not_count(tiny_models: dict[str, Path], tm
     save_file(tensors, tmp_path / "a.safetensors")
     write_backwards(tensors, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "b.safetensors").read_bytes()
-    digests = {fingerprint_files("x", {}, [tmp_path / f"{name}.safetensors"]) for name in "ab"}
+    digests = {fingerprint_of("x", {}, stored_tensors([tmp_path / f"{name}.safetensors"])) for name in "ab"}
     assert len(digests) == 1
-    assert fingerprint_files("y", {}, [tmp_path / "a.safetensors"]) not in digests  # the architecture counts
+    assert (
+        fingerprint_of("y", {}, stored_tensors([tmp_path / "a.safetensors"])) not in digests
+    )  # the architecture counts
 
 
 def test_one_number_of_one_weight_changes_it(tiny_models: dict[str, Path], tmp_path: Path) -> None:
@@ -102,7 +105,7 @@ def test_settings_without_a_tensor_count(tiny_models: dict[str, Path], tmp_path:
     (folder / "config.json").write_text(json.dumps(settings | {"transformers_version": "0", "use_cache": False}))
     after = computing_settings(AutoConfig.from_pretrained(folder))
     file = [folder / "model.safetensors"]
-    assert fingerprint_files("x", after, file) != fingerprint_files("x", before, file)
+    assert fingerprint_of("x", after, stored_tensors(file)) != fingerprint_of("x", before, stored_tensors(file))
     assert sum(before[key] != after[key] for key in before) == 1
 
 

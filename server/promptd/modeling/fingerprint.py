@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,16 @@ def computing_settings(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _stored_digests(file: Path) -> Iterator[tuple[str, str, list[int], str]]:
-    """Yield (name, dtype, shape, sha256) of every tensor in a safetensors file, as stored."""
+StoredTensor = tuple[str, str, list[int], str]
+"""Name, dtype, shape and sha256 of a tensor in a safetensors file, as stored."""
+
+
+def stored_tensors(files: Sequence[Path]) -> list[StoredTensor]:
+    """Read all tensors of these files, in any order of them; the same for one file or many shards."""
+    return sorted(row for file in files for row in _tensors_in(file))
+
+
+def _tensors_in(file: Path) -> Iterator[StoredTensor]:
     with file.open("rb") as stream:
         (header_bytes,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(header_bytes))
@@ -48,9 +56,8 @@ def _stored_digests(file: Path) -> Iterator[tuple[str, str, list[int], str]]:
             yield name, entry["dtype"], entry["shape"], digest.hexdigest()
 
 
-def fingerprint_files(architecture: str, settings: Mapping[str, Any], files: list[Path]) -> str:
-    """Return `sha256:…` over architecture, settings and all stored tensors; the same for one file or many shards."""
-    tensors = sorted(row for file in files for row in _stored_digests(file))
+def fingerprint(architecture: str, settings: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> str:
+    """Return `sha256:…` over architecture, settings and all stored tensors."""
     return _digest({"architecture": architecture, "settings": settings, "tensors": tensors})
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from promptd.modeling.attention import ATTENTION_NAME
 from promptd.modeling.compiled_linear import CompiledLinear, can_compile
 from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.families.choice import Choice, choose
-from promptd.modeling.fingerprint import computing_settings, fingerprint_files
+from promptd.modeling.fingerprint import computing_settings, fingerprint, stored_tensors
 from promptd.modeling.frozen import FrozenModel
 from promptd.modeling.frozen_linear import replace_linears
 from promptd.modeling.packed_linear import PackedLinear, can_pack
@@ -87,12 +88,13 @@ def _load(
     if rank is not None and choice.auto_class is not AutoModelForCausalLM:
         raise ModelRefusedError(f"tensor_parallel {rank.size}: only decoders are divided, {config.model_type} is none")
     own_sizes = sizes if rank is None else rank.part_of(sizes)
-    files = _weight_files(folder)
-    hf = _frozen(folder, choice, target, _dtype(dtype, target), {} if rank is None else rank.load_options(config))
+    with ThreadPoolExecutor(1) as reader:  # hashing takes as long as loading does
+        tensors = reader.submit(stored_tensors, _weight_files(folder))
+        hf = _frozen(folder, choice, target, _dtype(dtype, target), {} if rank is None else rank.load_options(config))
     settings = computing_settings(hf.config if rank is None else config)  # as if it were whole
     spec = BaseModelSpec(
         architecture=type(hf).__name__,
-        fingerprint=fingerprint_files(type(hf).__name__, settings, files),
+        fingerprint=fingerprint(type(hf).__name__, settings, tensors.result()),
         vocab_size=config.vocab_size,
         hidden_size=sizes.hidden_size,
         num_layers=sizes.num_layers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,12 +100,15 @@ def prove_rows(model: FrozenModel, rows: list[ProbeRow]) -> Magnitudes:
         packed.append(PackedRow(probe.token_ids, position, slots, tuple(context), range(length)))
         free += length
     logits = model.forward_packed(PackedBatch(packed, pool)).float()
+    ends = [replace(row, logits=(len(row.logits) - 1,) if row.logits else ()) for row in packed]
+    last = model.forward_packed(PackedBatch(ends, pool)).float()
     done = 0
     for number, probe in enumerate(rows):
         found = logits[done : done + len(probe.token_ids)]
         done += len(probe.token_ids)
         kinds = "+".join(kind for kind, _ in probe.chain) or "bare"
         check_equal(model, f"{number} ({kinds})", found, probe.expected)
+        check_equal(model, f"{number} ({kinds}), its end", last[number], probe.expected[-1])
     num_tokens = len(rows[0].token_ids)
     return Magnitudes(largest(pool.keys[:, :, :num_tokens]), largest(pool.values[:, :, :num_tokens]))
 

@@ -22,18 +22,17 @@ class ReferenceRow:
         self.hf = hf
         self.cache = DynamicCache(config=hf.config)
         self.num_positions = 0
+        self._unread: list[torch.Tensor] = []  # embeddings [n, hidden_size]: what stands side by side is one pass
         for kind, tensor in chain:
             if kind == "prefix":
                 self._append_prefix(tensor)
-            elif kind == "soft":
-                self._forward(inputs_embeds=tensor.to(hf.dtype).unsqueeze(0))
             else:
-                self._forward(input_ids=tensor.unsqueeze(0))
+                self._unread.append(tensor.to(hf.dtype) if kind == "soft" else self._embed(tensor))
 
     def extend(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Append text tokens and return the logits after each, `[num_tokens, vocab_size]`, fp32."""
-        ids = torch.tensor([list(token_ids)], device=self.hf.device)
-        return self._forward(input_ids=ids)
+        self._unread.append(self._embed(torch.tensor(list(token_ids), device=self.hf.device)))
+        return self._read()[-len(token_ids) :]
 
     def greedy(self, token_ids: Sequence[int], num_new_tokens: int) -> tuple[list[int], torch.Tensor]:
         """Continue greedily; return the new tokens and the logits each was taken from."""
@@ -48,15 +47,28 @@ class ReferenceRow:
             step = self.extend(tokens[-1:])[-1]
 
     @torch.no_grad()
-    def _forward(self, **inputs: torch.Tensor) -> torch.Tensor:
-        count = next(iter(inputs.values())).shape[1]
-        positions = torch.arange(self.num_positions, self.num_positions + count, device=self.hf.device)
-        output: Any = self.hf(**inputs, position_ids=positions.unsqueeze(0), past_key_values=self.cache, use_cache=True)
-        self.num_positions += count
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        embeds: torch.Tensor = self.hf.get_input_embeddings()(token_ids)
+        return embeds
+
+    @torch.no_grad()
+    def _read(self) -> torch.Tensor:
+        embeds = torch.cat(self._unread)
+        self._unread.clear()
+        positions = torch.arange(self.num_positions, self.num_positions + len(embeds), device=self.hf.device)
+        output: Any = self.hf(
+            inputs_embeds=embeds.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.num_positions += len(embeds)
         logits: torch.Tensor = output.logits[0].float()
         return logits
 
     def _append_prefix(self, prefix: torch.Tensor) -> None:
+        if self._unread:
+            self._read()
         for layer in range(prefix.shape[0]):
             key, value = prefix[layer].to(self.hf.device, self.hf.dtype).unsqueeze(1)
             self.cache.update(key, value, layer)

@@ -12,6 +12,7 @@ from promptd_store import PromptArtifact, PromptKind
 from promptd.errors import InvalidRequestError, ModelRefusedError
 from promptd.modeling.attention import Attends
 from promptd.modeling.families.base import Arrangement, Asked, Family, Magnitudes, Sizes
+from promptd.modeling.last_layer import narrow_last_layer, only_tokens
 from promptd.modeling.probe import LayerCalls, expected_rows, prove_rows
 
 #: RoPE variants that look at the positions of the whole batch: rows would change each other.
@@ -55,23 +56,32 @@ class DecoderFamily(Family):
         self, embeds: torch.Tensor, positions: torch.Tensor, logits_index: torch.Tensor, batch: Attends
     ) -> torch.Tensor:
         """Read packed targets `[num_tokens, hidden_size]`; return logits `[num_logits, vocab_size]`."""
-        output: Any = self.hf(
-            inputs_embeds=embeds.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=logits_index,
-            batch=batch,
-        )
+        with only_tokens(logits_index, len(embeds)):
+            output: Any = self.hf(
+                inputs_embeds=embeds.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                logits_to_keep=logits_index,
+                batch=batch,
+            )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def install(self) -> None:
+        """Let the last layer compute what is asked for."""
+        narrow_last_layer(self.hf, self._read_two, 2)
 
     def check_layers(self) -> None:
         """Raise `ModelRefusedError` naming the first layer whose attention does not reach our function."""
         calls = LayerCalls(self.sizes.num_layers)
-        ids = torch.zeros(2, dtype=torch.int64, device=self.hf.device)
         with torch.no_grad():
-            self.read(self.hf.get_input_embeddings()(ids), ids, ids[:1], calls)
+            self._read_two(calls)
         calls.check(type(self.hf).__name__)
+
+    def _read_two(self, batch: Attends) -> torch.Tensor:
+        """Read two tokens and ask for what follows the first."""
+        ids = torch.zeros(2, dtype=torch.int64, device=self.hf.device)
+        return self.read(self.hf.get_input_embeddings()(ids), ids, ids[:1], batch)
 
     def prove(self) -> Callable[[Any], Magnitudes]:
         """Bare, soft, prefix and chained rows of ragged lengths."""

@@ -2,7 +2,7 @@
  *
  * The weight lies in panels of PANEL outputs, [num_panels, in, PANEL], the last filled up with zeros. A tile of up to
  * TILE rows by one panel stays in registers while it goes through DEPTH inputs; other tiles of the same panel then find
- * these inputs' weights in the second-level cache, and the last one fetches the next inputs' from memory meanwhile.
+ * these inputs' weights in the second-level cache. Meanwhile each tile fetches its part of the next inputs' from memory.
  * Every output is the sum over its inputs from first to last in one accumulator, so a row's bits depend neither on
  * its neighbours nor on their number.
  *
@@ -21,19 +21,20 @@ enum { PANEL = LANES * WIDTH, DEPTH = 256, ROWS = 24 * TILE };
 /* Fewer products than this are not worth waking other threads for. */
 enum { ALONE = 1 << 17 };
 
-/* One tile through `depth` inputs, from `first` (a bias) or from what is in `out` already. */
+/* One tile through `depth` inputs, from `first` (a bias) or from what is in `out` already. Meanwhile `step` of the
+ * weights at `ahead` are fetched for each input. */
 static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride, const float *weight, int64_t depth,
-                            const float *first, int fetches, float *out, int64_t out_stride)
+                            const float *first, const float *ahead, int64_t step, float *out, int64_t out_stride)
 {
     lanes sums[TILE][WIDTH];
     for (int row = 0; row < num_rows; row++)
         for (int i = 0; i < WIDTH; i++)
             sums[row][i] = load_lanes((first ? first : out + row * out_stride) + i * LANES);
-    for (int64_t input = 0; input < depth; input++, weight += PANEL) {
+    for (int64_t input = 0; input < depth; input++, weight += PANEL, ahead += step) {
         lanes weights[WIDTH];
         for (int i = 0; i < WIDTH; i++) {
-            if (fetches)
-                __builtin_prefetch(weight + DEPTH * PANEL + i * LANES, 0, 2);
+            if (i * LANES < step)
+                __builtin_prefetch(ahead + i * LANES, 0, 2);
             weights[i] = load_lanes(weight + i * LANES);
         }
         for (int row = 0; row < num_rows; row++) {
@@ -49,11 +50,11 @@ static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride,
 
 #define OF_ROWS(n)                                                                                  \
     case n:                                                                                         \
-        multiply(n, rows, row_stride, weight, depth, first, fetches, out, out_stride);              \
+        multiply(n, rows, row_stride, weight, depth, first, ahead, step, out, out_stride);              \
         break;
 
 static void multiply_tile(int num_rows, const float *rows, int64_t row_stride, const float *weight, int64_t depth,
-                          const float *first, int fetches, float *out, int64_t out_stride)
+                          const float *first, const float *ahead, int64_t step, float *out, int64_t out_stride)
 {
     switch (num_rows) {
         OF_ROWS(1) OF_ROWS(2) OF_ROWS(3) OF_ROWS(4) OF_ROWS(5) OF_ROWS(6)
@@ -70,12 +71,14 @@ static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stri
     float aside[ROWS * PANEL]; /* of the last panel, which is wider than what is left of a row */
     float *target = width < PANEL ? aside : out;
     int64_t stride = width < PANEL ? PANEL : out_stride, num_tiles = (num_rows + TILE - 1) / TILE;
+    int64_t step = (PANEL + num_tiles - 1) / num_tiles; /* of the next inputs' weights: the tiles share the fetching */
     for (int64_t at = 0; at < num_inputs; at += DEPTH) {
         int64_t depth = num_inputs - at < DEPTH ? num_inputs - at : DEPTH;
         for (int64_t tile = 0; tile < num_tiles; tile++) { /* of sizes that differ by one at most */
             int64_t begin = tile * num_rows / num_tiles, end = (tile + 1) * num_rows / num_tiles;
             multiply_tile(end - begin, rows + begin * row_stride + at, row_stride, weight + at * PANEL, depth,
-                          at ? NULL : bias, tile == num_tiles - 1, target + begin * stride, stride);
+                          at ? NULL : bias, weight + (at + DEPTH) * PANEL + tile * depth * step, step,
+                          target + begin * stride, stride);
         }
     }
     for (int64_t row = 0; width < PANEL && row < num_rows; row++)
