@@ -8,7 +8,7 @@ from promptd_store.artifact import (
     BaseModelSpec,
     PromptArtifact,
 )
-from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Store, Subscription
+from promptd_store.base import Add, Append, BlobInfo, Check, Event, HasBlob, Lease, Put, Record, Store, Subscription
 from promptd_store.bounds import Bounds, largest_file
 from promptd_store.cache import ArtifactCache, CacheStats
 from promptd_store.catalog import PromptCatalog
@@ -55,6 +55,7 @@ from promptd_store.integrity import find_faults
 from promptd_store.log_tail import LogTail
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 from promptd_store.names import PromptRef, check_name, check_tenant, events_log, parse_name, parse_ref
+from promptd_store.naming_blobs import naming_blobs
 from promptd_store.opening import is_shared, open_store, shown_address
 from promptd_store.peft import read_peft, to_peft, write_peft
 from promptd_store.reading import read_prompt
@@ -86,6 +87,7 @@ __all__ = [
     "CheckFailedError",
     "EmbeddedStore",
     "Event",
+    "HasBlob",
     "Lease",
     "LeaseLostError",
     "LimitReachedError",
@@ -135,6 +137,7 @@ __all__ = [
     "hold",
     "is_shared",
     "largest_file",
+    "naming_blobs",
     "number_held",
     "open_store",
     "parse_name",

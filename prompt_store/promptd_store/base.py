@@ -40,6 +40,17 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class HasBlob:
+    """Require that a tenant's blob is there, and renew it: whoever deletes what is old then leaves it."""
+
+    tenant: str
+    digest: str
+
+
+Condition = Check | Lease | HasBlob
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
     """Write a record."""
 
@@ -80,7 +91,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """One stored blob; `last_put` (seconds since 1970) is renewed by every put of the same bytes."""
+    """One stored blob; every put of the same bytes, and every HasBlob, moves `last_put` (seconds since 1970)."""
 
     digest: str
     num_bytes: int
@@ -120,12 +131,14 @@ class Store(Protocol):
         """Return the bytes, checked against the digest; BlobNotFoundError or BlobCorruptError."""
         ...
 
-    async def has_blob(self, tenant: str, digest: str) -> bool:
-        """Return whether the blob is there (its bytes are not checked)."""
+    async def find_blob(self, tenant: str, digest: str) -> BlobInfo | None:
+        """Return what is known of a blob; its bytes are not looked at."""
         ...
 
-    async def delete_blob(self, tenant: str, digest: str, *, unused_for_seconds: float = 0.0) -> bool:
-        """Delete a blob whose last put is at least this long ago; return whether it was deleted."""
+    async def delete_blob(
+        self, tenant: str, digest: str, *, unused_for_seconds: float = 0.0, last_put: float | None = None
+    ) -> bool:
+        """Delete a blob whose last put is at least this long ago, or exactly this one; return whether it was."""
         ...
 
     async def scan_blobs(self, tenant: str) -> list[BlobInfo]:
@@ -169,7 +182,7 @@ class Store(Protocol):
 
     async def transact(
         self,
-        checks: Sequence[Check | Lease] = (),
+        checks: Sequence[Condition] = (),
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
         appends: Sequence[Append] = (),
@@ -179,7 +192,8 @@ class Store(Protocol):
 
         What is to be written for a tenant that was erased raises TenantErasedError, whoever writes, however late.
         A failed Check raises CheckFailedError; a Lease in `checks` whose epoch is not the present one raises
-        LeaseLostError, so that an owner who woke too late cannot write; an Add over its limit LimitReachedError.
+        LeaseLostError, so that an owner who woke too late cannot write; a HasBlob of one that is gone
+        BlobNotFoundError; an Add over its limit LimitReachedError.
         """
         ...
 

@@ -10,10 +10,10 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from promptd_store.base import BlobInfo
+from promptd_store.base import BlobInfo, HasBlob
 from promptd_store.errors import BlobCorruptError, BlobNotFoundError
 from promptd_store.names import check_tenant
 
@@ -46,7 +46,7 @@ class BlobFolder:
         path = self._path(tenant, digest)
         with self._locked():
             if self._holds(path, data):
-                os.utime(path)
+                _renew(path)
                 sync_folder(path.parent)
                 return "sha256:" + digest
         self._make_folder(path.parent)
@@ -73,31 +73,42 @@ class BlobFolder:
             raise BlobCorruptError(f"blob {digest} does not have its digest any more; set aside", param=digest)
         return data
 
-    def has(self, tenant: str, digest: str) -> bool:
-        """Return whether the file is there."""
-        return self._path(tenant, digest_hex(digest)).exists()
+    def find(self, tenant: str, digest: str) -> BlobInfo | None:
+        """Return size and age of a file."""
+        return _info(self._path(tenant, digest_hex(digest)))
 
-    def delete(self, tenant: str, digest: str, unused_for_seconds: float) -> bool:
-        """Delete a file that was not put for this long."""
+    def delete(self, tenant: str, digest: str, unused_for_seconds: float, last_put: float | None) -> bool:
+        """Delete a file that was not put for this long, or since then."""
         path = self._path(tenant, digest_hex(digest))
         with self._locked():
-            try:
-                if time.time() - path.stat().st_mtime < unused_for_seconds:
-                    return False
-                path.unlink()
-            except FileNotFoundError:
+            found = _info(path)
+            if found is None or time.time() - found.last_put < unused_for_seconds:
                 return False
+            if last_put not in (None, found.last_put):
+                return False
+            path.unlink()
             sync_folder(path.parent)
         return True
 
+    @contextlib.contextmanager
+    def renewing(self, needed: Sequence[HasBlob]) -> Iterator[None]:
+        """Around a step that names blobs: they are there, nobody deletes them in it, and it leaves them young."""
+        if not needed:
+            yield
+            return
+        paths = [self._path(one.tenant, digest_hex(one.digest)) for one in needed]
+        with self._locked():
+            for one, path in zip(needed, paths, strict=True):
+                if not path.exists():
+                    raise BlobNotFoundError(f"no blob {one.digest}", param=one.digest)
+            yield
+            for path in paths:
+                _renew(path)
+
     def scan(self, tenant: str) -> list[BlobInfo]:
         """List a tenant's blobs."""
-        found = []
-        for path in sorted((self._blobs / check_tenant(tenant)).glob("??/" + "[0-9a-f]" * 64)):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                found.append(BlobInfo("sha256:" + path.name, status.st_size, status.st_mtime))
-        return found
+        paths = sorted((self._blobs / check_tenant(tenant)).glob("??/" + "[0-9a-f]" * 64))
+        return [found for found in map(_info, paths) if found is not None]
 
     def sweep(self, tenant: str, older_than_seconds: float) -> list[str]:
         """Remove what writers left behind that were killed before renaming, and what was long set aside; return it."""
@@ -161,6 +172,19 @@ class BlobFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def _info(path: Path) -> BlobInfo | None:
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        return BlobInfo("sha256:" + path.name, status.st_size, status.st_mtime)
+    return None
+
+
+def _renew(path: Path) -> None:
+    """Make a file young; the system's own clock for files ticks too slowly to tell two renewals apart."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def digest_hex(digest: str) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
-from promptd_store.base import Check, Lease, Put, Store
+from promptd_store.base import Append, Check, HasBlob, Lease, Put, Store
 from promptd_store.bounds import Bounds
 from promptd_store.cache import CacheStats
 from promptd_store.chains import check_front, exact_name, extend, in_front
 from promptd_store.codec import decode
-from promptd_store.draft import write_draft
+from promptd_store.draft import examined, write_draft
 from promptd_store.errors import (
     BlobNotFoundError,
     CheckFailedError,
@@ -30,6 +31,7 @@ from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
 from promptd_store.namebook import NameBook, StoredName
 from promptd_store.names import PromptRef, check_name, check_tenant, digest_key, parse_pin, version_key
+from promptd_store.naming_blobs import naming_blobs
 from promptd_store.passing_thread import compute
 from promptd_store.preconditions import check_preconditions
 from promptd_store.publication import check_publication, is_same_publication
@@ -41,7 +43,7 @@ from promptd_store.visible import VisiblePrompts
 
 Records = list[PromptRecord]  # `list` is a method of the catalog
 Examine = Callable[[PromptArtifact], Awaitable[None]]
-"""Raises what speaks against publishing an artifact."""
+"""Raises what speaks against publishing an artifact: when it is called, before a byte is written, or when awaited."""
 
 
 class PromptCatalog:
@@ -94,33 +96,27 @@ class PromptCatalog:
         user: str | None = None,
         checks: Collection[Check | Lease] = (),
         examine: Examine | None = None,
+        note: Callable[[PromptRecord], Append] | None = None,
     ) -> PromptRecord:
         """Check, store and point the name to it; durable on return.
 
         Publishing again what the name points to changes nothing. `checks` join the atomic step: a training job's
         lease fences its publication. The sidecar keeps the parameters before folding. `behind` names prompts that
         this one is always served behind, from the chain's beginning. `examine` has the last word on the artifact.
+        `note` tells what is to be written down of the publication, in its very step.
         Raises `LimitReachedError` over a quota.
         """
         plain = check_publication(tenant, name, self._reserved_names, visibility, provenance)
         all_checks = [*checks, *await user_checks(self.store, tenant, user)]
         front = await self._front(tenant, behind, visibility)
-        artifact = await self.check(  # before a byte is written
-            tenant,
-            name,
-            content,
-            if_match=if_match,
-            if_none_match=if_none_match,
-            kind=kind,
-            num_virtual_tokens=num_virtual_tokens,
-            adapter_config=adapter_config,
-        )
-        if examine is not None:
-            await examine(artifact)
-        draft = await write_draft(
+        before = (await self._names.read(tenant, name)).state
+        self._check_preconditions(before, if_match, if_none_match)
+        artifact = await self._decoded(content, kind, num_virtual_tokens, adapter_config)  # before a byte is written
+        write = partial(
+            write_draft,
             self.store,
             self.spec,
-            (await self._names.read(tenant, name)).state,
+            before,
             artifact,
             tenant=tenant,
             name=name,
@@ -131,9 +127,10 @@ class PromptCatalog:
             user=user,
             created_at=int(self._clock()),
         )
+        draft = await (write() if examine is None else examined(self.store, examine(artifact), write))
         base = draft.record.base_fingerprint or ANY_BASE
 
-        async def step(stored: StoredName) -> PromptRecord:
+        async def step(needs: Sequence[HasBlob], stored: StoredName) -> PromptRecord:
             current = stored.state.current_for(self.spec.fingerprint)
             self._check_preconditions(stored.state, if_match, if_none_match)
             if current is not None:
@@ -149,18 +146,21 @@ class PromptCatalog:
             ]
             event = self._event("prompt.published", record)
             size = record.held_bytes
-            await self._names.move(stored, moved, event, puts=puts, checks=all_checks, num_bytes=size)
+            noted = () if note is None else (note(record),)
+            needed = [*all_checks, *needs]
+            await self._names.move(stored, moved, event, puts=puts, checks=needed, appends=noted, num_bytes=size)
             return record
 
+        async def move(needs: Sequence[HasBlob]) -> PromptRecord:
+            return await self._names.retry(tenant, name, partial(step, needs))
+
         try:
-            record = await self._names.retry(tenant, name, step)
+            return await naming_blobs(self.store, tenant, draft.blobs, move)
         except (CheckFailedError, LeaseLostError, LimitReachedError) as error:
             await draft.drop(self.store)  # it comes too late, perhaps for someone erased
             if isinstance(error, CheckFailedError):
                 raise_if_erased(error, tenant, user)
             raise
-        await draft.keep(self.store)
-        return record
 
     async def check(
         self,
@@ -177,15 +177,7 @@ class PromptCatalog:
         """Check an upload as `publish` does, and store nothing."""
         check_publication(tenant, name, self._reserved_names, "private", None)
         self._check_preconditions((await self._names.read(tenant, name)).state, if_match, if_none_match)
-        return await compute(
-            decode,
-            content,
-            self.spec,
-            kind=kind,
-            num_virtual_tokens=num_virtual_tokens,
-            adapter_config=adapter_config,
-            bounds=self._bounds,
-        )
+        return await self._decoded(content, kind, num_virtual_tokens, adapter_config)
 
     async def resolve(self, tenant: str, ref: str) -> PromptRecord:
         """Find `[owner/]name[@N|@sha256:…]`: the tenant's own, then the public one; a shared one by its owner alone.
@@ -290,6 +282,23 @@ class PromptCatalog:
         """Drop what this process has in memory of a tenant's prompts, or of some versions; return how many files."""
         self._remembered.forget_tenant(tenant)
         return self._loader.forget(tenant, versions)
+
+    async def _decoded(
+        self,
+        content: bytes,
+        kind: PromptKind | str | None,
+        num_virtual_tokens: int | None,
+        adapter_config: Mapping[str, Any] | bytes | None,
+    ) -> PromptArtifact:
+        return await compute(
+            decode,
+            content,
+            self.spec,
+            kind=kind,
+            num_virtual_tokens=num_virtual_tokens,
+            adapter_config=adapter_config,
+            bounds=self._bounds,
+        )
 
     async def _front(self, tenant: str, behind: Collection[str], visibility: Visibility) -> Records:
         try:

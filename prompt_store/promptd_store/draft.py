@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
 from promptd_store.base import Store
+from promptd_store.errors import StoreError
 from promptd_store.garbage import drop_unnamed
 from promptd_store.holdings import PROMPTS, STORED_BYTES, check_room
 from promptd_store.manifest import PromptKind
@@ -17,21 +20,27 @@ from promptd_store.strict_json import canonical_json
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Ends in `keep` where the name was moved, and in `drop` where it was not."""
+    """Where the name is not moved to it, it is dropped."""
 
     record: PromptRecord
     blobs: Mapping[str, bytes]
     """By their digests."""
 
-    async def keep(self, store: Store) -> None:
-        """Put again what was erased meanwhile: something else may have had the same bytes."""
-        for digest, data in self.blobs.items():
-            if not await store.has_blob(self.record.tenant, digest):
-                await store.put_blob(self.record.tenant, data)
-
     async def drop(self, store: Store) -> None:
         """Delete at once what nothing else names."""
         await drop_unnamed(store, self.record.tenant, self.record.digests)
+
+
+async def examined(store: Store, examining: Awaitable[None], write: Callable[[], Coroutine[Any, Any, Draft]]) -> Draft:
+    """Write a draft while its artifact is examined: the disk is waited for meanwhile. A refused one is dropped."""
+    task = asyncio.create_task(write())
+    try:
+        await examining
+    except BaseException:
+        with suppress(StoreError):  # why it is refused says more; what is left of it is garbage, and goes with that
+            await (await task).drop(store)
+        raise
+    return await task
 
 
 async def write_draft(
@@ -57,8 +66,7 @@ async def write_draft(
     size += len(canonical_json([manifest, provenance]))
     current = state.current_for(spec.fingerprint)
     if current is None or current.version != artifact.version:  # else it may be what is there already
-        await check_room(store, tenant, PROMPTS, int(not state.current))
-        await check_room(store, tenant, STORED_BYTES, size)
+        await check_room(store, tenant, {PROMPTS: int(not state.current), STORED_BYTES: size})
     data = [artifact.content, *(one for one in (config, sidecar) if one is not None)]
     digests = [await store.put_blob(tenant, one) for one in data]
     record = PromptRecord(

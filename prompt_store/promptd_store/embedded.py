@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
+from promptd_store.base import Add, Append, BlobInfo, Condition, Event, HasBlob, Lease, Put, Record, Subscription
 from promptd_store.blobs import BlobFolder, sync_folder
 from promptd_store.errors import StoreUnavailableError, TenantErasedError
 from promptd_store.names import ERASED, check_tenant
@@ -65,13 +65,17 @@ class EmbeddedStore:
         """Return checked bytes."""
         return await self._run(self._blob_threads, lambda: self._blobs.get(tenant, digest))
 
-    async def has_blob(self, tenant: str, digest: str) -> bool:
-        """Return whether the blob is there."""
-        return await self._run(self._blob_threads, lambda: self._blobs.has(tenant, digest))
+    async def find_blob(self, tenant: str, digest: str) -> BlobInfo | None:
+        """Return what is known of a blob."""
+        return await self._run(self._blob_threads, lambda: self._blobs.find(tenant, digest))
 
-    async def delete_blob(self, tenant: str, digest: str, *, unused_for_seconds: float = 0.0) -> bool:
-        """Delete a blob that was not put for this long."""
-        return await self._run(self._blob_threads, lambda: self._blobs.delete(tenant, digest, unused_for_seconds))
+    async def delete_blob(
+        self, tenant: str, digest: str, *, unused_for_seconds: float = 0.0, last_put: float | None = None
+    ) -> bool:
+        """Delete a blob that was not put for this long, or since then."""
+        return await self._run(
+            self._blob_threads, lambda: self._blobs.delete(tenant, digest, unused_for_seconds, last_put)
+        )
 
     async def scan_blobs(self, tenant: str) -> list[BlobInfo]:
         """List a tenant's blobs."""
@@ -97,7 +101,7 @@ class EmbeddedStore:
 
     async def transact(
         self,
-        checks: Sequence[Check | Lease] = (),
+        checks: Sequence[Condition] = (),
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
         appends: Sequence[Append] = (),
@@ -172,15 +176,20 @@ class EmbeddedStore:
 
     async def _transact(
         self,
-        checks: Sequence[Check | Lease],
+        checks: Sequence[Condition],
         puts: Sequence[Put],
         deletes: Sequence[str],
         appends: Sequence[Append],
         adds: Sequence[Add],
     ) -> tuple[dict[str, str], list[int]]:
-        done = await self._run(
-            self._record_thread, lambda: self._records.transact(checks, puts, deletes, appends, adds)
-        )
+        needed = [check for check in checks if isinstance(check, HasBlob)]
+        rest = [check for check in checks if not isinstance(check, HasBlob)]
+
+        def work() -> tuple[dict[str, str], list[int]]:
+            with self._blobs.renewing(needed):
+                return self._records.transact(rest, puts, deletes, appends, adds)
+
+        done = await self._run(self._record_thread, work)
         if appends:
             for subscription in list(self._subscriptions):
                 subscription.wake()

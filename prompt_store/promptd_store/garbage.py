@@ -45,16 +45,18 @@ async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: floa
 async def drop_unnamed(store: Store, tenant: str, digests: Collection[str]) -> int:
     """Delete those of some blobs that no record of the tenant names, now and not when they are old; return how many.
 
-    One that is put meanwhile stays: whoever puts it will name it. What was set aside of them goes, too.
+    One that is put or named meanwhile stays. What was set aside of them goes, too.
     """
-    began, unnamed, after = time.time(), set(digests), ""
+    last_puts = {digest: info.last_put for digest in digests if (info := await store.find_blob(tenant, digest))}
+    unnamed, after = set(digests), ""
     while unnamed and (page := await store.scan(f"{{{tenant}}}:", after=after, limit=PAGE)):
         for record in page:
             unnamed -= digests_of(record.value)
         after = page[-1].key
     num_deleted = 0
     for digest in sorted(unnamed):
-        num_deleted += await store.delete_blob(tenant, digest, unused_for_seconds=max(0.0, time.time() - began))
+        if digest in last_puts:
+            num_deleted += await store.delete_blob(tenant, digest, last_put=last_puts[digest])
         await store.clear_quarantine(tenant, digest)
     return num_deleted
 

@@ -40,14 +40,14 @@ def day_of(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(at))
 
 
-async def check_room(store: Store, tenant: str, what: str, amount: int) -> None:
+async def check_room(store: Store, tenant: str, amounts: Mapping[str, int]) -> None:
     """Raise `LimitReachedError` where there clearly is no room: asked before bytes are written, decided by the step."""
-    quota = await store.get(quota_key(tenant, what))
-    if quota is None or amount <= 0:
-        return
-    held = await number_held(store, tenant, what)
-    if held + amount > int(quota.value):
-        raise LimitReachedError(held_key(tenant, what), held, amount, int(quota.value))
+    wanted = {what: amount for what, amount in amounts.items() if amount > 0}
+    keys = [key(tenant, what) for what in wanted for key in (quota_key, held_key)]
+    found = [None if one is None else int(one.value) for one in await store.get_many(keys)]
+    for (what, amount), quota, held in zip(wanted.items(), found[::2], found[1::2], strict=True):
+        if quota is not None and (held or 0) + amount > quota:
+            raise LimitReachedError(held_key(tenant, what), held or 0, amount, quota)
 
 
 async def number_held(store: Store, tenant: str, what: str) -> int:

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
-from promptd_store.base import Append, Check, Lease, Put, Record, Store
+from promptd_store.base import Append, Check, Condition, Put, Record, Store
 from promptd_store.errors import CheckFailedError, StoreUnavailableError
 from promptd_store.holdings import PROMPTS, STORED_BYTES, hold
 from promptd_store.names import (
@@ -109,10 +109,11 @@ class NameBook:
         *,
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
-        checks: Collection[Check | Lease] = (),
+        checks: Collection[Condition] = (),
+        appends: Sequence[Append] = (),
         num_bytes: int = 0,
     ) -> None:
-        """Write the moved name, its versions, the public index and the event in one transaction.
+        """Write the moved name, its versions, the public index, the event and `appends` in one transaction.
 
         `num_bytes` come to what the tenant holds, or go from it. Raises `LimitReachedError`.
         """
@@ -120,7 +121,7 @@ class NameBook:
         index_key = public_key(name)
         index = await self._store.get(index_key)
         is_mine = index is not None and index.value.decode() == tenant
-        all_checks: list[Check | Lease] = [*checks, Check(prompt_key(tenant, name), stored.etag)]
+        all_checks: list[Condition] = [*checks, Check(prompt_key(tenant, name), stored.etag)]
         all_puts = [*puts, Put(prompt_key(tenant, name), moved.to_bytes())]
         all_deletes = list(deletes)
         if moved.is_public and index is None:
@@ -131,10 +132,10 @@ class NameBook:
             all_deletes.append(index_key)
         payload = canonical_json({"tenant": tenant, "name": name, **event}).encode()
         change = f"{tenant}/{name}/{moved.revision}".encode()
-        appends = [Append(events_log(tenant), payload), Append(CHANGES_LOG, change)]
+        all_appends = [Append(events_log(tenant), payload), Append(CHANGES_LOG, change), *appends]
         amounts = {PROMPTS: bool(moved.current) - bool(stored.state.current), STORED_BYTES: num_bytes}
         adds = [hold(tenant, what, amount) for what, amount in amounts.items() if amount]
-        await self._store.transact(all_checks, all_puts, all_deletes, appends, adds)
+        await self._store.transact(all_checks, all_puts, all_deletes, all_appends, adds)
 
     async def remove(self, stored: StoredName, records: Sequence[PromptRecord], event: dict[str, object]) -> None:
         """Delete a name with all its versions, and leave a tombstone."""

@@ -67,7 +67,9 @@ async def _one_pass(source: Store, target: Store) -> Transferred:
         while page := await source.scan(f"{{{tenant}}}:", after=after, limit=PAGE):
             for digest in sorted({digest for record in page for digest in digests_of(record.value)} - held):
                 try:
-                    if await source.has_blob(tenant, digest):  # a digest may name no blob: a version, a base model
+                    if (
+                        await source.find_blob(tenant, digest) is not None
+                    ):  # a digest may name no blob: a version, a base model
                         await target.put_blob(tenant, await source.get_blob(tenant, digest))
                         num_blobs += 1
                     held.add(digest)

@@ -22,6 +22,7 @@ from promptd.api.routes import ROUTES
 from promptd.modeling.kernels import FOLDER_VARIABLE
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, server  # noqa: F401 - a fixture
+from tests.docker.dockerfile import context, pairs, stages
 from tests.haproxy import configured
 from tests.redis_server import program, running_redis
 
@@ -29,12 +30,6 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 IMAGES = ("Dockerfile", "Dockerfile.cuda")
 PATHS = {route.path for route in ROUTES}
-
-
-def instructions(name: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions, continued lines joined."""
-    text = re.sub(r"\\\n", " ", "\n".join(line for line in (DOCKER / name).read_text().splitlines() if line[:1] != "#"))
-    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]  # type: ignore[misc]
 
 
 def settings_named(environment: dict[str, Any]) -> None:
@@ -46,41 +41,49 @@ def settings_named(environment: dict[str, Any]) -> None:
 
 def test_the_image_brings_its_kernels() -> None:
     """They are compiled where the server will look for them: it has no compiler, and writes nothing."""
-    steps = instructions("Dockerfile")
-    (folder,) = re.findall(FOLDER_VARIABLE + r"=(\S+)", " ".join(what for word, what in steps if word == "ENV"))
-    assert any(what.endswith(f"-m promptd.modeling.kernels {folder}") for word, what in steps if word == "RUN")
-    assert "COPY --from=build /opt/promptd /opt/promptd" in (DOCKER / "Dockerfile").read_text()
+    build, image = stages(DOCKER / "Dockerfile")
+    folder = pairs(image.last("ENV").rest)[FOLDER_VARIABLE]
+    assert any(one.rest.endswith(f"-m promptd.modeling.kernels {folder}") for one in build.instructions)
+    copied = [one for one in image.instructions if one.word == "COPY"]
+    assert [(one.flags, one.rest) for one in copied] == [({"from": "build"}, "/opt/promptd /opt/promptd")]
     assert folder.startswith("/opt/promptd/")
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_image(name: str) -> None:
     """Two stages of a pinned base; not root, with a health check; installs are pinned; what is copied is there."""
-    steps = instructions(name)
-    words = [word for word, _ in steps]
-    assert words.count("FROM") == 2 and "ADD" not in words and "MAINTAINER" not in words
-    assert next(what for word, what in steps if word == "ARG") == "PYTHON_IMAGE=python:3.12.8-slim-bookworm"
-    last = steps[len(words) - 1 - words[::-1].index("FROM") :]
-    by_word = {word: what for word, what in last if word != "COPY"}
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", by_word["USER"]), (
+    _, image = found = stages(DOCKER / name)
+    assert {stage.base for stage in found} == {"python:3.12.8-slim-bookworm"}
+    steps = [one for stage in found for one in stage.instructions]
+    assert not {"ADD", "MAINTAINER"} & {one.word for one in steps}
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", image.last("USER").rest), (
         "a number, so that Kubernetes can tell that it is not root"
     )
-    order = [word for word, _ in last]
+    order = [one.word for one in image.instructions]
     assert order.index("USER") < order.index("ENTRYPOINT") and not {"RUN", "COPY"} & set(order[order.index("USER") :])
-    for form in ("ENTRYPOINT", "CMD"):
-        assert isinstance(json.loads(by_word[form]), list), "a shell would keep signals to itself"
-    check = by_word["HEALTHCHECK"]
-    assert "/livez" in PATHS and "/livez" in check and json.loads(check[check.index("[") :])[0] == "python"
-    settings_named(dict(pair.split("=", 1) for pair in by_word["ENV"].split() if "=" in pair))
-    for word, what in steps:
-        if word == "COPY" and "--from=" not in what:
-            for source in what.split()[:-1]:
-                assert (ROOT / source).exists(), source
-        for command in what.split("&&") if word == "RUN" else ():
+    assert image.last("ENTRYPOINT").words + image.last("CMD").words == ["promptd", "serve"], "a shell keeps signals"
+    check = image.last("HEALTHCHECK").words
+    assert "/livez" in PATHS and "/livez" in check[-1] and check[0] == "python"
+    settings_named(pairs(image.last("ENV").rest))
+    is_sent = context(ROOT)
+    for one in steps:
+        if one.word == "COPY" and "from" not in one.flags:
+            for source in one.rest.split()[:-1]:
+                assert (ROOT / source).exists() and is_sent(ROOT / source), source
+        for command in one.rest.split("&&") if one.word == "RUN" else ():
             assert "sudo" not in command and "upgrade" not in command
             assert "pip install" not in command or "--constraint" in command
             assert "apt-get install" not in command or "--no-install-recommends" in command
-    assert "rm -rf /var/lib/apt/lists" in str(steps) or "apt-get" not in str(steps)
+        assert "apt-get" not in one.rest or "rm -rf /var/lib/apt/lists" in one.rest
+
+
+def test_what_the_builder_is_sent() -> None:
+    """The packages and what they are made by: no history, no environment, nobody's store, nothing compiled."""
+    is_sent = context(ROOT)
+    for name in ("server/promptd/cli.py", "server/promptd/demo/model/config.json", "docker/constraints.txt", "LICENSE"):
+        assert is_sent(ROOT / name) and (ROOT / name).exists(), name
+    for name in (".git", ".venv", "tests", "build", "promptd-data", "server/promptd/__pycache__/cli.pyc", "docker"):
+        assert not is_sent(ROOT / name), name
 
 
 def test_constraints_pin_everything_the_server_needs() -> None:
@@ -109,7 +112,7 @@ def test_compose(compose: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
         assert service.get("read_only") or name == "grafana", name
         for volume in service["volumes"]:
-            source = volume.split(":")[0]
+            source = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0]
             assert (DOCKER / source).exists() if source[0] == "." else source in compose["volumes"], volume
         settings_named({key: 0 for key in service.get("environment", {}) if key != "PROMPTD_HOST" or name != "haproxy"})
         if "build" in service:

@@ -312,7 +312,7 @@ async def test_corrupt_blob_is_never_served(blob_store: RedisStore, changed: byt
         await blob_store.get_blob("acme", digest)
     with pytest.raises(BlobNotFoundError):
         await blob_store.get_blob("acme", digest)
-    assert not await blob_store.has_blob("acme", digest)
+    assert await blob_store.find_blob("acme", digest) is None
     await blob_store.put_blob("acme", data)
     assert await blob_store.get_blob("acme", digest) == data
 
@@ -348,7 +348,7 @@ async def test_deleting_and_putting_at_once(blob_store: RedisStore) -> None:
     async def write() -> None:
         for _ in range(30):
             await blob_store.put_blob("acme", data)
-            if await blob_store.has_blob("acme", digest):
+            if await blob_store.find_blob("acme", digest) is not None:
                 await blob_store.get_blob("acme", digest)
 
     collector = asyncio.create_task(collect())

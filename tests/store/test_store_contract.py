@@ -12,6 +12,7 @@ from promptd_store import (
     BlobNotFoundError,
     Check,
     CheckFailedError,
+    HasBlob,
     PromptNameError,
     Put,
     Store,
@@ -36,7 +37,9 @@ async def test_blob_round_trip(store: Store) -> None:
         digest = await store.put_blob("acme", data)
         assert digest == "sha256:" + hashlib.sha256(data).hexdigest()
         assert await store.get_blob("acme", digest) == data
-        assert await store.has_blob("acme", digest)
+        (stored,) = await store.scan_blobs("acme")
+        assert await store.find_blob("acme", digest) == stored and stored.num_bytes == len(data)
+        assert await store.delete_blob("acme", digest)
 
 
 async def test_blobs_are_stored_once(store: Store) -> None:
@@ -55,7 +58,7 @@ async def test_blobs_belong_to_a_tenant(store: Store) -> None:
     digest = await store.put_blob("acme", b"secret")
     with pytest.raises(BlobNotFoundError):
         await store.get_blob("eve", digest)
-    assert not await store.has_blob("eve", digest)
+    assert await store.find_blob("eve", digest) is None
     assert not await store.delete_blob("eve", digest)
     assert await store.scan_blobs("eve") == []
     assert await store.get_blob("acme", digest) == b"secret"
@@ -69,6 +72,25 @@ async def test_blob_deletion(store: Store) -> None:
     assert not await store.delete_blob("acme", digest)
     with pytest.raises(BlobNotFoundError):
         await store.get_blob("acme", digest)
+
+
+async def test_a_step_that_names_a_blob(store: Store) -> None:
+    """It needs it there and makes it younger: who has looked at it before cannot delete it any more."""
+    digest = await store.put_blob("acme", b"x")
+    before = await store.find_blob("acme", digest)
+    assert before is not None
+    await store.transact([HasBlob("acme", digest)], [Put(KEY, b"names it")])
+    assert not await store.delete_blob("acme", digest, last_put=before.last_put)
+    after = await store.find_blob("acme", digest)
+    assert after is not None and after.last_put > before.last_put
+    for tenant, gone in (("eve", False), ("acme", True)):
+        if gone:
+            assert await store.delete_blob("acme", digest, last_put=after.last_put)
+        with pytest.raises(BlobNotFoundError) as raised:
+            await store.transact([HasBlob(tenant, digest)], [Put(KEY, b"names nothing")])
+        assert raised.value.param == digest
+        stored = await store.get(KEY)
+        assert stored is not None and stored.value == b"names it"
 
 
 @pytest.mark.parametrize(

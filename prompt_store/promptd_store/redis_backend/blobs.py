@@ -76,14 +76,16 @@ class RedisBlobs:
             raise BlobCorruptError(f"blob {digest} does not have its digest any more; set aside", param=digest)
         return bytes(data)
 
-    async def has(self, tenant: str, digest: str) -> bool:
-        """Return whether the blob is there."""
-        return bool(await self._link.command("HEXISTS", self._index(tenant), digest_hex(digest)))
+    async def find(self, tenant: str, digest: str) -> BlobInfo | None:
+        """Return size and age of a blob."""
+        entry = await self._link.command("HGET", self._index(tenant), digest_hex(digest))
+        return None if entry is None else _info(digest_hex(digest), entry)
 
-    async def delete(self, tenant: str, digest: str, unused_for_seconds: float) -> bool:
-        """Delete a blob that was not put for this long."""
+    async def delete(self, tenant: str, digest: str, unused_for_seconds: float, last_put: float | None) -> bool:
+        """Delete a blob that was not put for this long, or since then."""
         age = round(unused_for_seconds * MICROSECONDS)
-        place = await self._step(scripts.DELETE_BLOB, tenant, digest_hex(digest), age)
+        at = "" if last_put is None else round(last_put * MICROSECONDS)
+        place = await self._step(scripts.DELETE_BLOB, tenant, digest_hex(digest), age, at)
         if place is None:
             return False
         await self._remove(place.decode())
@@ -92,8 +94,8 @@ class RedisBlobs:
     async def scan(self, tenant: str) -> list[BlobInfo]:
         """List a tenant's blobs."""
         found: dict[str, BlobInfo] = {}
-        for digest, at, size, _ in await self._entries(tenant):
-            found[digest] = BlobInfo("sha256:" + digest, size, at / MICROSECONDS)
+        for digest, entry in await self._entries(tenant):
+            found[digest] = _info(digest, entry)
         return [found[digest] for digest in sorted(found)]
 
     async def sweep(self, tenant: str, *, older_than_seconds: float) -> list[str]:
@@ -106,7 +108,7 @@ class RedisBlobs:
         old = await self._outside(
             lambda objects: [name for name, age in objects.scan(check_tenant(tenant)) if age > older_than_seconds]
         )
-        named = {place for _, _, _, place in await self._entries(tenant)}  # read last: a writer names after it writes
+        named = {_place(entry) for _, entry in await self._entries(tenant)}  # read last: a writer names after it writes
         gone = [name for name in old if name not in named]
         for name in gone:
             await self._remove(name)
@@ -127,7 +129,7 @@ class RedisBlobs:
         """Delete all of a tenant's blobs, and what no blob's name leads to; return how many blobs."""
         found = await self.scan(tenant)
         for blob in found:
-            await self.delete(tenant, blob.digest, 0)
+            await self.delete(tenant, blob.digest, 0, None)
         await self.sweep(tenant, older_than_seconds=-1)
         return len(found)
 
@@ -141,13 +143,11 @@ class RedisBlobs:
             return False
         return bool(await self._step(scripts.RENEW_BLOB, tenant, digest, place))
 
-    async def _entries(self, tenant: str) -> list[tuple[str, int, int, str]]:
+    async def _entries(self, tenant: str) -> list[tuple[str, bytes]]:
         entries, cursor = [], "0"
         while True:
             cursor, pairs = await self._link.hash_page(self._index(tenant), cursor, PAGE)
-            for digest, entry in pairs:
-                at, size, place = entry.decode().split(" ", 2)
-                entries.append((digest.decode(), int(at), int(size), place))
+            entries += [(digest.decode(), entry) for digest, entry in pairs]
             if cursor == "0":
                 return entries
 
@@ -181,6 +181,15 @@ class RedisBlobs:
 
     def _index(self, tenant: str) -> str:
         return f"{self._prefix}blobs:{check_tenant(tenant)}"
+
+
+def _info(digest: str, entry: bytes) -> BlobInfo:
+    at, size, _ = entry.split(b" ", 2)
+    return BlobInfo("sha256:" + digest, int(size), int(at) / MICROSECONDS)
+
+
+def _place(entry: bytes) -> str:
+    return entry.split(b" ", 2)[2].decode()
 
 
 async def _sha256(data: bytes) -> str:

@@ -60,9 +60,9 @@ end
 """
 )
 
-# ARGV: prefix, nonce, then how many of each, then: checks (kind, key, etag or owner, epoch), adds (key, amount, key of
-# the limit), deletes (key), puts (key, value), appends (log, payload). Answers ok, the etag and the seqs; or what was
-# found instead.
+# ARGV: prefix, nonce, then how many of each, then: checks (kind, key, etag or owner, epoch; of a blob tenant, hex, -),
+# adds (key, amount, key of the limit), deletes (key), puts (key, value), appends (log, payload). Answers ok, the etag
+# and the seqs; or what was found instead.
 TRANSACT = Script(
     _TICK
     + f"""
@@ -73,13 +73,17 @@ if done then
   for word in string.gmatch(done, '%S+') do answer[#answer + 1] = word end
   return answer
 end
-local at = 8
+local at, renewed = 8, {{}}
 local function take() local value = ARGV[at] at = at + 1 return value end
 for _ = 1, tonumber(ARGV[3]) do
   local kind, key, wanted, epoch = take(), take(), take(), take()
   if kind == 'lease' then
     local lease = redis.call('HMGET', p .. 'lease:' .. key, 'owner', 'epoch')
     if lease[1] ~= wanted or lease[2] ~= epoch then return {{'lost', key, wanted, epoch}} end
+  elseif kind == 'blob' then
+    local entry = redis.call('HGET', p .. 'blobs:' .. key, wanted)
+    if not entry then return {{'blob', wanted}} end
+    renewed[#renewed + 1] = {{p .. 'blobs:' .. key, wanted, whole(now()) .. string.match(entry, ' .*$')}}
   else
     local head = redis.call('GETRANGE', p .. 'record:' .. key, 0, 23)
     local etag = string.match(head, '^(%d+)\\n') or ''
@@ -119,6 +123,7 @@ for _ = 1, tonumber(ARGV[4]) do
   end
   sums[key] = held + amount
 end
+for _, blob in ipairs(renewed) do redis.call('HSET', blob[1], blob[2], blob[3]) end
 local etag = tick()
 local function put(key, value)
   redis.call('SET', p .. 'record:' .. key, etag .. '\\n' .. value)
@@ -317,12 +322,14 @@ return {place, redis.call('GET', blob) or false}
     writes=False,
 )
 
-# ARGV: prefix, tenant, hex, least age in microseconds. Answers the place of what was deleted.
+# ARGV: prefix, tenant, hex, least age in microseconds, when it was last put (or empty). Answers the place of what was
+# deleted.
 DELETE_BLOB = Script(
     _BLOB
     + """
 local put_at, _, place = entry()
 if not place or now() - tonumber(put_at) < tonumber(ARGV[4]) then return false end
+if ARGV[5] ~= '' and ARGV[5] ~= put_at then return false end
 redis.call('HDEL', index, hex)
 redis.call('DEL', blob)
 redis.call('INCR', p .. 'deleted')

@@ -8,8 +8,10 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from promptd_store.base import Add, Append, BlobInfo, Check, Event, Lease, Put, Record, Subscription
+from promptd_store.base import Add, Append, BlobInfo, Condition, Event, HasBlob, Lease, Put, Record, Subscription
+from promptd_store.blobs import digest_hex
 from promptd_store.errors import (
+    BlobNotFoundError,
     CheckFailedError,
     LeaseLostError,
     LimitReachedError,
@@ -91,13 +93,15 @@ class RedisStore:
         """Return checked bytes."""
         return await self._blobs.get(tenant, digest)
 
-    async def has_blob(self, tenant: str, digest: str) -> bool:
-        """Return whether the blob is there."""
-        return await self._blobs.has(tenant, digest)
+    async def find_blob(self, tenant: str, digest: str) -> BlobInfo | None:
+        """Return what is known of a blob."""
+        return await self._blobs.find(tenant, digest)
 
-    async def delete_blob(self, tenant: str, digest: str, *, unused_for_seconds: float = 0.0) -> bool:
-        """Delete a blob that was not put for this long."""
-        return await self._blobs.delete(tenant, digest, unused_for_seconds)
+    async def delete_blob(
+        self, tenant: str, digest: str, *, unused_for_seconds: float = 0.0, last_put: float | None = None
+    ) -> bool:
+        """Delete a blob that was not put for this long, or since then."""
+        return await self._blobs.delete(tenant, digest, unused_for_seconds, last_put)
 
     async def scan_blobs(self, tenant: str) -> list[BlobInfo]:
         """List a tenant's blobs."""
@@ -144,7 +148,7 @@ class RedisStore:
 
     async def transact(
         self,
-        checks: Sequence[Check | Lease] = (),
+        checks: Sequence[Condition] = (),
         puts: Sequence[Put] = (),
         deletes: Sequence[str] = (),
         appends: Sequence[Append] = (),
@@ -238,7 +242,7 @@ class RedisStore:
 
     async def _transact(
         self,
-        checks: Sequence[Check | Lease],
+        checks: Sequence[Condition],
         puts: Sequence[Put],
         deletes: Sequence[str],
         appends: Sequence[Append],
@@ -250,6 +254,8 @@ class RedisStore:
         for check in checks:
             if isinstance(check, Lease):
                 words += ["lease", check.key, check.owner, check.epoch]
+            elif isinstance(check, HasBlob):
+                words += ["blob", check_tenant(check.tenant), digest_hex(check.digest), ""]
             else:
                 words += ["record", check.key, check.etag or "", ""]
         for add in adds:
@@ -265,6 +271,8 @@ class RedisStore:
             raise _lost(rest[0], rest[1], int(rest[2]))
         if outcome == "check":
             raise CheckFailedError(rest[0], rest[1] or None, rest[2] or None)
+        if outcome == "blob":
+            raise BlobNotFoundError(f"no blob sha256:{rest[0]}", param=f"sha256:{rest[0]}")
         if outcome == "erased":
             raise TenantErasedError(rest[0])
         if outcome == "limit":

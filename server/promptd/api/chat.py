@@ -21,15 +21,9 @@ from promptd.api.generation import (
     usage,
 )
 from promptd.api.logprobs import chat_logprobs
+from promptd.api.named_prompts import NamedPrompts, named_prompts, tokenize
 from promptd.api.schemas import ChatBody, Message
-from promptd.api.services import (
-    NamedPrompts,
-    Services,
-    named_prompts,
-    new_id,
-    services_of,
-    tokenize,
-)
+from promptd.api.services import Services, new_id, services_of
 from promptd.api.sse import event_stream
 from promptd.errors import InvalidRequestError, NoChatTemplateError
 from promptd.modeling.chat_template import PLAIN_TEMPLATE, has_chat_template, render_chat

@@ -12,17 +12,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from promptd.api.generation import together, while_connected
+from promptd.api.named_prompts import NamedPrompts, prompt_names, resolve_prompts, to_tokens, tokenize
 from promptd.api.schemas import ClassifyBody
-from promptd.api.services import (
-    NamedPrompts,
-    Services,
-    new_id,
-    prompt_names,
-    resolve_prompts,
-    services_of,
-    to_tokens,
-    tokenize,
-)
+from promptd.api.services import Services, new_id, services_of
 from promptd.engine.ensemble import mean_probabilities, softmax
 from promptd.engine.request import PoolOutput, PoolRequest, ScoreOutput, ScoreRequest
 from promptd.errors import InvalidRequestError

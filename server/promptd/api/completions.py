@@ -22,16 +22,9 @@ from promptd.api.generation import (
     usage,
 )
 from promptd.api.logprobs import completion_logprobs
+from promptd.api.named_prompts import NamedPrompts, named_prompts, resolve_prompts, to_tokens
 from promptd.api.schemas import CompletionBody
-from promptd.api.services import (
-    NamedPrompts,
-    Services,
-    named_prompts,
-    new_id,
-    resolve_prompts,
-    services_of,
-    to_tokens,
-)
+from promptd.api.services import Services, new_id, services_of
 from promptd.api.sse import event_stream
 from promptd.engine.ensemble import majority
 from promptd.errors import InvalidRequestError

@@ -13,9 +13,10 @@ from fastapi.responses import JSONResponse
 
 from promptd.api.classify import count_output
 from promptd.api.generation import together, while_connected
+from promptd.api.named_prompts import named_prompts, to_tokens
 from promptd.api.schemas import EmbeddingsBody
-from promptd.api.services import named_prompts, services_of, to_tokens
 from promptd.api.services import new_id as new_request_id
+from promptd.api.services import services_of
 from promptd.engine.request import PoolOutput, PoolRequest
 from promptd.errors import InvalidRequestError
 

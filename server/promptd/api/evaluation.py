@@ -13,16 +13,9 @@ from fastapi.responses import JSONResponse
 from promptd.api.auth import authorize
 from promptd.api.classify import label_candidates, label_probabilities
 from promptd.api.generation import finish, submit, together, while_connected
+from promptd.api.named_prompts import NamedPrompts, resolve_prompts, to_tokens
 from promptd.api.schemas import MAX_EVALUATION_ROWS, EvaluateBody
-from promptd.api.services import (
-    NamedPrompts,
-    Services,
-    new_id,
-    principal_of,
-    resolve_prompts,
-    services_of,
-    to_tokens,
-)
+from promptd.api.services import Services, new_id, principal_of, services_of
 from promptd.engine.request import SamplingParams
 from promptd.errors import ContextLengthError, InvalidRequestError, OverloadedError
 from promptd.evaluation import (

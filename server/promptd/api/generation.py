@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from promptd.api.error_handlers import ClientDisconnectedError
+from promptd.api.named_prompts import NamedPrompts
 from promptd.api.schemas import Sampling
-from promptd.api.services import NamedPrompts, Services, new_id
+from promptd.api.services import Services, new_id
 from promptd.engine.async_engine import Stream
 from promptd.engine.request import (
     FinishReason,

@@ -12,7 +12,8 @@ from promptd_store.chains import check_front
 from promptd_store.publication import check_publication
 
 from promptd.api.job_schemas import MAX_ROWS, JobBody, JobFields
-from promptd.api.services import Services, prompt_names, resolve_chain, resolve_name
+from promptd.api.named_prompts import prompt_names, resolve_chain, resolve_name
+from promptd.api.services import Services
 from promptd.errors import InvalidRequestError, NotFoundError, TrainingOffError
 from promptd.jobs import JobQueue, JobRecord, JobRequest, JobSpec
 from promptd.tenancy import Principal, Scope

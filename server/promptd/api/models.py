@@ -10,8 +10,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from promptd_store import PromptChainBrokenError, PromptRecord
 
+from promptd.api.named_prompts import prompt_names, resolve_name, tokenize
 from promptd.api.schemas import DetokenizeBody, TokenizeBody
-from promptd.api.services import Services, principal_of, prompt_names, resolve_name, services_of, tokenize
+from promptd.api.services import Services, principal_of, services_of
 from promptd.errors import InvalidRequestError
 from promptd.tenancy import Scope
 

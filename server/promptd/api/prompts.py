@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import zipfile
+from collections.abc import Awaitable
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request, Response
@@ -24,6 +25,7 @@ from promptd_store import (
 from promptd_store.passing_thread import compute
 
 from promptd.api.auth import authorize
+from promptd.api.call_notes import noting
 from promptd.api.schemas import PromptName, RollbackBody, User
 from promptd.api.services import principal_of, services_of
 from promptd.api.text_prompts import text_prompt
@@ -120,18 +122,31 @@ async def put_prompt(
         "adapter_config": _adapter_config(request.headers.get("x-promptd-adapter-config")),
     }
 
-    async def examine(artifact: PromptArtifact) -> None:
+    def examine(artifact: PromptArtifact) -> Awaitable[None]:
         check_policy(services, request, artifact)
-        await services.vetting.examine(artifact, principal.tenant)
+        return services.vetting.examine(artifact, principal.tenant)
 
     if dry_run:
         artifact = await services.catalog.check(principal.tenant, name, content, **given)
         await examine(artifact)
         return JSONResponse(_checked(name, artifact))
-    record = await services.catalog.publish(
-        principal.tenant, name, content, visibility=visibility, behind=behind or (), user=user, examine=examine, **given
-    )
-    return _respond(record, request, 201 if record.number == 1 else 200)
+    with noting(request) as note:
+        record = await services.catalog.publish(
+            principal.tenant,
+            name,
+            content,
+            visibility=visibility,
+            behind=behind or (),
+            user=user,
+            examine=examine,
+            note=lambda record: note(_status(record)),
+            **given,
+        )
+    return _respond(record, request, _status(record))
+
+
+def _status(record: PromptRecord) -> int:
+    return 201 if record.number == 1 else 200
 
 
 async def list_prompts(

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from promptd_store import (
     STORED_BYTES,
     Check,
     CheckFailedError,
+    HasBlob,
     Put,
     Store,
     check_room,
     check_tenant,
     drop_unnamed,
     hold,
+    naming_blobs,
 )
 from promptd_store.schema import read_fields, stamped
 from promptd_store.users import raise_if_erased, user_checks
@@ -83,7 +85,7 @@ class TrainingFiles:
             )
         await asyncio.to_thread(check_lines, content, "file")
         checks = await user_checks(self._store, tenant, user)
-        await check_room(self._store, tenant, STORED_BYTES, len(content))
+        await check_room(self._store, tenant, {STORED_BYTES: len(content)})
         now = self._clock()
         record = FileRecord(
             new_id("file", now),
@@ -96,14 +98,17 @@ class TrainingFiles:
         )
         key = file_key(tenant, record.id)
         added = hold(tenant, STORED_BYTES, len(content))
+
+        async def write(needs: Sequence[HasBlob]) -> None:
+            put = Put(key, record.to_bytes())
+            await self._store.transact([Check(key, None), *checks, *needs], [put], adds=[added])
+
         try:
-            await self._store.transact([Check(key, None), *checks], [Put(key, record.to_bytes())], adds=[added])
+            await naming_blobs(self._store, tenant, {record.digest: content}, write)
         except CheckFailedError as error:
             await drop_unnamed(self._store, tenant, [record.digest])
             raise_if_erased(error, tenant, user)
             raise
-        if not await self._store.has_blob(tenant, record.digest):  # the same bytes of another file were erased just now
-            await self._store.put_blob(tenant, content)
         return record
 
     async def get(self, tenant: str, file_id: str) -> FileRecord:

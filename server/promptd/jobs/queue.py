@@ -82,7 +82,7 @@ class JobQueue:
     async def put_rows(self, tenant: str, rows: bytes) -> str:
         """Store rows that come with a job and return the digest for `JobSpec.rows_digest`; kept until the job ends."""
         check_lines(rows, "rows")
-        await check_room(self._store, tenant, STORED_BYTES, len(rows))
+        await check_room(self._store, tenant, {STORED_BYTES: len(rows)})
         return await self._store.put_blob(tenant, rows)
 
     async def create(self, tenant: str, request: JobRequest) -> JobRecord:

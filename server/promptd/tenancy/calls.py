@@ -1,7 +1,7 @@
 """Who called what that changes something, and who was turned away: one entry a call, names and numbers only.
 
-What changed something is written before it is answered, calls at the same time in one step. Calls that were refused
-are gathered and counted, so that a flood of them makes no flood of entries.
+What changed something is written before it is answered: publications in their own step, other calls at the same time
+in one of theirs. Calls that were refused are gathered and counted, so that a flood of them makes no flood of entries.
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ class CallLog:
                 self._pending = batch + self._pending  # it has happened: it is written with the next one
                 raise
 
+    def entry(self, tenant: str, by: str, action: str, status: int, target: Mapping[str, str]) -> Append:
+        """Return what writes such a call down, for the step that does it."""
+        return _append(Call(self._clock(), tenant, by, action, status, target))
+
     def refused(self, tenant: str, by: str, action: str, status: int) -> None:
         """Count a call that was turned away."""
         kind = (tenant, by, action, status)
@@ -114,7 +118,11 @@ class CallLog:
 
     async def _write(self, calls: list[Call]) -> None:
         if calls:
-            await self._store.transact(appends=[Append(calls_log(call.tenant), call.to_bytes()) for call in calls])
+            await self._store.transact(appends=[_append(call) for call in calls])
+
+
+def _append(call: Call) -> Append:
+    return Append(calls_log(call.tenant), call.to_bytes())
 
 
 async def trim_calls(store: Store, *, clock: Callable[[], float] = time.time) -> int:
