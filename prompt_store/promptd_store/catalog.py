@@ -133,7 +133,7 @@ class PromptCatalog:
         async def step(needs: Sequence[HasBlob], stored: StoredName) -> PromptRecord:
             current = stored.state.current_for(self.spec.fingerprint)
             self._check_preconditions(stored.state, if_match, if_none_match)
-            if current is not None:
+            if current is not None and current.version == draft.record.version:
                 present = await self._names.version(tenant, name, current.number)
                 if present is not None and is_same_publication(present, draft.record):
                     return current.applied_to(present)

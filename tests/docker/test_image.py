@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -26,13 +27,15 @@ END_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     """Built once, of this working tree."""
     if why := can_be_entered():
         pytest.skip(why)
-    made = build(ROOT / "docker" / "Dockerfile", ROOT, tmp_path_factory.mktemp("image"))
+    folder = tmp_path_factory.mktemp("image")
+    made = build(ROOT / "docker" / "Dockerfile", ROOT, folder)
     print(f"the image: {made.tree.num_bytes / 1e6:.0f} MB, {made.num_base_bytes / 1e6:.0f} MB of them its base")
-    return made
+    yield made
+    shutil.rmtree(folder)  # some gigabytes
 
 
 class Container:
@@ -101,7 +104,10 @@ def test_it_serves_from_a_root_that_cannot_be_written(
 
     The controls: a health check of another port fails, and nothing can be written where the image lies.
     """
-    model = tiny_models["llama"]
+    model = tmp_path / "models" / "tiny"
+    shutil.copytree(tiny_models["llama"], model)
+    for path in (model.parent, model, *model.iterdir()):
+        path.chmod(path.stat().st_mode | 0o444 | (0o111 if path.is_dir() else 0))  # it is not the reader's
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {"model": "tone", "prompt": "the quick", "max_tokens": 3, "ignore_eos": True, "temperature": 0}
     texts = []
