@@ -4,6 +4,8 @@
     python -m promptd.demo.pretrain train   --out RUN --tokens 20e6     (stable rate; stop and resume at will)
     python -m promptd.demo.pretrain anneal  --out RUN --tokens 6e6      (longer context, rate to 0, exports RUN/model)
 
+With `--shape t5` or `--shape bart` it is a model that reads a source (`shapes.py`), for the same three stages.
+
 The learning rate follows warm-up, stable, decay: `train` may be run again for more tokens at any time, and
 `anneal` starts from the newest checkpoint without touching it. Matrices of the blocks learn with Muon, the rest with
 AdamW. With CUDA present everything runs there in bf16.
@@ -21,37 +23,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from promptd.demo.corpus import EOS_TOKEN, prepare
+from promptd.demo.shapes import OBJECTIVES, SHAPES, loss_of, take_embeddings
 
 WARMUP_TOKENS = 400_000
 MATRIX_LR, OTHER_LR = 0.01, 2e-3
 
 
-def build_model(args: argparse.Namespace) -> LlamaForCausalLM:
-    """A small Llama: RoPE, RMSNorm, SwiGLU, grouped-query attention, tied embeddings."""
+def build_model(args: argparse.Namespace) -> PreTrainedModel:
+    """Make the model of a shape; `args.embeddings` is the folder of a model whose embeddings it begins with."""
     torch.manual_seed(args.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=args.vocab_size,
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.num_layers,
-            num_attention_heads=args.hidden_size // 64,
-            num_key_value_heads=max(1, args.hidden_size // 128),
-            intermediate_size=3 * args.hidden_size,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-            pad_token_id=None,
-        )
-    )
+    model = SHAPES[args.shape].build(args.vocab_size, args.hidden_size, args.num_layers)
+    if args.embeddings is not None:
+        take_embeddings(model, args.embeddings)
+    return model
 
 
-def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the 2-D weights of the blocks, AdamW for embeddings and norms."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+def build_optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """Muon for the linear layers of the blocks, AdamW for embeddings, norms and biases."""
+    head = model.get_output_embeddings()
+    matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
     return [
@@ -73,21 +66,25 @@ def batches(tokens: np.ndarray, context: int, per_batch: int, seed: int, skip: i
         epoch, start = epoch + 1, 0
 
 
-def loss_of(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy in nats; bf16 matrix products, fp32 softmax."""
-    with torch.autocast(rows.device.type, dtype=torch.bfloat16):
-        hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden)
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+def views(
+    args: argparse.Namespace, rows: torch.Tensor, rng: np.random.Generator, device: torch.device
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Turn windows `[rows, context + 1]` into what is read whole, if anything, and what is told."""
+    objective = OBJECTIVES[args.objective or SHAPES[args.shape].objective]
+    pairs = [objective(row, args.vocab_size, rng) for row in rows.numpy()]
+    sources = [source for source, _ in pairs if source is not None]
+    told = torch.from_numpy(np.stack([told for _, told in pairs])).to(device)
+    return (torch.from_numpy(np.stack(sources)).to(device) if sources else None), told
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, path: Path, context: int, device: torch.device) -> float:
-    """Loss in nats per token over the held-out documents."""
+def held_out_loss(args: argparse.Namespace, model: PreTrainedModel, context: int, device: torch.device) -> float:
+    """Loss in nats per token that is told, over the held-out documents."""
+    path, rng = args.out / "held_out.bin", np.random.default_rng(0)
     tokens = np.fromfile(path, dtype=np.uint16)[: 200 * context + 1]
     total, count = 0.0, 0
     for rows in batches(tokens, context, 8 * context, 0, 0):
-        total, count = total + loss_of(model, rows.to(device)).item(), count + 1
+        total, count = total + loss_of(model, *views(args, rows, rng, device)).item(), count + 1
         if count >= (len(tokens) - 1) // context // 8:
             return total / count
     return math.nan
@@ -110,11 +107,12 @@ def run(args: argparse.Namespace, anneal: bool) -> None:
             optimizer.load_state_dict(saved)
     seen, start = state["tokens"], state["tokens"]
     base_rates = [MATRIX_LR, OTHER_LR]
-    compiled = torch.compile(loss_of)
+    compute = loss_of if args.eager else torch.compile(loss_of)
     context = args.anneal_context if anneal else args.context
     began = saved_at = time.monotonic()
     smooth = None
     seed = args.seed + (1000 if anneal else 0)
+    rng = np.random.default_rng(seed + start)
     for rows in batches(tokens, context, args.batch_tokens, seed, 0 if anneal else start // context):
         left = 1 - (seen - start) / args.tokens
         if left <= 0:
@@ -123,7 +121,7 @@ def run(args: argparse.Namespace, anneal: bool) -> None:
         for optimizer, rate in zip(optimizers, base_rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
-        loss = compiled(model, rows.to(device))
+        loss = compute(model, *views(args, rows, rng, device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -139,21 +137,21 @@ def run(args: argparse.Namespace, anneal: bool) -> None:
             if not anneal:
                 save(checkpoint, model, optimizers, seen)
     if anneal:
-        export(args, model, seen, held_out_loss(model, args.out / "held_out.bin", 512, device))
+        export(args, model, seen, held_out_loss(args, model, args.held_out_context, device))
     else:
         save(checkpoint, model, optimizers, seen)
 
 
-def save(path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], seen: int) -> None:
+def save(path: Path, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], seen: int) -> None:
     """Write the checkpoint beside the old one, then replace it."""
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "tokens": seen}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
-def export(args: argparse.Namespace, model: LlamaForCausalLM, seen: int, loss: float) -> None:
+def export(args: argparse.Namespace, model: PreTrainedModel, seen: int, loss: float) -> None:
     """Write `RUN/model`: bf16 safetensors, the tokenizer, and what was measured."""
-    target = args.out / "model"
+    target = args.out / args.export
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(target)
     tokenizer = PreTrainedTokenizerFast(
@@ -163,6 +161,7 @@ def export(args: argparse.Namespace, model: LlamaForCausalLM, seen: int, loss: f
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens(list(SHAPES[args.shape].sentinels), special_tokens=True)
     tokenizer.save_pretrained(target)
     facts = {
         "tokens": seen,
@@ -177,6 +176,11 @@ def main() -> None:
     """Parse the command line and run one stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["prepare", "train", "anneal"])
+    parser.add_argument("--shape", choices=SHAPES, default="llama")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="default: the shape's own")
+    parser.add_argument("--embeddings", type=Path, help="a model of the same tokens whose embeddings it begins with")
+    parser.add_argument("--export", default="model", help="folder in RUN that anneal writes")
+    parser.add_argument("--eager", action="store_true", help="do not compile: for a few minutes' training")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -186,6 +190,7 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, default=5)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--anneal-context", type=int, default=1024)
+    parser.add_argument("--held-out-context", type=int, default=512)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from safetensors.torch import load_file
 from promptd.demo import DEMO_MODEL_PATH
 from promptd.llm import LLM
 from promptd.modeling import FrozenModel, load_model
+from tests.bench.experiments import generation
 from tests.bench.experiments.cells import Results
+from tests.bench.experiments.choice import run_lines
 from tests.bench.experiments.plans import EXPERIMENTS, FULL, SMOKE, WEIGHT_STEPS_DIVISOR, Scale, plan
 from tests.bench.experiments.report import report
 from tests.bench.experiments.run import Laboratory
@@ -29,13 +32,14 @@ from tests.bench.experiments.superglue import LEARNERS, Asked, run_all
 from tests.bench.experiments.superglue import NAME as SUPERGLUE
 from tests.bench.experiments.superglue_sets import TITLES
 
+ALL = (*EXPERIMENTS, SUPERGLUE, generation.NAME)
 DEFAULT_FOLDER = Path("build/experiments")  # ignored by git
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the named experiments, or the core table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.experiments", description=__doc__)
-    known = ", ".join([*EXPERIMENTS, SUPERGLUE, "all", "report"])
+    known = ", ".join([*ALL, "all", "report"])
     parser.add_argument("names", nargs="*", default=["core"], metavar="experiment", help=f"{known}; default: core")
     parser.add_argument("--data", type=Path, help="folder of data sets, one folder a set")
     parser.add_argument("--model", type=Path, default=DEMO_MODEL_PATH, help="default: the embedded model")
@@ -43,14 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="report: fill this page's tables, and put plots beside it")
     parser.add_argument("--minutes", type=float, help="start nothing new after so long")
     parser.add_argument("--tasks", nargs="+", help="these tasks alone")
-    parser.add_argument("--learners", nargs="+", choices=[*LEARNERS], metavar="LEARNER", help="superglue: these alone")
+    parser.add_argument("--learners", nargs="+", metavar="LEARNER", help="superglue, generation: these alone")
+    parser.add_argument("--sizes", nargs="+", type=int, help="generation: these numbers of training rows alone; 0: all")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; default 1")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, scores mean nothing")
     options = parser.parse_args(arguments)
-    names = [*EXPERIMENTS, SUPERGLUE] if "all" in options.names else options.names
-    unknown = set(names) - {*EXPERIMENTS, SUPERGLUE, "report"}
+    names = [*ALL] if "all" in options.names else options.names
+    unknown = set(names) - {*ALL, "report"}
     if unknown:
         parser.error(f"unknown experiment {min(unknown)!r}; there are {known}")
+    if unknown := set(options.learners or ()) - {*LEARNERS, *generation.LEARNERS}:
+        parser.error(f"unknown learner {min(unknown)!r}; there are {', '.join(LEARNERS)}")
     if "report" in names and len(names) > 1:
         parser.error("report stands alone")
     if options.data is None and names != ["report"]:
@@ -60,10 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = load_model(options.model)
     results = Results(options.folder / model.spec.fingerprint.removeprefix("sha256:")[:12])
     asked = _asked(scale, model, options.tasks, options.learners)
+    texts = _texts_asked(scale, options)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     if names == ["report"]:
         facts = _facts(options.model, model, scale)
-        made = report(scale, results, facts, results.folder, options.page, asked)
+        made = report(scale, results, facts, results.folder, options.page, asked, None if model.reads_whole else texts)
         print("\n\n".join(made.values()))
         return
     for name in names:
@@ -71,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         laboratory = Laboratory(options.model, options.data, results, LLM(model))
         if name == SUPERGLUE:
             is_done = run_all(laboratory, results, options.data, asked, until)
+        elif name == generation.NAME:
+            is_done = run_lines(laboratory, results, lambda: generation.plan(texts, results), until)
         else:
             cells = [cell for _, cell in plan(name, scale) if options.tasks is None or cell.task in options.tasks]
             is_done = laboratory.run(cells, until)
@@ -86,6 +96,19 @@ def _asked(scale: Scale, model: FrozenModel, tasks: Sequence[str] | None, learne
         "head" if model.reads_whole else "text",
         tuple(task for task in TITLES if tasks is None or task in tasks),
         tuple(label for label in LEARNERS if learners is None or label in learners),
+    )
+
+
+def _texts_asked(scale: Scale, options: argparse.Namespace) -> generation.Asked:
+    """Say what is wanted of generation."""
+    tasks, learners = options.tasks, options.learners
+    own = "" if options.model == DEMO_MODEL_PATH else "_" + re.sub(r"\W", "_", options.model.name)
+    return generation.Asked(
+        scale,
+        tuple(name for name in generation.SIZES if tasks is None or name in tasks),
+        tuple(label for label in generation.LEARNERS if learners is None or label in learners),
+        options.sizes,
+        generation.NAME + own,
     )
 
 

@@ -49,16 +49,21 @@ class Cell:
     num_evaluations: int
     schedule: ScheduleName
     num_per_label: int | None = None
+    patience: int | None = None
+    """A training ends after so many evaluations in a row that are not its best so far."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `learner` holds the method's name too.
 
-        What was run before there were tokens for targets keeps its name.
+        What was run before there were tokens for targets, or patience, keeps its name.
         """
         learner = {"name": self.learner.name, **asdict(self.learner)}
         if not learner.get("num_target_tokens"):
             learner.pop("num_target_tokens", None)
-        return {**asdict(self), "learner": learner}
+        found = {**asdict(self), "learner": learner}
+        if self.patience is None:
+            del found["patience"]
+        return found
 
     @property
     def file_name(self) -> str:

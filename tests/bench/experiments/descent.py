@@ -51,7 +51,7 @@ def descend(
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     curve: list[CurvePoint] = []
     best: tuple[Scores, int, Best] | None = None
-    seconds, num_tokens, num_evaluations = 0.0, 0, 0
+    seconds, num_tokens, num_evaluations, num_stale = 0.0, 0, 0, 0
     batches = islice(training_batches(train, training.batch_size, training.seed), training.num_steps)
     for step, batch in enumerate(batches, start=1):
         began = time.process_time()
@@ -69,8 +69,11 @@ def descend(
             tallies = measure(objective, selection, tally)
             scores = Scores.of(tallies, has_labels=objective.has_labels)
             curve.append((step, objective_loss(tallies), scores.loss, scores.accuracy))
+            num_stale += 1
             if best is None or scores.rank > best[0].rank:
-                best = (scores, step, keep())
+                best, num_stale = (scores, step, keep()), 0
+            if training.patience is not None and num_stale >= training.patience:
+                break
     if best is None:
         raise ValueError(f"no evaluation in {training.num_steps} steps")
     return Descent(best[2], best[1], curve, num_tokens, seconds)

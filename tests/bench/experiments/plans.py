@@ -42,6 +42,8 @@ class Scale:
     rate_tasks: tuple[str, ...] = ("trec", "ag_news", "e2e")
     small_tasks: tuple[str, ...] = ("trec",)
     """Short rows: for everything that takes many cells."""
+    generation_sizes: tuple[int, ...] | None = None
+    """Training rows of generation; None: each set's own."""
 
     @property
     def short(self) -> Scale:
@@ -52,7 +54,7 @@ class Scale:
 FULL = Scale()
 SMOKE = Scale(
     num_seeds=1, num_train=8, num_validation=4, num_held_out=4, num_evaluations=2, batch_size=2, max_steps=2,
-    core_tasks=("snips", "e2e"), rate_tasks=("snips",), small_tasks=("snips",),
+    core_tasks=("snips", "e2e"), rate_tasks=("snips",), small_tasks=("snips",), generation_sizes=(4,),
 )  # fmt: skip
 
 PT, RPT, MLP, PREFIX = "prompt tuning", "residual", "MLP without skip", "prefix-tuning"

@@ -32,8 +32,9 @@ def plot_curves(found: Found, labels: Iterable[str], path: Path) -> None:
         for color, label in zip(COLORS, learners, strict=False):
             curves = [result["curve"] for _, result in found.get(label, {}).get(task, ())]
             if curves:
-                columns = [[point[1] for point in points] for points in zip(*curves, strict=True)]
-                steps = [point[0] for point in curves[0]]
+                # As far as all seeds went: a training ends where it no longer gains.
+                columns = [[point[1] for point in points] for points in zip(*curves, strict=False)]
+                steps = [point[0] for point in curves[0]][: len(columns)]
                 axes.plot(steps, [statistics.mean(column) for column in columns], color=color, label=label)
                 axes.fill_between(steps, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15)
         named(axes, KNOWN[task].title.split(":")[0], "step", "validation loss")

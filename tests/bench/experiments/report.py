@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.bench.experiments import superglue_tables, tables
+from tests.bench.experiments import generation, generation_tables, superglue_tables, tables
 from tests.bench.experiments.behaviours import behaviours_table
 from tests.bench.experiments.cells import Results
 from tests.bench.experiments.plans import EXPERIMENTS, Scale
@@ -21,11 +21,18 @@ from tests.bench.page import filled
 
 
 def report(
-    scale: Scale, results: Results, facts: Mapping[str, str], out: Path, page: Path | None, asked: Asked
+    scale: Scale,
+    results: Results,
+    facts: Mapping[str, str],
+    out: Path,
+    page: Path | None,
+    asked: Asked,
+    texts: generation.Asked | None,
 ) -> dict[str, str]:
     """Write `tables.md` and the plots to `out`; fill the page where there is one, with plots and results beside it.
 
-    `facts` are what all tables have in common, `asked` says how SuperGLUE was asked. Returns the tables by name.
+    `facts` are what all tables have in common, `asked` says how SuperGLUE was asked, and `texts`, of models that
+    write, how generation was. Returns the tables by name.
     """
     plots = out / "plots" if page is None else page.with_suffix("")
     found = {name: tables.found_for(name, scale, results) for name in EXPERIMENTS}
@@ -41,6 +48,12 @@ def report(
         made |= superglue_tables.tables_of(asked, results, own_facts)
         lines["superglue.jsonl"] = superglue_tables.lines_of(asked, results)
         superglue_tables.plot_superglue(asked, results, plots)
+    if texts is not None and generation_tables.found_in(texts, results):
+        mark = texts.mark
+        own_tables = generation_tables.tables_of(texts, results, facts)
+        made |= {f"{mark}_{name}": table for name, table in own_tables.items()}
+        lines[f"{mark}.jsonl"] = generation_tables.lines_of(texts, results)
+        generation_tables.plot(texts, results, plots / f"{mark}.png")
     out.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in made.items())
     (out / "tables.md").write_text(text + "\n", encoding="utf-8")

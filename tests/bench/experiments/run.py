@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ from tests.bench.experiments.readers import PromptReader, Reader, TallyReader, W
 from tests.bench.experiments.sets import SETS, SetRows, TaskSet, load_rows
 from tests.bench.experiments.superglue_sets import SEPARATOR, SUPERGLUE, load_halves
 from tests.bench.experiments.task_scores import constant_score, scored
+from tests.bench.experiments.text_sets import TEXT_SETS, load_published
 from tests.bench.experiments.weights import WeightConfig, tune_weights
 
 BYTES_PER_NUMBER = 4
-KNOWN = {**SETS, **SUPERGLUE}
+KNOWN = {**SETS, **SUPERGLUE, **TEXT_SETS}
 NUM_USERS = 3
 MAX_JOBS = 12
 """Trainings that share passes: a pass is full with fewer, and what is interrupted is run again."""
@@ -67,7 +69,7 @@ class Laboratory:
         jobs = [cell for cell in missing if isinstance(cell.learner, MethodConfig)]
         parts = [
             own[start : start + MAX_JOBS]
-            for _, group in itertools.groupby(jobs, key=lambda cell: cell.task)
+            for _, group in itertools.groupby(jobs, key=lambda cell: (cell.task, cell.num_train))
             for own in [list(group)]
             for start in range(0, len(own), MAX_JOBS)
         ]
@@ -90,6 +92,8 @@ class Laboratory:
         }  # fmt: skip
         if chosen.halves:
             return load_halves(chosen, self._data, cell.seed, **counts)
+        if chosen.selects_from:
+            return load_published(chosen, self._data, cell.seed, **counts)
         return load_rows(chosen, self._data, cell.seed, **counts, num_per_label=cell.num_per_label)
 
     def _format(self, chosen: TaskSet) -> TaskFormat:
@@ -130,7 +134,7 @@ class Laboratory:
         rows, chosen = self._rows(cell), KNOWN[cell.task]
         return WatchedJob(
             self._model, training_of(cell, cell.learner), self._format(chosen), rows.train, rows.validation,
-            selects_on_all=bool(chosen.halves),
+            selects_on_all=chosen.is_published,
         )  # fmt: skip
 
     def _trained(self, cell: Cell, result: TrainingResult, account: Account) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class Laboratory:
             **self._held_out(cell, PromptReader(self._llm, result.prompt, artifact)),
         }
         config = result.config.method
-        if isinstance(config, ResidualConfig) and config.name == "residual" and not chosen.halves:
+        if isinstance(config, ResidualConfig) and config.name == "residual" and not chosen.is_published:
             found["branch_share"] = self._branch_shares(result, chosen)
         if config.init == "class_labels":
             found["labels_kept"] = self._labels_kept(result.prompt, chosen)
@@ -183,7 +187,7 @@ class Laboratory:
         objective = self._objective(cell)
         train = self._encoded(chosen, rows.train)
         # The same rows as a job: it selects on every second one of a shuffled order, or on all.
-        selection = self._encoded(chosen, shuffled(rows.validation, cell.seed))[:: 1 if chosen.halves else 2]
+        selection = self._encoded(chosen, shuffled(rows.validation, cell.seed))[:: 1 if chosen.is_published else 2]
         training = training_of(cell, None)
         reader: Reader
         descent: Descent[Any]
@@ -243,12 +247,14 @@ class Laboratory:
         objective = self._objective(cell)
         rows = self._rows(cell)
         held_out = rows.held_out
-        if chosen.halves:
-            own = scored(chosen.task, reader, objective, lambda asked: self._encoded(chosen, asked), held_out)
+        found: dict[str, Any]
+        if chosen.is_published:
+            own = scored(chosen.task, reader, objective, partial(self._encoded, chosen), held_out)
             used = {"train": len(rows.train), "select": len(rows.validation), "report": len(held_out)}
-            return {"held_out": own, "constant": constant_score(chosen.task, held_out), "rows": used}
+            found = {"held_out": own, "constant": constant_score(chosen.task, held_out), "rows": used}
+            return {**found, "shift": self._elsewhere(cell, reader, objective)} if chosen.shifts else found
         encoded = self._encoded(chosen, held_out)
-        found: dict[str, Any] = {"held_out": examined(reader, objective, encoded, generates=cell.task == "e2e")}
+        found = {"held_out": examined(reader, objective, encoded, generates=cell.task == "e2e")}
         if chosen.task.has_labels:
             labels = [example.label for example in held_out]
             found["majority"] = round(max(labels.count(label) for label in set(labels)) / len(labels), 4)
@@ -268,13 +274,25 @@ class Laboratory:
             found["shift"] = shift
         return found
 
+    def _elsewhere(self, cell: Cell, reader: Reader, objective: Objective) -> dict[str, Any]:
+        """Score what is written of other rows, for which nothing was trained or selected."""
+        found = {}
+        for name in KNOWN[cell.task].shifts:
+            other = KNOWN[name]
+            rows = load_published(
+                other, self._data, cell.seed, num_train=0, num_validation=0, num_held_out=cell.num_held_out
+            )
+            encode = partial(self._encoded, other)
+            found[name] = scored(other.task, reader, objective, encode, rows.held_out)
+        return found
+
 
 def training_of(cell: Cell, method: MethodConfig | None) -> TrainingConfig:
     """Return the settings that all learners of a cell have in common."""
     common: dict[str, Any] = {} if method is None else {"method": method}
     return TrainingConfig(
         **common, num_steps=cell.num_steps, batch_size=cell.batch_size, num_evaluations=cell.num_evaluations,
-        schedule=cell.schedule, seed=cell.seed,
+        schedule=cell.schedule, seed=cell.seed, patience=cell.patience,
     )  # fmt: skip
 
 

@@ -42,6 +42,13 @@ class TaskSet:
     halves: tuple[str, ...] = ()
     """Where set, one half of the published validation rows selects and the other reports, for every seed the same; rows
     that are equal in these fields fall on one side."""
+    selects_from: str = ""
+    """Where set, the rows of this published split select, and those of the task's own report."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether no training row is kept apart to select."""
+        return bool(self.halves or self.selects_from)
 
     @property
     def format(self) -> TaskFormat:

@@ -11,10 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from tests.bench.experiments.cells import Cell, Results
+from tests.bench.experiments.choice import best_rate
 from tests.bench.experiments.plans import FULL_TUNING, PT, RPT
 from tests.bench.experiments.plots import COLORS, named, plot_curves, saved
 from tests.bench.experiments.stats import Interval
-from tests.bench.experiments.superglue import COUNTS, LEARNERS, MAX_EVALUATIONS, RATES, Asked, best_rate, plan
+from tests.bench.experiments.superglue import COUNTS, LEARNERS, MAX_EVALUATIONS, RATES, Asked, plan, rates_of
 from tests.bench.experiments.superglue_sets import SUPERGLUE, TITLES
 from tests.bench.experiments.tables import NOTHING, Found, cost, difference, markdown, mean_over, shown, stored, values
 
@@ -159,7 +160,7 @@ def _selected(asked: Asked, found: Found, results: Results, task: str, label: st
     result = cells[0][1]
     accuracy, loss = next((point[3], point[2]) for point in result["curve"] if point[0] == result["best_step"])
     told = f"{loss:.3f}" if accuracy is None else f"{100 * accuracy:.1f}"
-    return f"**{told}**" if best_rate(asked, task, label, results) == rate else told
+    return f"**{told}**" if best_rate(rates_of(asked, task, label), results) == rate else told
 
 
 def _measured(asked: Asked, found: Found) -> list[str]:

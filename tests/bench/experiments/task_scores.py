@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from promptd.evaluation.metrics import label_scores, text_scores
+from promptd.evaluation.metrics import PERCENT_METRICS, label_scores, text_scores
 from promptd.evaluation.rows import items_of
 from promptd.evaluation.task import Task
 from promptd.training import Encoded, Example, LabelObjective, Objective, PromptedTexts
@@ -58,7 +58,7 @@ class Told(Objective):
 def scored(
     task: Task, reader: Reader, objective: Objective, encode: Encode, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """Return `num_rows`, `metrics` and their mean, the `score`, as fractions; `loss` where labels are scored.
+    """Return `num_rows`, `metrics` and, of fractions, their mean, the `score`; `loss` where labels are scored.
 
     Raises `ValueError` where the reader can write nothing and the task's answers must be written.
     """
@@ -77,7 +77,9 @@ def scored(
         asked = [dataclasses.replace(item.example, completion=None) for item in items]
         metrics = text_scores(task.metrics, _written(task, reader, encode, asked), [item.references for item in items])
     metrics = {name: round(value, 4) for name, value in metrics.items()}
-    return {**found, "metrics": metrics, "score": round(statistics.mean(metrics.values()), 4)}
+    if PERCENT_METRICS.isdisjoint(metrics):  # otherwise they have no mean
+        found["score"] = round(statistics.mean(metrics.values()), 4)
+    return {**found, "metrics": metrics}
 
 
 def constant_score(task: Task, examples: Sequence[Example]) -> float | None:
