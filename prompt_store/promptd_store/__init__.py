@@ -8,7 +8,20 @@ from promptd_store.artifact import (
     BaseModelSpec,
     PromptArtifact,
 )
-from promptd_store.base import Add, Append, BlobInfo, Check, Event, HasBlob, Lease, Put, Record, Store, Subscription
+from promptd_store.base import (
+    Add,
+    Append,
+    BlobInfo,
+    Check,
+    Content,
+    Event,
+    HasBlob,
+    Lease,
+    Put,
+    Record,
+    Store,
+    Subscription,
+)
 from promptd_store.bounds import Bounds, largest_file
 from promptd_store.cache import ArtifactCache, CacheStats
 from promptd_store.catalog import PromptCatalog
@@ -85,6 +98,7 @@ __all__ = [
     "CacheStats",
     "Check",
     "CheckFailedError",
+    "Content",
     "EmbeddedStore",
     "Event",
     "HasBlob",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from promptd_store.base import Content
 from promptd_store.manifest import Manifest, PromptKind, TensorInfo
 
 SOFT_TENSOR = "prompt_embeddings"
@@ -71,7 +72,7 @@ class PromptArtifact:
 
     manifest: Manifest
     version: str
-    content: bytes
+    content: Content
     """The uploaded bytes, never re-encoded: native safetensors or PEFT's."""
     tensors: Mapping[str, torch.Tensor]
     """Canonical, dtype as stored: soft {"prompt_embeddings": [n, hidden_size]}, text {}, prefix

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from promptd_store.artifact import PREFIX_TENSOR, SOFT_TENSOR, TARGET_TENSOR, BaseModelSpec
+from promptd_store.base import Content
 from promptd_store.errors import ArtifactError
 from promptd_store.head import check_head, name_from_peft
 from promptd_store.header import Header, TensorEntry
@@ -18,7 +19,7 @@ from promptd_store.peft_seq2seq import served_layers, served_rows
 
 
 def decode_bare(
-    content: bytes,
+    content: Content,
     header: Header,
     spec: BaseModelSpec,
     kind: PromptKind | None,

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+Content = bytes | memoryview
+"""A file's bytes, in memory or where a file is mapped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -123,7 +126,7 @@ class Store(Protocol):
         """Whether the last thing heard of what keeps the data was good; what it refused does not count."""
         ...
 
-    async def put_blob(self, tenant: str, data: bytes) -> str:
+    async def put_blob(self, tenant: str, data: Content) -> str:
         """Store bytes and return `sha256:…`; the same bytes are stored once a tenant. TenantErasedError."""
         ...
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from promptd_store.base import BlobInfo, HasBlob
+from promptd_store.base import BlobInfo, Content, HasBlob
 from promptd_store.errors import BlobCorruptError, BlobNotFoundError
 from promptd_store.names import check_tenant
 
@@ -40,12 +40,12 @@ class BlobFolder:
         for folder in self._blobs.iterdir():
             self._sweep(folder, STALE_TEMP_SECONDS)
 
-    def put(self, tenant: str, data: bytes) -> str:
+    def put(self, tenant: str, data: Content) -> str:
         """Store bytes durably and return their digest; an equal blob that is already there is only renewed."""
         digest = hashlib.sha256(data).hexdigest()
         path = self._path(tenant, digest)
         with self._locked():
-            if self._holds(path, data):
+            if self._holds(path, len(data)):
                 _renew(path)
                 sync_folder(path.parent)
                 return "sha256:" + digest
@@ -141,9 +141,13 @@ class BlobFolder:
     def _path(self, tenant: str, digest: str) -> Path:
         return self._blobs / check_tenant(tenant) / digest[:2] / digest
 
-    def _holds(self, path: Path, data: bytes) -> bool:
+    def _holds(self, path: Path, num_bytes: int) -> bool:
+        """Whether a file has what its name says; read in pieces."""
         try:
-            return path.stat().st_size == len(data) and path.read_bytes() == data
+            if path.stat().st_size != num_bytes:
+                return False
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest() == path.name
         except FileNotFoundError:
             return False
 
@@ -221,7 +225,7 @@ def delete_corpses(
     return gone
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: Content) -> None:
     """Write a new file whose bytes are durable; its name is once the folder is synced."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(data)

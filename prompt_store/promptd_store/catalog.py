@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
-from promptd_store.base import Append, Check, HasBlob, Lease, Put, Store
+from promptd_store.base import Append, Check, Content, HasBlob, Lease, Put, Store
 from promptd_store.bounds import Bounds
 from promptd_store.cache import CacheStats
 from promptd_store.chains import check_front, exact_name, extend, in_front
@@ -82,7 +82,7 @@ class PromptCatalog:
         self,
         tenant: str,
         name: str,
-        content: bytes,
+        content: Content,
         *,
         if_match: str | None = None,
         if_none_match: str | None = None,
@@ -166,7 +166,7 @@ class PromptCatalog:
         self,
         tenant: str,
         name: str,
-        content: bytes,
+        content: Content,
         *,
         if_match: str | None = None,
         if_none_match: str | None = None,
@@ -285,7 +285,7 @@ class PromptCatalog:
 
     async def _decoded(
         self,
-        content: bytes,
+        content: Content,
         kind: PromptKind | str | None,
         num_virtual_tokens: int | None,
         adapter_config: Mapping[str, Any] | bytes | None,

@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from promptd_store.artifact import DTYPE_NAMES, TARGET_TENSOR, BaseModelSpec, PromptArtifact, tensor_info
 from promptd_store.bare import decode_bare
+from promptd_store.base import Content
 from promptd_store.bounds import Bounds, check_finite, check_prefix, check_soft
 from promptd_store.errors import ArtifactError
 from promptd_store.head import check_head, check_labels, is_head
@@ -35,7 +36,7 @@ _DEFAULT_BOUNDS = Bounds()
 
 
 def decode(
-    content: bytes,
+    content: Content,
     spec: BaseModelSpec,
     *,
     kind: PromptKind | str | None = None,
@@ -147,7 +148,7 @@ def encode(
 def to_native(artifact: PromptArtifact) -> bytes:
     """Return the artifact as a native file: its own bytes, or a bare or PEFT upload with its manifest written in."""
     if artifact.is_native:
-        return artifact.content
+        return bytes(artifact.content)
     return save(dict(artifact.tensors), {METADATA_KEY: artifact.manifest.to_json()})
 
 
@@ -169,7 +170,9 @@ def _check_base(manifest: Manifest, spec: BaseModelSpec) -> None:
             raise ArtifactError("base_mismatch", f"{name} is {value}, this server has {wanted}", name, status=409)
 
 
-def _native_tensors(content: bytes, header: Header, manifest: Manifest, spec: BaseModelSpec) -> dict[str, torch.Tensor]:
+def _native_tensors(
+    content: Content, header: Header, manifest: Manifest, spec: BaseModelSpec
+) -> dict[str, torch.Tensor]:
     tensors = {}
     check_head({entry.name: entry.shape for entry in header.tensors if is_head(entry.name)}, spec)
     for entry in header.tensors:

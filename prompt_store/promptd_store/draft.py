@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
-from promptd_store.base import Store
+from promptd_store.base import Content, Store
 from promptd_store.errors import StoreError
 from promptd_store.garbage import drop_unnamed
 from promptd_store.holdings import PROMPTS, STORED_BYTES, check_room
@@ -23,7 +23,7 @@ class Draft:
     """Where the name is not moved to it, it is dropped."""
 
     record: PromptRecord
-    blobs: Mapping[str, bytes]
+    blobs: Mapping[str, Content]
     """By their digests."""
 
     async def drop(self, store: Store) -> None:

@@ -14,7 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from promptd_store.base import Add, Append, BlobInfo, Condition, Event, HasBlob, Lease, Put, Record, Subscription
+from promptd_store.base import (
+    Add,
+    Append,
+    BlobInfo,
+    Condition,
+    Content,
+    Event,
+    HasBlob,
+    Lease,
+    Put,
+    Record,
+    Subscription,
+)
 from promptd_store.blobs import BlobFolder, sync_folder
 from promptd_store.errors import StoreUnavailableError, TenantErasedError
 from promptd_store.names import ERASED, check_tenant
@@ -53,7 +65,7 @@ class EmbeddedStore:
         """Whether the files could be read or written the last time."""
         return self._is_up
 
-    async def put_blob(self, tenant: str, data: bytes) -> str:
+    async def put_blob(self, tenant: str, data: Content) -> str:
         """Store bytes and return their digest."""
         digest = await self._run(self._blob_threads, lambda: self._blobs.put(tenant, data))
         if await self.get(ERASED + tenant) is not None:  # looked at last: what erases comes after its tombstone

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptd_store.artifact import PREFIX_TENSOR, SOFT_TENSOR, TARGET_TENSOR
+from promptd_store.base import Content
 from promptd_store.errors import ArtifactError
 from promptd_store.head import is_head, name_from_peft
 from promptd_store.strict_json import parse_object, shown
@@ -47,7 +48,7 @@ class Header:
     tensors: tuple[TensorEntry, ...]
 
 
-def read_header(content: bytes, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
+def read_header(content: Content, max_header_bytes: int = MAX_HEADER_BYTES) -> Header:
     """Check a file but for its numbers: names, dtypes, shapes, and that every byte belongs to a tensor."""
     plain = parse_object(_header_bytes(content, max_header_bytes), "header")
     metadata = _metadata(plain.pop("__metadata__", {}))
@@ -78,13 +79,13 @@ def read_header(content: bytes, max_header_bytes: int = MAX_HEADER_BYTES) -> Hea
     return Header(metadata, tensors)
 
 
-def _header_bytes(content: bytes, max_header_bytes: int) -> bytes:
+def _header_bytes(content: Content, max_header_bytes: int) -> bytes:
     if len(content) < _PREFIX_BYTES:
         raise ArtifactError("truncated", f"file has {len(content)} bytes, a safetensors file has at least 8")
     (size,) = struct.unpack_from("<Q", content)
     if size > max_header_bytes:
         for magic, what in _MAGIC:
-            if content.startswith(magic):
+            if bytes(content[: len(magic)]) == magic:
                 raise ArtifactError("unsupported_format", f"file looks like {what}; only safetensors is accepted")
         raise ArtifactError(
             "header_too_large", f"header has {size} bytes, at most {max_header_bytes} are allowed", "header"
@@ -93,7 +94,7 @@ def _header_bytes(content: bytes, max_header_bytes: int) -> bytes:
         raise ArtifactError(
             "truncated", f"header has {size} bytes, the file ends after {len(content) - _PREFIX_BYTES}", "header"
         )
-    header = content[_PREFIX_BYTES : _PREFIX_BYTES + size]
+    header = bytes(content[_PREFIX_BYTES : _PREFIX_BYTES + size])
     if not header.startswith(b"{"):
         raise ArtifactError("header_invalid_json", f"header must start with '{{', got {shown(header[:8])}", "header")
     return header

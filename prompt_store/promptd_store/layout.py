@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from promptd_store.artifact import DTYPES, PREFIX_TENSOR, SOFT_TENSOR, TARGET_TENSOR, BaseModelSpec
+from promptd_store.base import Content
 from promptd_store.errors import ArtifactError
 from promptd_store.head import is_head
 from promptd_store.header import TensorEntry
@@ -99,8 +100,8 @@ def check_length(manifest: Manifest, spec: BaseModelSpec, asked: int | None) -> 
         )
 
 
-def load_tensor(content: bytes, entry: TensorEntry) -> torch.Tensor:
-    """Copy one tensor out of the file."""
-    return torch.frombuffer(bytearray(memoryview(content)[entry.begin : entry.end]), dtype=DTYPES[entry.dtype]).view(
-        entry.shape
-    )
+def load_tensor(content: Content, entry: TensorEntry) -> torch.Tensor:
+    """Return one tensor of the file: a copy, or where the file is mapped what lies there."""
+    dtype, data = DTYPES[entry.dtype], memoryview(content)[entry.begin : entry.end]
+    is_usable = not data.readonly and entry.begin % dtype.itemsize == 0  # a map begins with a page
+    return torch.frombuffer(data if is_usable else bytearray(data), dtype=dtype).view(entry.shape)

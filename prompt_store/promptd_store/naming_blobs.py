@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
-from promptd_store.base import HasBlob, Store
+from promptd_store.base import Content, HasBlob, Store
 from promptd_store.errors import BlobNotFoundError, StoreUnavailableError
 
 MAX_PUTS = 10
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 async def naming_blobs(
-    store: Store, tenant: str, blobs: Mapping[str, bytes], step: Callable[[Sequence[HasBlob]], Awaitable[_T]]
+    store: Store, tenant: str, blobs: Mapping[str, Content], step: Callable[[Sequence[HasBlob]], Awaitable[_T]]
 ) -> _T:
     """Take a step that requires these blobs (by their digests), which were put before.
 

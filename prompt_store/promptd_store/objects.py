@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from promptd_store.base import Content
 from promptd_store.blobs import corpses, delete_corpses, sync_folder, write_synced
 from promptd_store.errors import StoreAddressError, StoreUnavailableError
 
@@ -15,7 +16,7 @@ from promptd_store.errors import StoreAddressError, StoreUnavailableError
 class Objects(Protocol):
     """Blocking; names are `<tenant>/<aa>/<rest>`. What `put` returned from is durable."""
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: Content) -> None:
         """Write an object that is not there yet."""
         ...
 
@@ -51,7 +52,7 @@ class FolderObjects:
         except OSError as error:
             raise StoreUnavailableError(f"cannot open the blobs' folder {root}: {error.strerror}") from error
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: Content) -> None:
         """Write, sync, name, sync the name."""
         path = self._root / name
         if not path.parent.is_dir():
@@ -106,9 +107,9 @@ class BucketObjects:
             raise StoreAddressError(f"blobs cannot be kept at {url!r}: {error}") from error
         self._root = root.rstrip("/")
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: Content) -> None:
         """Write one object."""
-        self._files.pipe_file(f"{self._root}/objects/{name}", data)
+        self._files.pipe_file(f"{self._root}/objects/{name}", bytes(data))
 
     def get(self, name: str) -> bytes:
         """Read one object."""

@@ -60,7 +60,7 @@ def to_peft(
     if config is None:
         config = dump_config(_config(artifact, spec, base_model_name_or_path))
     if not artifact.is_native and PREFIX_TENSOR not in _names(artifact):
-        return config, artifact.content
+        return config, bytes(artifact.content)
     tensor = artifact.tensors[SOFT_TENSOR if manifest.kind is PromptKind.SOFT else PREFIX_TENSOR]
     if spec is not None and spec.num_encoder_layers:
         tensor = tensor.repeat(2, 1) if manifest.kind is PromptKind.SOFT else stored_layers(tensor, spec)

@@ -87,7 +87,7 @@ def create_app(
         await tenants.poll()
         await keys.connect(tenants)
         server_id = secrets.token_hex(8)
-        gate = make_gate(tenants, make_budgets(settings, served.engine), server_id)
+        gate = make_gate(tenants, make_budgets(settings, served.engine), served.engine, server_id)
         roster = Roster(prompts.store, server_id, describe_server(served), is_shared=is_shared(settings.store))
         forgetter = Forgetter(prompts, served, roster.acknowledge)
         vetting = Vetting(served, probes, settings.request_timeout_seconds, tenants.weight_of)

@@ -21,12 +21,12 @@ _log = structlog.get_logger("promptd.erasures")
 
 
 class Forgetter:
-    """Follows the log of erasures. A server that starts later has nothing in memory to forget; a worker no engine."""
+    """Follows the log of erasures. A server that starts later has nothing in memory to forget."""
 
     def __init__(
         self,
         catalog: PromptCatalog,
-        engine: AsyncEngine | None,
+        engine: AsyncEngine,
         acknowledge: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         """`acknowledge` is told up to which erasure of the log all is forgotten."""
@@ -46,8 +46,6 @@ class Forgetter:
 
     async def _drop(self, erasure: Erasure) -> int:
         self._catalog.forget(erasure.tenant, None if erasure.is_whole else (*erasure.versions, *erasure.spread))
-        if self._engine is None:
-            return 0
         versions = None if erasure.is_whole else erasure.versions
         return await self._engine.erase(salt_of(erasure.tenant), versions, erasure.spread)
 

@@ -6,9 +6,10 @@ import json
 import os
 import secrets
 import socket
+from pathlib import Path
 
 import structlog
-from promptd_store import Bounds, PromptCatalog, largest_file, open_store
+from promptd_store import Bounds, PromptCatalog, is_shared, largest_file, open_store
 
 from promptd.api.services import Limits
 from promptd.demo import DEMO_MODEL_NAME, DEMO_MODEL_PATH, DEMO_PROMPTS_PATH, DEMO_TENANT
@@ -20,7 +21,7 @@ from promptd.jobs import JobClaims, JobLimits, JobQueue, JobRecord
 from promptd.modeling import FrozenModel, load_model
 from promptd.modeling.tensor_parallel import load_parallel
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
-from promptd.tenancy import Gate, KeyRing, RateMeter, ServerBudgets, SlotPool, TenantDirectory, UsageLedger
+from promptd.tenancy import Gate, KeyRing, PlacePool, RateMeter, ServerBudgets, SlotPool, TenantDirectory, UsageLedger
 from promptd.timed_store import Observer, timed
 from promptd.training import TrainingLoop, TrainingWorker
 from promptd.training.job_spec import check_spec
@@ -34,6 +35,7 @@ def make_limits(settings: Settings) -> Limits:
     return Limits(
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
+        spool_folder=_spool_folder(settings),
         request_timeout_seconds=settings.request_timeout_seconds,
         drain_seconds=settings.drain_seconds,
         leave_seconds=settings.leave_seconds,
@@ -41,6 +43,12 @@ def make_limits(settings: Settings) -> Limits:
         uploads=settings.uploads,
         stall_seconds=settings.stall_seconds,
     )
+
+
+def _spool_folder(settings: Settings) -> Path | None:
+    """Return the folder in which large uploads wait: the store's or that of its blobs, where there is one."""
+    place = settings.blobs if is_shared(settings.store) else settings.store
+    return None if place is None or is_shared(place) else Path(place)
 
 
 def make_key_ring(settings: Settings) -> KeyRing:
@@ -58,10 +66,11 @@ def make_key_ring(settings: Settings) -> KeyRing:
     return keys
 
 
-def make_gate(tenants: TenantDirectory, budgets: ServerBudgets, server_id: str) -> Gate:
+def make_gate(tenants: TenantDirectory, budgets: ServerBudgets, engine: Engine, server_id: str) -> Gate:
     """Make what lets requests in and counts them, under a name of this process."""
     store = tenants.book.store
-    return Gate(tenants, budgets, RateMeter(store), SlotPool(store, server_id), UsageLedger(store, server_id))
+    places = PlacePool(store, server_id, engine.scheduler.waiting.num_waiting)
+    return Gate(tenants, budgets, RateMeter(store), SlotPool(store, server_id), places, UsageLedger(store, server_id))
 
 
 def make_budgets(settings: Settings, engine: Engine) -> ServerBudgets:
@@ -118,16 +127,25 @@ def make_engine(settings: Settings) -> AsyncEngine:
     return AsyncEngine(Engine(model, config), spare_time, spare_seconds_per_step=settings.training_seconds_per_step)
 
 
-def make_worker(
-    settings: Settings, catalog: PromptCatalog, loop: TrainingLoop, vetting: Vetting | None = None
-) -> TrainingWorker:
-    """Make what runs the jobs of this base model's queue; with an engine beside it, prompts are tried on that."""
-    if vetting is None and settings.probe_suite is not None:
-        raise InvalidRequestError(
-            "a worker process has no engine to run a probe suite on: train in the server (--training inline), or "
-            "without probe_suite",
-            param="probe_suite",
-        )
+def make_trial_engine(settings: Settings, model: FrozenModel, loop: TrainingLoop) -> AsyncEngine:
+    """Make the engine that tries what a worker has trained: room for one longest row behind one longest prompt.
+
+    It trains in its spare time, because one thread alone is to compute: see `promptd_store.passing_thread`.
+    """
+    longest = model.spec.max_model_len * model.bytes_per_slot
+    config = EngineConfig(
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_model_len=settings.max_model_len,
+        kv_cache_bytes=min(settings.kv_cache_bytes, 2 * longest),
+        prompt_cache_bytes=min(settings.prompt_cache_bytes, 3 * longest),  # a prefix may have three banks
+        strict=settings.strict,
+    )
+    return AsyncEngine(Engine(model, config), loop)
+
+
+def make_worker(settings: Settings, catalog: PromptCatalog, loop: TrainingLoop, vetting: Vetting) -> TrainingWorker:
+    """Make what runs the jobs of this base model's queue; prompts are tried on the engine beside it."""
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     claims = JobClaims(catalog.store, catalog.spec.fingerprint, owner, limits=_job_limits(settings))
 
@@ -145,7 +163,7 @@ def make_worker(
         loop,
         max_jobs=settings.max_training_jobs,
         checkpoint_seconds=settings.checkpoint_seconds,
-        examine=None if vetting is None else vetting.examine,
+        examine=vetting.examine,
         on_job=on_job,
         on_error=on_error,
     )

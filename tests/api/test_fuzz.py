@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import hypothesis
 import pytest
 import schemathesis
@@ -42,11 +43,13 @@ class Fuzzed:
 
     live: LiveServer
     schema: schemathesis.openapi.OpenApiSchema
+    known: Mapping[str, Sequence[str]]
+    """Parameter of a path -> what there is of it."""
 
 
 @pytest.fixture(scope="module")
 def fuzzed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
-    """One with six prompts, that takes jobs for workers which never come."""
+    """One with six prompts, some files, keys and tenants, and jobs for workers which never come."""
     folder = tiny_models["llama"]
     settings = Settings(
         model=str(folder),
@@ -60,17 +63,44 @@ def fuzzed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         with live.http(Authorization=f"Bearer {KEYS['admin']}") as http:
             for number, artifact in enumerate(library(folder)[:6]):
                 assert http.put(f"/v1/prompts/p{number}", content=artifact.content).status_code == 201
-        yield Fuzzed(live, schemathesis.openapi.from_url(f"{live.url}/openapi.json"))
+            known = {"file_id": [make_file(http) for _ in range(3)], "tenant": [f"tenant-{n}" for n in range(3)]}
+            for parameter, path, bodies in (
+                (
+                    "job_id",
+                    "/v1/fine_tuning/jobs",
+                    [{"model": MODEL, "training_file": one} for one in known["file_id"]],
+                ),
+                ("key_id", "/admin/keys", [{"tenant": tenant} for tenant in known["tenant"]]),
+            ):
+                known[parameter] = [http.post(path, json=body).raise_for_status().json()["id"] for body in bodies]
+        yield Fuzzed(live, schemathesis.openapi.from_url(f"{live.url}/openapi.json"), known)
 
 
-def use_name(case: Case, name: str) -> None:
-    """Ask for a model that exists: drawn names are nearly always absent ones."""
+def make_file(http: httpx.Client) -> str:
+    """Upload training data and return its id."""
+    rows = b'{"prompt": "a", "completion": "b"}\n' * 4
+    made = http.post("/v1/files", files={"file": ("rows.jsonl", rows)}, data={"purpose": "fine-tune"})
+    return str(made.raise_for_status().json()["id"])
+
+
+def make(http: httpx.Client, path: str, body: Mapping[str, str]) -> str:
+    """Create something and return its id."""
+    return str(http.post(path, json=body).raise_for_status().json()["id"])
+
+
+def use_known(case: Case, name: str, known: Mapping[str, Sequence[str]]) -> None:
+    """Ask for what exists: drawn names are nearly always absent ones."""
+    parameters = case.path_parameters or {}
+    for parameter in parameters.keys() & known.keys():
+        parameters[parameter] = known[parameter][len(name) % len(known[parameter])]
     if isinstance(case.body, dict):
         for field in ("prompt_id", "prompt_ids", "ensemble"):
             case.body.pop(field, None)
         case.body["model"] = name
-    elif case.method == "GET" and "name" in (case.path_parameters or {}):
-        case.path_parameters["name"] = name
+        if case.path == "/v1/fine_tuning/jobs":
+            case.body["training_file"] = known["file_id"][0]
+    elif case.method == "GET" and "name" in parameters:
+        parameters["name"] = name
 
 
 def draw(fuzzed: Fuzzed, route: Route, num_cases: int) -> Counter[int]:
@@ -94,7 +124,7 @@ def draw(fuzzed: Fuzzed, route: Route, num_cases: int) -> Counter[int]:
     @hypothesis.given(case=strategy, name=st.sampled_from([None, MODEL, "p0", "p5"]))
     def run(case: Case, name: str | None) -> None:
         if name is not None:
-            use_name(case, name)
+            use_known(case, name, fuzzed.known)
         response = case.call(base_url=fuzzed.live.url, headers={"Authorization": f"Bearer {KEYS['admin']}"})
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS.get_by_names(CONFORMANCE))

@@ -21,7 +21,6 @@ from promptd.engine.engine import Engine
 from promptd.engine.runner import Answers, Runner
 from promptd.engine.scheduler import Schedule
 from promptd.errors import InvalidRequestError
-from promptd.parts import make_worker
 from promptd.settings import Settings
 from promptd.vetting import Vetting, read_probes
 from tests.api.conftest import MODEL, LiveServer, serve
@@ -135,13 +134,6 @@ def test_a_probe_suite(server: LiveServer, tmp_path: Path, monkeypatch: pytest.M
             probe(PROBES[0], {**PROBES[1], "label": label})
             statuses.add(http.put("/v1/prompts/probed", content=content).status_code)
         assert statuses == {201, 422}  # one of the two is the more likely one
-
-
-def test_a_worker_has_no_engine_for_probes(tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    """It refuses to start, instead of publishing what nobody tried."""
-    settings = Settings(model=str(tiny_models["llama"]), store=str(tmp_path), probe_suite="probes.jsonl")
-    with pytest.raises(InvalidRequestError, match="probe suite"):
-        make_worker(settings, None, None)  # type: ignore[arg-type] # it does not come so far
 
 
 @pytest.mark.parametrize(

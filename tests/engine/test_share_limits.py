@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ from promptd.errors import QuotaError, RateLimitError
 from tests.engine.harness import greedy, library, make_engine
 
 TEXT = tuple(range(5, 25))
+
+
+@dataclass(frozen=True)
+class OwnPlaces:
+    """So many, and nobody else has any of them."""
+
+    limit: int
+
+    def surplus(self, num_waiting: int) -> int:
+        """All above the limit."""
+        return max(0, num_waiting - self.limit)
 
 
 def finish(engine: Engine) -> dict[str, RequestOutput]:
@@ -37,7 +49,7 @@ def test_no_more_wait_than_may(tiny_models: dict[str, Path], max_waiting: int | 
     """Two run, so many wait, the newest others are told when to come again; without a limit (the control) all wait."""
     folder = tiny_models["llama"]
     engine = make_engine(folder, max_num_seqs=2)
-    share, other = Share("a", max_waiting=max_waiting), Share("b")
+    share, other = Share("a", places=None if max_waiting is None else OwnPlaces(max_waiting)), Share("b")
     for number in range(10):
         engine.add_request(ask(number, share, folder=folder))
     ended = finish(engine)
@@ -53,6 +65,17 @@ def test_no_more_wait_than_may(tiny_models: dict[str, Path], max_waiting: int | 
         engine.add_request(ask(number, other, folder=folder))
     others = {name: output.error for name, output in finish(engine).items() if name.startswith("b")}
     assert others == dict.fromkeys(("b0", "b1", "b2"))
+
+
+def test_what_thinks_of_no_places_keeps_its_own(tiny_models: dict[str, Path]) -> None:
+    """A request of the share without any (a trial of the server's) is not refused, and the limit holds beside it."""
+    folder = tiny_models["llama"]
+    engine = make_engine(folder, max_num_seqs=1)
+    for number in range(3):
+        engine.add_request(ask(number, Share("a", places=OwnPlaces(1)), folder=folder))
+    engine.add_request(ask(3, Share("a"), folder=folder))
+    refused = {name for name, output in finish(engine).items() if output.error is not None}
+    assert refused == {"a1", "a2"}
 
 
 def test_no_more_is_resident_than_may(tiny_models: dict[str, Path]) -> None:

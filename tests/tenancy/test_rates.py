@@ -10,8 +10,8 @@ from promptd_store import EmbeddedStore, Record
 
 from promptd.errors import QuotaError, RateLimitError
 from promptd.tenancy import RateMeter, SlotPool
+from promptd.tenancy.parted import HOLD_SECONDS, LOOK_SECONDS
 from promptd.tenancy.rates import NUM_PARTS
-from promptd.tenancy.slots import HOLD_SECONDS
 from tests.tenancy.conftest import Clock, opened, with_store
 
 
@@ -123,6 +123,8 @@ def test_slots_over_two_servers(tmp_path: Path, clock: Clock) -> None:
             pools[0].leave("acme")
             assert not await enter(1)  # it is that server's until it settles
             await pools[0].settle()
+            assert not await enter(1)  # it has looked just now
+            clock.now += 2 * LOOK_SECONDS
             assert await enter(1)
             assert not await enter(0)
             pools[0] = SlotPool(store, "restarted", clock)  # killed: nobody says good-bye
@@ -130,6 +132,25 @@ def test_slots_over_two_servers(tmp_path: Path, clock: Clock) -> None:
             await pools[1].settle()
             clock.now += HOLD_SECONDS + 1
             assert sum([await enter(0) for _ in range(20)]) >= 9
+
+    with_store(tmp_path, run)
+
+
+def test_a_flood_of_refusals_costs_few_looks(tmp_path: Path, clock: Clock) -> None:
+    """One look for all that come at about the same time; a slot of one's own that comes free is found without any."""
+
+    async def run(store: EmbeddedStore) -> None:
+        async with opened(tmp_path) as second:
+            other, pool = SlotPool(store, "one", clock), SlotPool(second, "two", clock)
+            for _ in range(2):
+                await other.enter("acme", 3)
+            await pool.enter("acme", 3)
+            steps = counted(second)
+            refused = await asyncio.gather(*(pool.enter("acme", 3) for _ in range(500)), return_exceptions=True)
+            assert all(isinstance(one, RateLimitError) for one in refused) and steps[0] <= 1
+            pool.leave("acme")
+            await pool.enter("acme", 3)
+            assert steps[0] <= 1
 
     with_store(tmp_path, run)
 
@@ -181,6 +202,7 @@ def test_a_request_that_waited_while_its_slots_were_forgotten(tmp_path: Path, cl
                 await other.enter("acme", 1)
             pool.leave("acme")
             await pool.settle()
+            clock.now += 2 * LOOK_SECONDS
             await other.enter("acme", 1)
 
     with_store(tmp_path, run)

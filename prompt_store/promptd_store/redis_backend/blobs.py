@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from promptd_store.base import BlobInfo
+from promptd_store.base import BlobInfo, Content
 from promptd_store.blobs import QUARANTINE_SECONDS, digest_hex
 from promptd_store.errors import BlobCorruptError, BlobNotFoundError, StoreUnavailableError, TenantErasedError
 from promptd_store.names import check_tenant
@@ -37,7 +37,7 @@ class RedisBlobs:
         self._objects = objects
         self._inline_bytes = inline_bytes
 
-    async def put(self, tenant: str, data: bytes) -> str:
+    async def put(self, tenant: str, data: Content) -> str:
         """Store bytes durably and return their digest; an equal blob that is already there is only renewed."""
         digest = await _sha256(data)
         if self._objects is None or len(data) <= self._inline_bytes:
@@ -45,7 +45,7 @@ class RedisBlobs:
             if old is None:
                 raise TenantErasedError(tenant)
         else:
-            if await self._renewed(tenant, digest, data):
+            if await self._renewed(tenant, digest):
                 return "sha256:" + digest
             place = f"{tenant}/{digest[:2]}/{digest}.{secrets.token_hex(8)}"
             await self._outside(lambda objects: objects.put(place, data))
@@ -133,13 +133,13 @@ class RedisBlobs:
         await self.sweep(tenant, older_than_seconds=-1)
         return len(found)
 
-    async def _renewed(self, tenant: str, digest: str, data: bytes) -> bool:
+    async def _renewed(self, tenant: str, digest: str) -> bool:
         """Make a blob that is whole younger; False where there is none."""
         found = await self._step(scripts.GET_BLOB, tenant, digest)
         if found is None or not found[0]:
             return False
         place = found[0].decode()
-        if await self._read(place) != data:
+        if await _sha256(await self._read(place) or b"") != digest:
             return False
         return bool(await self._step(scripts.RENEW_BLOB, tenant, digest, place))
 
@@ -176,7 +176,7 @@ class RedisBlobs:
             what = error.strerror if isinstance(error, OSError) else type(error).__name__
             raise StoreUnavailableError(f"the blobs' place failed: {what}") from error
 
-    async def _step(self, script: scripts.Script, tenant: str, *args: str | bytes | int) -> Any:
+    async def _step(self, script: scripts.Script, tenant: str, *args: str | Content | int) -> Any:
         return await self._link.script(script, self._index(tenant), self._prefix, tenant, *args)
 
     def _index(self, tenant: str) -> str:
@@ -192,7 +192,7 @@ def _place(entry: bytes) -> str:
     return entry.split(b" ", 2)[2].decode()
 
 
-async def _sha256(data: bytes) -> str:
+async def _sha256(data: Content) -> str:
     """Hash, beside the event loop where that takes more than a moment."""
     if len(data) <= 1 << 17:
         return hashlib.sha256(data).hexdigest()

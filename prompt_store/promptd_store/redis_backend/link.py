@@ -23,6 +23,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from promptd_store.base import Content
 from promptd_store.errors import StoreUnavailableError
 from promptd_store.redis_backend.scripts import Script
 from promptd_store.redis_backend.target import RedisTarget
@@ -70,7 +71,7 @@ class RedisLink:
         """Run one command."""
         return await self._call(lambda: self._client.execute_command(*words))
 
-    async def script(self, script: Script, key: str, *args: str | bytes | int) -> Any:
+    async def script(self, script: Script, key: str, *args: str | Content | int) -> Any:
         """Run one atomic step; what it writes is on as many replicas as the address asks for."""
 
         async def run() -> Any:
@@ -172,7 +173,7 @@ class RedisLink:
         except RedisError as error:
             raise StoreUnavailableError(f"the store failed: {_kind(error)}") from error
 
-    async def _evaluate(self, how: str, what: str, writes: bool, key: str, args: Sequence[str | bytes | int]) -> Any:
+    async def _evaluate(self, how: str, what: str, writes: bool, key: str, args: Sequence[str | Content | int]) -> Any:
         if not writes or not self._target.num_replicas:
             return await self._client.execute_command(how, what, 1, key, *args)
         async with self._client.pipeline(transaction=False) as pipe:

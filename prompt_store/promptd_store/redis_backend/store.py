@@ -8,7 +8,19 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from promptd_store.base import Add, Append, BlobInfo, Condition, Event, HasBlob, Lease, Put, Record, Subscription
+from promptd_store.base import (
+    Add,
+    Append,
+    BlobInfo,
+    Condition,
+    Content,
+    Event,
+    HasBlob,
+    Lease,
+    Put,
+    Record,
+    Subscription,
+)
 from promptd_store.blobs import digest_hex
 from promptd_store.errors import (
     BlobNotFoundError,
@@ -85,7 +97,7 @@ class RedisStore:
         """Whether Redis answers, as far as is known."""
         return self._link.is_up
 
-    async def put_blob(self, tenant: str, data: bytes) -> str:
+    async def put_blob(self, tenant: str, data: Content) -> str:
         """Store bytes and return their digest."""
         return await self._blobs.put(tenant, data)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from promptd.api.schemas import User
 from promptd.api.services import principal_of, services_of
+from promptd.api.spool import content_of
 from promptd.jobs import FileRecord
 
 PURPOSE = "fine-tune"
@@ -44,9 +45,8 @@ class FileForm(BaseModel):
 async def create_file(form: Annotated[FileForm, Form()], request: Request) -> Response:
     """Upload JSON lines. Rows are checked when a job uses them; an error then names the line."""
     services = services_of(request)
-    content = await form.file.read()
     record = await services.files.create(
-        principal_of(request).tenant, form.file.filename or "", content, user=form.user
+        principal_of(request).tenant, form.file.filename or "", content_of(form.file), user=form.user
     )
     return JSONResponse(file_view(record))
 

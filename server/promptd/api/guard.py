@@ -14,8 +14,8 @@ from starlette.types import Scope as AsgiScope
 
 from promptd.api.auth import authorize, check_local
 from promptd.api.call_notes import note_changed, note_refused
-from promptd.api.json_body import StrictJsonRequest
 from promptd.api.services import VISIT, Limits, Services, services_of
+from promptd.api.spool import SpoolingRequest
 from promptd.api.stalls import without_stalls
 from promptd.api.trail import trail_in, trail_of
 from promptd.api.uploads import largest_upload, told_length
@@ -51,7 +51,7 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
                 limit_seconds = limits.request_timeout_seconds
                 try:
                     async with asyncio.timeout(limit_seconds):  # also for a body that trickles in
-                        response = await handle(StrictJsonRequest(request.scope, request.receive))
+                        response = await handle(SpoolingRequest(request.scope, request.receive))
                 except TimeoutError:
                     raise DeadlineExceededError(f"the request took longer than {limit_seconds:g} seconds") from None
                 if VISIT in request.scope:

@@ -49,7 +49,7 @@ class NamedPrompts:
     def share(self) -> Share:
         """Whose work this is: of all tenants the one that was served least comes first."""
         limits = self.visit.limits
-        return Share(self.visit.principal.tenant, limits.weight, limits.max_queued_requests, limits.max_resident_bytes)
+        return Share(self.visit.principal.tenant, limits.weight, self.visit.places, limits.max_resident_bytes)
 
     @property
     def counted_as(self) -> str:

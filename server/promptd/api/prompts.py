@@ -113,7 +113,8 @@ async def put_prompt(
     name = own_name(name, request)
     content = await read_upload(services, request)
     if is_text(request):
-        content = await asyncio.to_thread(text_prompt, content, services.model, services.engine.engine.max_model_len)
+        longest = services.engine.engine.max_model_len
+        content = await asyncio.to_thread(text_prompt, bytes(content), services.model, longest)
     given: dict[str, Any] = {
         "if_match": request.headers.get("if-match"),
         "if_none_match": request.headers.get("if-none-match"),

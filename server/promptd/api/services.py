@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from fastapi import Request
@@ -35,6 +36,8 @@ class Limits:
 
     max_body_bytes: int
     max_upload_bytes: int
+    spool_folder: Path | None
+    """Where large bodies wait until they are checked; None: the system's folder for temporary files."""
     request_timeout_seconds: float
     drain_seconds: float
     leave_seconds: float

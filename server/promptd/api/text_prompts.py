@@ -27,7 +27,7 @@ def text_prompt(content: bytes, model: FrozenModel, max_model_len: int) -> bytes
             "text_too_long", f"text has {num_tokens} tokens, this base model reads {max_model_len} in all", "text"
         )
     try:
-        return encode(
+        artifact = encode(
             PromptKind.TEXT,
             None,
             template=body.template,
@@ -36,8 +36,9 @@ def text_prompt(content: bytes, model: FrozenModel, max_model_len: int) -> bytes
             stop=tuple(body.stop),
             label_words=body.label_words,
             text=body.text,
-        ).content
+        )
     except ArtifactError as error:
         if error.code != "header_too_large":
             raise
         raise ArtifactError("text_too_long", f"text cannot be stored: {error.message}", "text") from None
+    return bytes(artifact.content)

@@ -6,9 +6,11 @@ import hashlib
 import hmac
 
 from fastapi import Request
-from promptd_store import PromptArtifact, PromptKind, PromptRecord, largest_file
+from promptd_store import Content, PromptArtifact, PromptKind, PromptRecord, largest_file
+from starlette.datastructures import UploadFile
 
 from promptd.api.services import Services
+from promptd.api.spool import content_of, open_spool, spooling
 from promptd.errors import InvalidArtifactError, InvalidRequestError, PayloadTooLargeError, PermissionDeniedError
 
 TRAINED_HERE = "x-promptd-trained-here"
@@ -44,19 +46,23 @@ def told_length(request: Request) -> int | None:
     return int(told) if len(told) < 20 else 1 << 63  # more than any body has
 
 
-async def read_upload(services: Services, request: Request) -> bytes:
-    """Read the body, stopping at the limit, whatever Content-Length claims."""
+async def read_upload(services: Services, request: Request) -> Content:
+    """Read the body, stopping at the limit, whatever Content-Length claims; a large one waits on the disk."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise InvalidRequestError("uploads take no Content-Encoding", param="content-encoding")
     limit = largest_upload(services, request)
     if (told_length(request) or 0) > limit:
         raise _too_large(limit)
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > limit:
-            raise _too_large(limit)
-    return bytes(content)
+    upload = UploadFile(open_spool(services.limits.spool_folder), size=0)
+    try:
+        async for chunk in request.stream():
+            if (upload.size or 0) + len(chunk) > limit:
+                raise _too_large(limit)
+            with spooling():
+                await upload.write(chunk)
+        return content_of(upload)
+    finally:
+        await upload.close()
 
 
 def _too_large(limit: int) -> PayloadTooLargeError:

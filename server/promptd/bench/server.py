@@ -51,7 +51,7 @@ class ServerTarget:
         for prompt in prompts:
             if prompt.artifact is not None:
                 path = f"/v1/prompts/{prompt.name}"
-                _checked(await self._http.put(path, content=prompt.artifact.content))
+                _checked(await self._http.put(path, content=bytes(prompt.artifact.content)))
                 self._uploaded.append(path)
 
     async def stream(self, request: BenchRequest) -> AsyncIterator[int]:

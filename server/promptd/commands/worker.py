@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +43,10 @@ def worker(
         typer.Option(help="Answer /metrics (Prometheus) and /livez on this port (nowhere).", metavar="N"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address for --metrics-port (127.0.0.1).")] = None,
+    probe_suite: Annotated[
+        str | None,
+        typer.Option(help="JSON lines that every prompt must pass before it is published.", metavar="FILE"),
+    ] = None,
     strict: Annotated[
         bool | None,
         typer.Option("--strict/--no-strict", help="A prompt's bits depend on no other job; slower."),
@@ -85,29 +88,37 @@ def _start(settings: Settings, listener: socket.socket | None) -> None:
 async def run_worker(settings: Settings, listener: socket.socket | None = None) -> None:
     """Run jobs until a signal comes, then let go of them; answer scrapes and probes on `listener` meanwhile.
 
-    Raises what ends the training thread.
+    Raises what ends the thread that trains.
     """
     from promptd.erasures import Forgetter
     from promptd.metrics import CatalogCollector, LoopMetrics, StoreMetrics, TrainingCollector, make_registry
     from promptd.metrics_server import MetricsServer
-    from promptd.parts import load_base_model, make_worker, open_catalog
+    from promptd.parts import load_base_model, make_trial_engine, make_worker, open_catalog
     from promptd.training import TrainingLoop
+    from promptd.vetting import Vetting, read_probes
 
     stop, registry = stop_signal(), make_registry()
+    probes = read_probes(settings.probe_suite) if settings.probe_suite is not None else ()
     model = await asyncio.to_thread(load_base_model, settings)
     catalog = await open_catalog(settings, model, StoreMetrics(registry).observe)
-    loop, loop_stop = TrainingLoop(model, strict=settings.strict), threading.Event()
-    worker, ticks = make_worker(settings, catalog, loop), LoopMetrics(registry)
+    loop, ticks = TrainingLoop(model, strict=settings.strict), LoopMetrics(registry)
+    engine = make_trial_engine(settings, model, loop)
+    worker = make_worker(settings, catalog, loop, Vetting(engine, probes, settings.request_timeout_seconds))
     for collector in (CatalogCollector(catalog), TrainingCollector(worker)):
         registry.register(collector)
     answering: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if listener is not None:
-        answering = MetricsServer(listener, registry, lambda: max(loop.seconds_in_pass(), ticks.seconds_since_tick()))
+
+        def seconds_silent() -> float:
+            return max(loop.seconds_in_pass(), engine.seconds_since_progress(), ticks.seconds_since_tick())
+
+        answering = MetricsServer(listener, registry, seconds_silent)
         err().print(f"[bold]metrics[/] {shown_address_of(listener)}/metrics")
-    trainer = asyncio.create_task(asyncio.to_thread(loop.run_until, loop_stop))
+    engine.start()
+    trainer = asyncio.create_task(engine.ended())
     jobs = asyncio.create_task(worker.run())
     stopped = asyncio.create_task(stop.wait())
-    others = [asyncio.create_task(Forgetter(catalog, None).follow()), asyncio.create_task(ticks.run())]
+    others = [asyncio.create_task(Forgetter(catalog, engine).follow()), asyncio.create_task(ticks.run())]
     err().print(f"[bold green]ready[/] for jobs of {model.served_name} in {shown_store(settings)}")
     try:
         with answering:
@@ -116,8 +127,7 @@ async def run_worker(settings: Settings, listener: socket.socket | None = None) 
         for task in (jobs, stopped, *others):
             task.cancel()
         await asyncio.wait({jobs, *others})  # the last checkpoints need the training thread
-        loop_stop.set()
-        loop.wake()
+        await engine.shutdown()
         await asyncio.wait({trainer})
         await catalog.store.close()
     for task in (trainer, jobs):

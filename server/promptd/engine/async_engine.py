@@ -129,6 +129,12 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
+    async def ended(self) -> None:
+        """Wait for the end of the engine's thread; raises what it died of, where nobody asked for its end."""
+        await asyncio.to_thread(self._thread.join)
+        if self._death is not None:
+            raise self._death
+
     async def shutdown(self, drain_seconds: float = 0) -> None:
         """Refuse new requests, let running ones finish for a while, end the rest with a typed error."""
         self._is_draining = True

@@ -124,7 +124,7 @@ class Engine:
         outputs = [*self._displaced, *self._expire(began)]
         self._displaced.clear()
         step = self.scheduler.schedule()
-        outputs += [self._fail(seq, _line_full(seq)) for seq in self.scheduler.waiting.surplus()]
+        outputs += [self._fail(seq, _line_full(limit)) for seq, limit in self.scheduler.waiting.surplus()]
         if step:
             for seq in (*step.sources, *(row.seq for row in step.rows)):
                 seq.reading = seq.reading or max(began, seq.scheduled or began)
@@ -254,9 +254,9 @@ class Engine:
             raise RuntimeError("a sequence is neither waiting nor running")
 
 
-def _line_full(seq: Sequence) -> RateLimitError:
+def _line_full(limit: int) -> RateLimitError:
     return RateLimitError(
-        f"{seq.request.share.max_waiting} requests wait already, as many as there may be beside those that run",
+        f"{limit} requests may wait beside those that run, and no place is left for this one",
         code="too_many_queued_requests",
         retry_after_seconds=1,
     )

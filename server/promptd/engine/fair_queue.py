@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from promptd.engine.sequence import Sequence
+from promptd.engine.share import Places
 
 READ_COST, WRITE_COST = 1.0, 2.0
 """Of one token, as in the paper."""
@@ -37,7 +38,7 @@ class _Account:
 
     weight: float
     service: float
-    max_waiting: int | None = None
+    places: Places | None = None
     num_open: int = 0
     num_running: int = 0
     num_waiting: int = 0
@@ -72,7 +73,9 @@ class FairQueue:
         account = self._accounts.get(share.key)
         if account is None:
             account = self._accounts[share.key] = _Account(share.weight, self._floor)
-        account.weight, account.max_waiting = share.weight, share.max_waiting
+        account.weight = share.weight
+        if share.places is not None or not account.num_open:
+            account.places = share.places
         if not account.num_open:
             account.service = max(account.service, self._least_busy())
             self._busy[share.key] = account
@@ -174,15 +177,20 @@ class FairQueue:
         account = max(waiting, key=lambda one: one.num_waiting / one.weight, default=None)
         return None if account is None else account.lines[min(account.lines)][-1]
 
-    def surplus(self) -> list[Sequence]:
-        """Return what waits beyond what its share may have waiting, the last to be served first; rows that ran stay."""
+    def surplus(self) -> list[tuple[Sequence, int]]:
+        """Return what waits without a place of its share, the last to be served first, and how many places there are.
+
+        Rows that ran stay, and so does what was put there without a thought of places.
+        """
         found = []
         for account in self._busy.values():
-            if account.max_waiting is None or account.num_waiting <= account.max_waiting:
+            if account.places is None or not account.num_waiting:
                 continue
-            line = [seq for priority in sorted(account.lines) for seq in reversed(account.lines[priority])]
-            fresh = [seq for seq in line if seq.scheduled is None]
-            found += fresh[: account.num_waiting - account.max_waiting]
+            num_over = account.places.surplus(account.num_waiting)
+            if num_over:
+                line = [seq for priority in sorted(account.lines) for seq in reversed(account.lines[priority])]
+                fresh = [seq for seq in line if seq.scheduled is None and seq.request.share.places is not None]
+                found += [(seq, account.places.limit) for seq in fresh[:num_over]]
         return found
 
     def _put(self, account: _Account, seq: Sequence, *, is_first: bool) -> None:

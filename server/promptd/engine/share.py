@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from promptd.errors import InvalidRequestError
 
 MAX_PRIORITY = 9
+
+
+class Places(Protocol):
+    """Who may wait beside those that run. Others than the engine may have to be asked; it never waits for them."""
+
+    @property
+    def limit(self) -> int:
+        """How many places there may be in all."""
+        ...
+
+    def surplus(self, num_waiting: int) -> int:
+        """Return how many of those that wait have to go now; asked after each step, on the engine's thread."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +29,8 @@ class Share:
 
     key: str = ""
     weight: float = 1.0
-    max_waiting: int | None = None
-    """Requests that may wait beside those that run; beyond it the newest is refused."""
+    places: Places | None = None
+    """For requests that wait; those without one are refused, the newest first. None: any number may wait."""
     max_resident_bytes: int | None = None
     """K/V of prompts that may be resident under its own salt."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from promptd_store import (
     STORED_BYTES,
     Check,
     CheckFailedError,
+    Content,
     HasBlob,
     Put,
     Store,
@@ -29,6 +31,7 @@ from promptd.jobs.keys import file_key, new_id
 
 MAX_FILENAME_CHARS = 255
 MAX_LINE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 Files = list["FileRecord"]  # `list` is a method
 
 
@@ -68,7 +71,7 @@ class TrainingFiles:
         self._clock = clock
         self.max_bytes = max_bytes
 
-    async def create(self, tenant: str, filename: str, content: bytes, *, user: str | None = None) -> FileRecord:
+    async def create(self, tenant: str, filename: str, content: Content, *, user: str | None = None) -> FileRecord:
         """Store a file, durable on return; rows are looked at later, by the job that uses them.
 
         Raises `PayloadTooLargeError`, `InvalidRequestError` where the content cannot be JSON lines, or the store's
@@ -152,18 +155,32 @@ def _no_file(file_id: str) -> NotFoundError:
     return NotFoundError(f"no file {file_id[:80]!r}", param="file_id", code="file_not_found")
 
 
-def check_lines(content: bytes, param: str) -> None:
-    """Raise `InvalidRequestError` for bytes that are clearly no JSON lines: empty, binary, an endless line."""
-    try:
-        is_empty = not content.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise _invalid(param, f"line {line}: not UTF-8 ({error.reason} at byte {error.start})") from None
+def check_lines(content: Content, param: str) -> None:
+    """Raise `InvalidRequestError` for bytes that are clearly no JSON lines: empty, binary, an endless line.
+
+    Looks at a piece at a time: what is stored need not be in memory.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line, num_in_line, is_empty = 1, 0, True
+    too_long = (0, 0)
+    for at in range(0, len(content), PIECE_BYTES):
+        piece = bytes(content[at : at + PIECE_BYTES])
+        try:
+            text = decoder.decode(piece, final=at + len(piece) == len(content))
+        except UnicodeDecodeError as error:
+            number = line + error.object.count(b"\n", 0, error.start)
+            place = at + len(piece) - len(error.object) + error.start  # its object begins with what was left undecoded
+            raise _invalid(param, f"line {number}: not UTF-8 ({error.reason} at byte {place})") from None
+        is_empty = is_empty and not text.strip()
+        for number, row in enumerate(piece.split(b"\n")):
+            line, num_in_line = line + (number > 0), len(row) + (num_in_line if number == 0 else 0)
+            if num_in_line > MAX_LINE_BYTES and too_long[0] in (0, line):
+                too_long = line, num_in_line
     if is_empty:
         raise _invalid(param, "no rows at all")
-    for number, row in enumerate(content.split(b"\n"), start=1):
-        if len(row) > MAX_LINE_BYTES:
-            raise _invalid(param, f"line {number}: has {len(row)} bytes, at most {MAX_LINE_BYTES} are allowed")
+    if too_long[0]:
+        number, count = too_long
+        raise _invalid(param, f"line {number}: has {count} bytes, at most {MAX_LINE_BYTES} are allowed")
 
 
 def _invalid(param: str, problem: str) -> InvalidRequestError:

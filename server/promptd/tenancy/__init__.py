@@ -10,6 +10,7 @@ from promptd.tenancy.gate import Claim, Gate, Visit
 from promptd.tenancy.key_office import DEFAULT_GRACE_SECONDS, Issued, KeyOffice
 from promptd.tenancy.key_ring import KeyRing
 from promptd.tenancy.limits import LIMIT_NAMES, TenantLimits
+from promptd.tenancy.places import PlacePool
 from promptd.tenancy.policy import holdings_of, set_limits
 from promptd.tenancy.quarantine import lift, quarantine
 from promptd.tenancy.rates import RateMeter
@@ -38,6 +39,7 @@ __all__ = [
     "KeyOffice",
     "KeyRecord",
     "KeyRing",
+    "PlacePool",
     "Principal",
     "QuarantinedPrompt",
     "RateMeter",

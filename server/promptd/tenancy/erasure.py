@@ -37,7 +37,7 @@ from promptd.jobs import JobEraser, TrainingFiles
 from promptd.tenancy.book import Deed
 from promptd.tenancy.calls import calls_log
 from promptd.tenancy.directory import TenantDirectory
-from promptd.tenancy.store_keys import ERASURES_LOG, owner_key, rate_key, slots_key
+from promptd.tenancy.store_keys import ERASURES_LOG, owner_key, places_key, rate_key, slots_key
 from promptd.tenancy.tenant import Tenant
 
 PAGE = 500
@@ -117,7 +117,8 @@ class Eraser:
         report["jobs"] = await self._jobs.forget_tenant(name)
         report.update(await self._store.erase_tenant(name))
         await self._store.trim_log(calls_log(name), before_seq=1 << 62)  # it names prompts
-        await self._store.transact(deletes=[rate_key(name, "requests"), rate_key(name, "tokens"), slots_key(name)])
+        shared = [rate_key(name, "requests"), rate_key(name, "tokens"), slots_key(name), places_key(name)]
+        await self._store.transact(deletes=shared)
         return await self._finish(report, told)
 
     async def servers(self, name: str) -> list[dict[str, Any]] | None:

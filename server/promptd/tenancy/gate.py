@@ -10,6 +10,7 @@ from promptd.errors import AuthenticationError
 from promptd.tenancy.budget import ServerBudgets
 from promptd.tenancy.directory import TenantDirectory
 from promptd.tenancy.limits import NO_LIMITS, TenantLimits
+from promptd.tenancy.places import PlacePool, Places
 from promptd.tenancy.rates import RateMeter, RateReading, rate_headers
 from promptd.tenancy.scopes import Principal
 from promptd.tenancy.slots import SlotPool
@@ -81,6 +82,12 @@ class Visit:
             await self._gate.slots.enter(tenant, limits.max_concurrent_requests)
             self._has_slot = True
 
+    @property
+    def places(self) -> Places | None:
+        """Where its parts may wait in the engine; None where there is no limit."""
+        limit = self.limits.max_queued_requests
+        return None if limit is None else self._gate.places.of(self.principal.tenant, limit)
+
     async def reserve_tokens(self, count: int) -> None:
         """Take the most tokens that a part of the request can use of the tenant's own; raises `RateLimitError`."""
         limit = self.limits.tokens_per_minute
@@ -133,11 +140,13 @@ class Gate:
         budgets: ServerBudgets,
         rates: RateMeter,
         slots: SlotPool,
+        places: PlacePool,
         usage: UsageLedger,
     ) -> None:
         self.budgets = budgets
         self.rates = rates
         self.slots = slots
+        self.places = places
         self.usage = usage
         self._directory = directory
 
@@ -160,7 +169,8 @@ class Gate:
         """Write the last counts and give the slots back."""
         await self.usage.close()
         await self.slots.settle()
+        await self.places.close()
 
     async def keep(self) -> None:
         """Do what has to be done again and again, until cancelled."""
-        await asyncio.gather(self.slots.keep(), self.usage.keep())
+        await asyncio.gather(self.slots.keep(), self.places.keep(), self.usage.keep())

@@ -1,36 +1,33 @@
 """Requests that one tenant may have open at a time, on all servers together.
 
-Each server holds some of a tenant's slots in one record, with a time until when: a server that is killed holds them no
-longer than that. Slots that it does not need any more it gives back a little later, so that steady work costs no step.
+Each server holds some of a tenant's slots. Those that it does not need any more it gives back a little later, so that
+steady work costs no step in the store.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from promptd_store import Check, CheckFailedError, Put, Store, StoreUnavailableError
+from promptd_store import Store, StoreUnavailableError
 
 from promptd.errors import RateLimitError
+from promptd.tenancy.parted import Part, PartedNumber
 from promptd.tenancy.store_keys import slots_key
 
-HOLD_SECONDS = 15.0
 SETTLE_SECONDS = 2.0
 """How often slots are renewed and those not needed given back."""
 NUM_PARTS = 16
-MAX_TRIES = 1000
 
 
 @dataclass(slots=True)
 class _Holding:
     """A tenant's slots on this server."""
 
-    held: int = 0
+    part: Part = field(default_factory=Part)
     used: int = 0
-    until: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -38,8 +35,7 @@ class SlotPool:
     """Owner of this server's slots. All methods run on one event loop."""
 
     def __init__(self, store: Store, server_id: str, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
-        self._server_id = server_id
+        self._numbers = PartedNumber(store, server_id, slots_key, clock)
         self._clock = clock
         self._holdings: dict[str, _Holding] = {}
 
@@ -67,9 +63,10 @@ class SlotPool:
         """Renew the slots in use, give the others back."""
         for tenant, holding in list(self._holdings.items()):
             async with holding.lock:
-                if holding.held or holding.used:
-                    await self._write(tenant, holding, holding.used)
-                if not holding.held and not holding.used and self._holdings.get(tenant) is holding:
+                part = holding.part
+                if part.held or holding.used:
+                    await self._numbers.hold(tenant, part, holding.used, holding.used)
+                if not part.held and not holding.used and self._holdings.get(tenant) is holding:
                     del self._holdings[tenant]
 
     async def keep(self) -> None:
@@ -78,40 +75,16 @@ class SlotPool:
             await asyncio.sleep(SETTLE_SECONDS)
             try:
                 await self.settle()
-            except (StoreUnavailableError, CheckFailedError):
+            except StoreUnavailableError:
                 continue  # what is held runs out by itself
 
     def _has_free(self, holding: _Holding) -> bool:
-        return holding.used < holding.held and self._clock() < holding.until
+        return holding.used < holding.part.held and self._clock() < holding.part.until
 
     async def _take(self, tenant: str, holding: _Holding, limit: int) -> None:
         wanted = holding.used + max(1, limit // NUM_PARTS)
-        if await self._write(tenant, holding, wanted, limit) <= holding.used:
+        if await self._numbers.hold(tenant, holding.part, wanted, holding.used, limit) <= holding.used:
             raise _full(limit)
-
-    async def _write(self, tenant: str, holding: _Holding, wanted: int, limit: int | None = None) -> int:
-        """Hold so many, or what others leave of the limit; return how many."""
-        key = slots_key(tenant)
-        for _ in range(MAX_TRIES):
-            now = self._clock()
-            stored = await self._store.get(key)
-            plain: Mapping[str, tuple[int, float]] = {} if stored is None else json.loads(stored.value)
-            others = {one: held for one, held in plain.items() if one != self._server_id and held[1] > now}
-            free = wanted if limit is None else max(0, limit - sum(held[0] for held in others.values()))
-            granted = max(min(wanted, free), min(holding.used, holding.held))
-            until = now + HOLD_SECONDS
-            mine = {self._server_id: (granted, until)} if granted else {}
-            checks = [Check(key, None if stored is None else stored.etag)]
-            try:
-                if others or mine:
-                    await self._store.transact(checks, [Put(key, json.dumps({**others, **mine}).encode())])
-                elif stored is not None:
-                    await self._store.transact(checks, deletes=[key])
-            except CheckFailedError:
-                continue
-            holding.held, holding.until = granted, until
-            return granted
-        raise StoreUnavailableError(f"the slots of tenant {tenant!r} are taken by too many servers at once")
 
 
 def _full(limit: int) -> RateLimitError:

@@ -28,6 +28,11 @@ def slots_key(tenant: str) -> str:
     return f"{{{PUBLIC_TENANT}}}:slots:{tenant}"
 
 
+def places_key(tenant: str) -> str:
+    """Key of the requests that a tenant has waiting, by server."""
+    return f"{{{PUBLIC_TENANT}}}:places:{tenant}"
+
+
 def salt_of(tenant: str) -> str:
     """Return what a tenant's keys and values are cached under: no other tenant's are, and no caller chooses it."""
     return f"tenant/{tenant}"

@@ -56,7 +56,7 @@ class PromptFolder:
         """Write a finished prompt; its checkpoint goes."""
         self._card_path(name).unlink(missing_ok=True)  # of the prompt that is about to be replaced
         self._write(self.path / f"{name}.sidecar.safetensors", sidecar)
-        self._write(self.prompt_path(name), artifact.content)
+        self._write(self.prompt_path(name), bytes(artifact.content))
         self._write(self._card_path(name), json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n")
         self.checkpoint_path(name).unlink(missing_ok=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,11 +11,9 @@ from promptd.training.job import TrainingJob, Watcher
 from promptd.training.passes import BetweenLayers
 from promptd.training.trainer import MAX_PASS_TOKENS, Outcome, Trainer
 
-_IDLE_WAIT_SECONDS = 1.0
-
 
 class TrainingLoop:
-    """Runs as an engine's spare time, or in a thread of its own by `run_until`.
+    """Runs as an engine's spare time.
 
     `strict` gives every job passes of its own: then its prompt is bit for bit the one of a run alone.
     """
@@ -66,17 +63,6 @@ class TrainingLoop:
         """How long the present pass has taken; 0.0 between two. From any thread."""
         began = self._pass_began
         return 0.0 if began is None else time.monotonic() - began
-
-    def run_until(self, stop: threading.Event) -> None:
-        """Run passes until told to stop; the body of a thread that does nothing else."""
-        arrived = threading.Event()
-        self.wake = arrived.set
-        while not stop.is_set():
-            arrived.clear()
-            if self.has_work:
-                self.run()
-            else:
-                arrived.wait(_IDLE_WAIT_SECONDS)
 
     def _put(self, command: Callable[[], None]) -> None:
         self._inbox.append(command)
