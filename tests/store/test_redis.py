@@ -288,7 +288,8 @@ async def blob_store(request: pytest.FixtureRequest, server: RedisServer, tmp_pa
 async def damage(store: RedisStore, digest: str, data: bytes | None) -> None:
     """Change the stored bytes behind the store's back; None takes them away."""
     found = await store._blobs._entries("acme")
-    (place,) = [place for name, _, _, place in found if "sha256:" + name == digest]
+    (entry,) = [entry for name, entry in found if "sha256:" + name == digest]
+    place = entry.split(b" ", 2)[2].decode()
     if not place:
         key = f"promptd:blob:acme:{digest[7:]}"
         await (store._link.command("DEL", key) if data is None else store._link.command("SET", key, data))
