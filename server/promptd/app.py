@@ -17,7 +17,7 @@ from promptd_store import PromptCatalog, StoreError, is_shared
 import promptd
 from promptd.api.error_handlers import OversizeEnvelope, UnexpectedErrors, install
 from promptd.api.leaving import CloseWhenLeaving
-from promptd.api.routes import build_router
+from promptd.api.routes import add_routes
 from promptd.api.services import Services
 from promptd.engine.async_engine import AsyncEngine
 from promptd.erasures import Forgetter
@@ -165,7 +165,7 @@ def create_app(
         redoc_url=None,
         telemetry=tracing.telemetry if tracing is not None else NO_TELEMETRY,
     )
-    app.include_router(build_router(limits))
+    add_routes(app.router, limits)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(OversizeEnvelope)
     app.add_middleware(CloseWhenLeaving, app.state)

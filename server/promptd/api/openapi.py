@@ -51,7 +51,12 @@ _STATUSES = {
     503: "A limit of the server's is reached, or the store is away; with Retry-After.",
     504: "A deadline passed.",
 }
-ERRORS: Responses = {status: {"model": ErrorReply, "description": text} for status, text in _STATUSES.items()}
+_ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}}}
+ERRORS: Responses = {
+    status: {"description": text, **({"model": ErrorReply} if status == 500 else _ERROR)}
+    for status, text in _STATUSES.items()
+}
+"""One names the model, the others its schema: of every model FastAPI makes a validator of its own for every route."""
 JSON: Responses = {200: {"description": "Done.", "content": {"application/json": _OBJECT}}}
 STREAM: Responses = {
     200: {

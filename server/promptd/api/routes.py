@@ -180,9 +180,12 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
-def build_router(limits: Limits) -> APIRouter:
-    """Register the table."""
-    router = APIRouter()
+def add_routes(router: APIRouter, limits: Limits) -> None:
+    """Register the table with the application's own router.
+
+    Of a router that is included in another FastAPI makes all routes once more, when the first request comes: it would
+    wait for some tenths of a second, and everybody with it.
+    """
     for route in ROUTES:
         router.add_api_route(
             route.path,
@@ -205,4 +208,3 @@ def build_router(limits: Limits) -> APIRouter:
                 include_in_schema=False,
                 route_class_override=guarded(route, limits),
             )
-    return router
