@@ -76,34 +76,47 @@ static INLINE void prefetch(const stored *at, int64_t dim)
         __builtin_prefetch((const char *)at + byte);
 }
 
-/* The lanes' sum, always in this order. */
-static inline float sum_of(lanes values)
+/* A key times a query, all but the sum of the lanes; and of what fills no vector, at the end. */
+static INLINE lanes products_of(const state *row, const stored *key, int64_t dim)
 {
-    float parts[LANES];
-    memcpy(parts, &values, sizeof parts);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            parts[i] += parts[i + width];
-    return parts[0];
+    lanes products = {0};
+    for (int64_t i = 0; i + LANES <= dim; i += LANES)
+        products += load_lanes(row->query + i) * load_stored(key + i);
+    return products;
 }
 
-/* Scores of `count` keys that lie side by side; their values, which are read next, are fetched meanwhile. */
+static INLINE float rest_of(const state *row, const stored *key, int64_t dim, float product)
+{
+    for (int64_t i = dim / LANES * LANES; i < dim; i++)
+        product += row->query[i] * load(key[i]);
+    return product;
+}
+
+/* Scores of `count` keys that lie side by side. The first query's fetch `values`, which are read next, and keys that
+ * come later meanwhile; for the others `values` is NULL. */
 static INLINE void score(const state *row, const stored *keys, const stored *values, int64_t count, int64_t dim,
                          float *scores)
 {
-    for (int64_t key = 0; key < count; key++) {
-        const stored *at = keys + key * dim;
-        prefetch(at + AHEAD * dim, dim);
-        prefetch(values + key * dim, dim);
-        lanes products = {0};
-        int64_t i = 0;
-        for (; i + LANES <= dim; i += LANES) {
-            products += load_lanes(row->query + i) * load_stored(at + i);
+    int64_t key = 0;
+    for (; key + LANES <= count; key += LANES) {
+        lanes products[LANES];
+        for (int64_t i = 0; i < LANES; i++) {
+            if (values) {
+                prefetch(keys + (key + i + AHEAD) * dim, dim);
+                prefetch(values + (key + i) * dim, dim);
+            }
+            products[i] = products_of(row, keys + (key + i) * dim, dim);
         }
-        float product = sum_of(products);
-        for (; i < dim; i++)
-            product += row->query[i] * load(at[i]);
-        scores[key] = product;
+        store_lanes(scores + key, sums_of(products));
+        for (int64_t i = 0; dim % LANES && i < LANES; i++)
+            scores[key + i] = rest_of(row, keys + (key + i) * dim, dim, scores[key + i]);
+    }
+    for (; key < count; key++) {
+        if (values) {
+            prefetch(keys + (key + AHEAD) * dim, dim);
+            prefetch(values + key * dim, dim);
+        }
+        scores[key] = rest_of(row, keys + key * dim, dim, sum_of(products_of(row, keys + key * dim, dim)));
     }
 }
 
@@ -132,17 +145,18 @@ static INLINE void weigh(state *row, float *scores, int64_t dim)
 
 static INLINE void add_values(state *row, const stored *values, int64_t count, int64_t dim, const float *weights)
 {
+    lanes sums[MAX_DIM / LANES];
+    for (int64_t i = 0; i < dim / LANES; i++)
+        sums[i] = load_lanes(row->sum + i * LANES);
     for (int64_t key = 0; key < count; key++) {
         const stored *at = values + key * dim;
-        int64_t i = 0;
-        for (; i + LANES <= dim; i += LANES) {
-            lanes sum = load_lanes(row->sum + i);
-            sum += weights[key] * load_stored(at + i);
-            store_lanes(row->sum + i, sum);
-        }
-        for (; i < dim; i++)
+        for (int64_t i = 0; i < dim / LANES; i++)
+            sums[i] += weights[key] * load_stored(at + i * LANES);
+        for (int64_t i = dim / LANES * LANES; i < dim; i++)
             row->sum[i] += weights[key] * load(at[i]);
     }
+    for (int64_t i = 0; i < dim / LANES; i++)
+        store_lanes(row->sum + i * LANES, sums[i]);
 }
 
 /* All of one row's keys from number `done` on, for the `group` queries that share a head of keys. */
@@ -160,7 +174,7 @@ static INLINE void attend_row(state *queries, int64_t group, const stored *keys,
                 int64_t left = spans[2 * end_span + 1] - end_at;
                 int64_t count = left < CHUNK - filled ? left : CHUNK - filled;
                 int64_t first = (spans[2 * end_span] + end_at) * dim;
-                score(queries + query, keys + first, values + first, count, dim, scores + filled);
+                score(queries + query, keys + first, query ? NULL : values + first, count, dim, scores + filled);
                 filled += count;
                 end_at += count;
                 if (end_at == spans[2 * end_span + 1])
@@ -185,8 +199,7 @@ static INLINE void attend_row(state *queries, int64_t group, const stored *keys,
     }
 }
 
-static INLINE void attend_run(const layer *one, const rows *all, int64_t run,
-                                                             int64_t head, int64_t dim, state *states)
+static INLINE void attend_run(const layer *one, const rows *all, int64_t run, int64_t head, int64_t dim, state *states)
 {
     int64_t group = one->num_heads / one->num_kv_heads;
     int64_t first = all->runs[run], num_rows = all->runs[run + 1] - first;
@@ -207,9 +220,10 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run,
     for (int64_t at = 0; at < done; at += CHUNK) /* these 64 keys stay in the nearest cache for all rows */
         for (int64_t query = 0; query < num_rows * group; query++) {
             float scores[CHUNK];
-            score(states + query, keys + (shared[0] + at) * dim, values + (shared[0] + at) * dim, CHUNK, dim, scores);
+            const stored *own = values + (shared[0] + at) * dim;
+            score(states + query, keys + (shared[0] + at) * dim, query ? NULL : own, CHUNK, dim, scores);
             weigh(states + query, scores, dim);
-            add_values(states + query, values + (shared[0] + at) * dim, CHUNK, dim, scores);
+            add_values(states + query, own, CHUNK, dim, scores);
         }
     for (int64_t row = 0; row < num_rows; row++) {
         const int64_t *own = all->first_spans + first + row;
