@@ -68,7 +68,7 @@ def test_it_equals_plain_products(num_heads: int, num_kv_heads: int, dim: int, d
     """Ragged spans, shared ones, heads in groups, odd sizes, both dtypes."""
     query, keys, values = make(num_heads, num_kv_heads, dim, 8, dtype)
     found = attend(RUNS, query, keys, values)
-    tolerance = 1e-6 if dtype is torch.float32 else 4e-3  # half a unit of bfloat16's last place, at 1
+    tolerance = 2e-6 if dtype is torch.float32 else 4e-3  # half a unit of bfloat16's last place, at 1
     for token, spans in (row for run in RUNS for row in run):
         want = expected(spans, query[0, :, token], keys, values)
         torch.testing.assert_close(found[token].double(), want, atol=tolerance, rtol=tolerance)
