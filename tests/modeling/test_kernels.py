@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from promptd.modeling import activations, compiled_linear, kernels, load_model, quantized_linear
+from promptd.modeling import activations, compiled_linear, kernels, load_model, norms, quantized_linear
 from promptd.modeling.activations import GELU
 from promptd.modeling.compiled_linear import LINEAR, CompiledLinear, can_compile
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED, decode_kernel
 from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled
+from promptd.modeling.norms import RMS_NORM
 from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.quantized_linear import QUANTIZE
 
@@ -92,6 +93,7 @@ def test_a_model_is_served_with_them_and_without(
         (LINEAR, "+= weights[i] * value;", "+= weights[i] * (value + 0.01f);", compiled_linear._kernel, ()),
         (DECODE_ATTENTION, "share = 1.0f / own->total", "share = 1.01f / own->total", decode_kernel, (torch.float32,)),
         (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, ()),
+        (RMS_NORM, "total / dim + epsilon", "1.01f * total / dim + epsilon", norms._kernel, ()),
         (QUANTIZE, "(float)largest + 1.5f", "(float)largest + 3.5f", quantized_linear._kernel, ()),
         (QUANTIZE, "bias ? bias[i] : 0.0f", "0.0f", quantized_linear._kernel, ()),
     ],

@@ -26,6 +26,7 @@ from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint, stored_tensors
 from promptd.modeling.frozen import FrozenModel
 from promptd.modeling.frozen_linear import replace_linears
+from promptd.modeling.norms import fuse_norms
 from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
 from promptd.modeling.ranks import Rank
@@ -145,6 +146,7 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
     elif (pack := packs and can_pack(model.dtype)) or strict:
         replace_linears(hf, partial(PackedLinear, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0))
     fuse_activations(hf)
+    fuse_norms(hf)
     largest = prove(model)
     if rank is not None:
         largest = Magnitudes(rank.largest(largest.keys, model.device), rank.largest(largest.values, model.device))

@@ -1,0 +1,87 @@
+"""RMS norms in one kernel instead of six elementwise ops."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import nn
+
+from promptd.modeling.kernels import load_kernel
+
+RMS_NORM = "rms_norm.c"
+
+
+class RmsNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + epsilon) * weight` in float32 (Zhang and Sennrich, 2019); equal to transformers' to 1e-6.
+
+    By `kernels/rms_norm.c` where it can be, else by torch.
+    """
+
+    def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
+        super().__init__()
+        self.weight = weight  # [hidden_size]
+        self.epsilon = epsilon
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Normalize the last dimension."""
+        wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or self.weight.requires_grad)
+        kernel = None if wants_gradient or hidden.dtype is not torch.float32 else _kernel()
+        if kernel is None:
+            return nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
+        hidden = hidden.contiguous()
+        out = torch.empty_like(hidden)
+        (dim,) = self.weight.shape
+        kernel(
+            hidden.data_ptr(), self.weight.data_ptr(), out.data_ptr(), hidden.numel() // dim, dim, self.epsilon,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+
+@functools.cache
+def _kernel() -> ctypes._NamedFuncPointer | None:
+    """Return the compiled function, where it can be had and is right."""
+    return load_kernel(RMS_NORM, bind=_bound, passes=_passes)
+
+
+def _bound(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.promptd_rms_norm.argtypes = [pointer, pointer, pointer, number, number, ctypes.c_float, number]
+    library.promptd_rms_norm.restype = None
+    return library.promptd_rms_norm
+
+
+def _passes(kernel: ctypes._NamedFuncPointer) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    trial, weight = torch.randn(3, 77, generator=generator), torch.randn(77, generator=generator)
+    out = torch.empty_like(trial)
+    kernel(trial.data_ptr(), weight.data_ptr(), out.data_ptr(), 3, 77, 1e-5, 1)
+    return torch.allclose(out, nn.functional.rms_norm(trial, (77,), weight, 1e-5), atol=1e-5)
+
+
+@torch.no_grad()
+def fuse_norms(model: nn.Module) -> int:
+    """Replace every norm that computes this in float32 on the CPU, and return how many there were."""
+    count = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if (fused := _fused(child)) is not None:
+                setattr(parent, name, fused)
+                count += 1
+    return count
+
+
+def _fused(norm: nn.Module) -> RmsNorm | None:
+    """Return the same norm, where it is one: classes of this name differ in what they do with their weight."""
+    weight, epsilon = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    is_named_so = type(norm).__name__.endswith(("RMSNorm", "T5LayerNorm"))
+    if not is_named_so or not isinstance(weight, nn.Parameter) or not isinstance(epsilon, float):
+        return None
+    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or weight.dim() != 1:
+        return None
+    trial = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(0))
+    fused = RmsNorm(weight, epsilon)
+    scale = weight.abs().max().item()
+    return fused if torch.allclose(fused(trial), norm(trial), rtol=1e-5, atol=1e-6 * max(scale, 1.0)) else None
