@@ -13,7 +13,8 @@ import torch
 
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
-from tests.engine.seq2seq_oracle import TOLERANCE, Row, frozen, library
+from tests.engine.harness import frozen
+from tests.engine.seq2seq_oracle import TOLERANCE, Row, library
 
 TEXT = "the quick brown fox jumps"
 START = (0,)

@@ -15,15 +15,14 @@ from transformers import AutoModelForSeq2SeqLM
 
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
-from tests.engine.seq2seq_oracle import Row, frozen, library
+from tests.engine.harness import frozen
+from tests.engine.seq2seq_oracle import Row, library
 from tests.engine.test_seq2seq import start_of
 from tests.engine.test_seq2seq_peft import answer
+from tests.peft_adapters import WARNS
 from tests.training.site import ROWS
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
-]
+pytestmark = WARNS
 TEXT = "is there rain 3"
 JOBS: dict[str, dict[str, Any]] = {
     "intents": {"type": "residual", "residual": {"hyperparameters": {"num_virtual_tokens": 5}}},

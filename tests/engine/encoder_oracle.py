@@ -16,16 +16,10 @@ from transformers import DynamicCache
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.engine.request import Output, Request
-from promptd.modeling import FrozenModel, kv_bytes_per_token, load_model
+from tests.engine.harness import frozen
 
 FIRST, LAST, MASK = 320, 321, 322  # the tiny tokenizer's special tokens
 TOLERANCE = 1e-4
-
-
-@functools.cache
-def frozen(folder: Path, *, strict: bool = False) -> FrozenModel:
-    """The model under test, loaded once."""
-    return load_model(folder, strict=strict)
 
 
 @functools.cache
@@ -73,9 +67,8 @@ def library(folder: Path, family: str) -> tuple[PromptArtifact, ...]:
 def make_engine(folder: Path, *, prompt_tokens: int = 64, strict: bool = False, **limits: int) -> Engine:
     """An engine; a slot that is read before it was written is a NaN."""
     model = frozen(folder, strict=strict)
-    spec = model.spec
-    slot = kv_bytes_per_token(spec.num_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
-    engine = Engine(model, EngineConfig(prompt_cache_bytes=prompt_tokens * slot, strict=strict, **limits))
+    cache_bytes = prompt_tokens * model.bytes_per_slot
+    engine = Engine(model, EngineConfig(prompt_cache_bytes=cache_bytes, strict=strict, **limits))
     for stored in (engine.pool.keys, engine.pool.values):
         stored.fill_(torch.nan)
     return engine

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine, Output
 from promptd.engine.request import GenerateRequest, SamplingParams
-from promptd.modeling import FrozenModel, kv_bytes_per_token, load_model
+from promptd.modeling import FrozenModel, load_model
 from promptd.modeling.reference import ReferenceRow, Segment
 
 TOLERANCE = 1e-4
@@ -96,8 +96,7 @@ def make_engine(
 ) -> Engine:
     """An engine whose caches are given in blocks and virtual tokens; a slot read before it was written is a NaN."""
     model = frozen(folder, strict=strict, quantization=quantization)
-    spec = model.spec
-    slot = kv_bytes_per_token(spec.num_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
+    slot = model.bytes_per_slot
     block_size = int(limits.get("block_size", 16))
     config = EngineConfig(
         kv_cache_bytes=num_blocks * block_size * slot,

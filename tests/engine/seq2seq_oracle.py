@@ -16,17 +16,11 @@ import transformers as hf
 from promptd_store import PromptArtifact, PromptKind, encode
 from torch import nn
 
-from promptd.modeling import FrozenModel, load_model
+from tests.engine.harness import frozen
 
 TOLERANCE = 1e-4
 FIRST, LAST = 320, 321
 _NAME = "with_prefixes"
-
-
-@functools.cache
-def frozen(folder: Path, *, strict: bool = False) -> FrozenModel:
-    """The model under test, loaded once."""
-    return load_model(folder, strict=strict)
 
 
 @functools.cache

@@ -20,13 +20,13 @@ from tests.engine.encoder_oracle import (
     MASK,
     TOLERANCE,
     class_scores,
-    frozen,
     hidden_states,
     library,
     make_engine,
     oracle,
     run,
 )
+from tests.engine.harness import frozen
 
 CLASSIFIERS = ("bert", "roberta")
 #: The tight one cuts a batch into many steps and evicts prefixes.

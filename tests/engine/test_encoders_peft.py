@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import PeftModel, get_peft_model
 from promptd_store import encode, read_peft, write_peft
 from transformers import AutoModelForSequenceClassification
 
 from promptd.llm import LLM
 from tests.engine.encoder_oracle import FIRST, LAST, library
+from tests.peft_adapters import WARNS, adapter_configs
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
-]
-CONFIGS = {
-    "prompt": PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=7),
-    "p_tuning": PromptEncoderConfig(task_type="SEQ_CLS", num_virtual_tokens=5, encoder_hidden_size=32),
-    "prefix": PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4),
-    "prefix_projected": PrefixTuningConfig(
-        task_type="SEQ_CLS", num_virtual_tokens=6, prefix_projection=True, encoder_hidden_size=32
-    ),
-}
+pytestmark = WARNS
 TEXTS = [(FIRST, *range(5, 5 + length), LAST) for length in (3, 11, 24, 17)]
 
 
@@ -46,9 +35,9 @@ def test_scores_equal_pefts(tiny_encoders: dict[str, Path], tmp_path: Path, fami
     """Four adapters of every kind with a head each, saved by PEFT, loaded by us, mixed in one batch: PEFT's own
     scores, one text at a time; and back to PEFT bit for bit."""
     folders, expected = [], []
-    for number, (name, config) in enumerate(CONFIGS.items()):
+    for number, (name, config) in enumerate(adapter_configs("SEQ_CLS").items()):
         torch.manual_seed(number)
-        tuned = get_peft_model(base(tiny_encoders[family]), copy.deepcopy(config)).eval()  # type: ignore[arg-type]
+        tuned = get_peft_model(base(tiny_encoders[family]), config).eval()  # type: ignore[arg-type]
         with torch.no_grad():
             for parameter in (p for p in tuned.parameters() if p.requires_grad):
                 parameter.add_(0.5 * torch.randn_like(parameter))

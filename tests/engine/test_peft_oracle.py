@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from promptd.engine.request import SamplingParams
 from promptd.llm import LLM
+from tests.peft_adapters import WARNS, adapter_configs
 from tests.tiny_models import FAMILIES
 
-CONFIGS = {
-    "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7),
-    "p_tuning": PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=32),
-    "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
-    "prefix_projected": PrefixTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=6, prefix_projection=True, encoder_hidden_size=32
-    ),
-}
+pytestmark = WARNS
 TEXTS = [tuple(range(5, 5 + length)) for length in (3, 11, 24, 17)]
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_equal_pefts(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
     """Four PEFT adapters of every kind, saved by PEFT, loaded by us, mixed in one batch: token for token PEFT's own
     greedy answers, one request at a time."""
     folders, expected = [], []
-    for number, (name, config) in enumerate(CONFIGS.items()):
+    for number, (name, config) in enumerate(adapter_configs("CAUSAL_LM").items()):
         base = AutoModelForCausalLM.from_pretrained(tiny_models[family], dtype=torch.float32)
         torch.manual_seed(number)
-        tuned = get_peft_model(base, copy.deepcopy(config)).eval()
+        tuned = get_peft_model(base, config).eval()
         with torch.no_grad():
             for parameter in tuned.prompt_encoder.parameters():
                 parameter.add_(0.5 * torch.randn_like(parameter))

@@ -19,9 +19,9 @@ from promptd.engine.engine import Engine
 from promptd.engine.request import GenerateRequest, PoolRequest, SamplingParams, ScoreRequest
 from promptd.errors import ContextLengthError, InvalidRequestError, NumericalError
 from promptd.llm import LLM
-from promptd.modeling import kv_bytes_per_token, load_model
-from tests.engine.harness import Case, greedy, run
-from tests.engine.seq2seq_oracle import FIRST, LAST, TOLERANCE, Row, frozen, library
+from promptd.modeling import load_model
+from tests.engine.harness import Case, greedy, make_engine, run
+from tests.engine.seq2seq_oracle import FIRST, LAST, TOLERANCE, Row, library
 from tests.family_models import SEQ2SEQ
 
 #: Limits that bring out sources that wait for room, eviction of prefixes and preemption of rows.
@@ -40,25 +40,6 @@ LIMITS = {
 def text(rng: random.Random, length: int) -> tuple[int, ...]:
     """Token ids of a text between its two special tokens."""
     return (FIRST, *(rng.randrange(1, 300) for _ in range(length)), LAST)
-
-
-def make_engine(
-    folder: Path, *, num_blocks: int = 64, prompt_tokens: int = 512, strict: bool = False, **limits: int
-) -> Engine:
-    """An engine whose caches are given in blocks and slots; a slot that is read before it was written is a NaN."""
-    model = frozen(folder, strict=strict)
-    spec = model.spec
-    slot = kv_bytes_per_token(model.num_stored_layers, spec.num_kv_heads, spec.head_dim, model.dtype)
-    config = EngineConfig(
-        kv_cache_bytes=num_blocks * limits.get("block_size", 16) * slot,
-        prompt_cache_bytes=prompt_tokens * slot,
-        strict=strict,
-        **limits,  # type: ignore[arg-type]
-    )
-    engine = Engine(model, config)
-    for stored in (engine.pool.keys, engine.pool.values):
-        stored.fill_(torch.nan)
-    return engine
 
 
 def start_of(folder: Path) -> tuple[int, ...]:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import PeftModel, get_peft_model
 from promptd_store import ArtifactError, encode, read_peft, to_peft, write_peft
 from transformers import AutoModelForSeq2SeqLM
 
 from promptd.engine.request import SamplingParams
 from promptd.llm import LLM
 from tests.engine.seq2seq_oracle import FIRST, LAST
+from tests.peft_adapters import WARNS, adapter_configs
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
-]
-CONFIGS = {
-    "prompt": PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=7),
-    "p_tuning": PromptEncoderConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5, encoder_hidden_size=32),
-    "prefix": PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4),
-    "prefix_projected": PrefixTuningConfig(
-        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=6, prefix_projection=True, encoder_hidden_size=32
-    ),
-}
+pytestmark = WARNS
 TEXTS = [(FIRST, *range(5, 5 + length), LAST) for length in (3, 11, 24, 17)]
 PARAMS = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
 
@@ -46,7 +35,7 @@ def answer(tuned: Any, token_ids: tuple[int, ...], start: int) -> tuple[int, ...
 def tuned_model(folder: Path, config: Any, seed: int) -> Any:
     """A PEFT model whose prompt counts."""
     torch.manual_seed(seed)
-    tuned = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(folder), copy.deepcopy(config)).eval()
+    tuned = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(folder), config).eval()
     with torch.no_grad():
         for parameter in tuned.prompt_encoder.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -61,7 +50,7 @@ def test_answers_equal_pefts(tiny_seq2seq: dict[str, Path], tmp_path: Path, fami
     llm = LLM(folder)
     start = llm.model.hf.config.decoder_start_token_id
     folders, expected = [], []
-    for number, (name, config) in enumerate(CONFIGS.items()):
+    for number, (name, config) in enumerate(adapter_configs("SEQ_2_SEQ_LM").items()):
         tuned = tuned_model(folder, config, number)
         expected.append(answer(tuned, TEXTS[number], start))  # type: ignore[arg-type]
         folders.append(tmp_path / name)
@@ -81,7 +70,7 @@ def test_pefts_layers_are_read_as_peft_reads_them(tiny_seq2seq: dict[str, Path],
     """Decoder layer l reads stored slot 2l modulo their number. Control: read straight, the answer is another."""
     folder = tiny_seq2seq[family]
     llm = LLM(folder)
-    tuned = tuned_model(folder, CONFIGS["prefix"], 3)
+    tuned = tuned_model(folder, adapter_configs("SEQ_2_SEQ_LM")["prefix"], 3)
     tuned.save_pretrained(tmp_path)
     artifact = read_peft(tmp_path, llm.model.spec)
     prefix, num_layers = artifact.tensors["prefix"], llm.model.spec.num_layers
@@ -127,7 +116,7 @@ def test_flan_shapes_have_no_prefix_in_peft_but_one_of_ours(tiny_seq2seq: dict[s
     llm = LLM(tiny_seq2seq["t5-v1.1"])
     spec = llm.model.spec
     assert spec.num_kv_heads * spec.head_dim != spec.hidden_size
-    tuned_model(tiny_seq2seq["t5-v1.1"], CONFIGS["prefix"], 0).save_pretrained(tmp_path)
+    tuned_model(tiny_seq2seq["t5-v1.1"], adapter_configs("SEQ_2_SEQ_LM")["prefix"], 0).save_pretrained(tmp_path)
     with pytest.raises(ArtifactError) as refused:
         read_peft(tmp_path, spec)
     assert refused.value.code == "shape_mismatch"

@@ -20,7 +20,8 @@ from promptd.llm import LLM
 from promptd.settings import Settings
 from promptd.training import Example, TrainingDataError
 from tests.api.conftest import LiveServer, serve
-from tests.engine.encoder_oracle import frozen, random_head
+from tests.engine.encoder_oracle import random_head
+from tests.engine.harness import frozen
 from tests.evaluation.conftest import written
 from tests.evaluation.test_runner import TEXTS, labels, run
 

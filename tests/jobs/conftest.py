@@ -16,6 +16,8 @@ from promptd_store import EmbeddedStore, Lease, Store
 
 from promptd.errors import InvalidRequestError
 from promptd.jobs import (
+    LEASE_SECONDS,
+    Claim,
     JobClaims,
     JobLimits,
     JobQueue,
@@ -28,6 +30,7 @@ from promptd.jobs import (
 )
 
 BASE = "sha256:" + "0123456789abcdef" * 4
+OTHER_BASE = "sha256:" + "f" * 64
 METHOD = {"type": "residual"}
 ROWS = b'{"prompt": "1 + 1 =", "completion": "2"}\n'
 LIMITS = JobLimits(max_queued=400, max_running=8)
@@ -140,6 +143,13 @@ def make_queue(store: Any, clock: Clock, base: str = BASE, limits: JobLimits = L
 def make_worker(store: Any, clock: Clock, owner: str = "w1", base: str = BASE) -> JobClaims:
     """A worker."""
     return JobClaims(store, base, owner, limits=LIMITS, clock=clock)
+
+
+async def lost(clock: Clock, worker: JobClaims) -> Claim:
+    """A claim whose worker was silent for too long."""
+    (claim,) = await worker.claim(1)
+    clock.now += LEASE_SECONDS + 1
+    return claim
 
 
 def check_spec(spec: JobSpec) -> None:

@@ -26,12 +26,14 @@ from promptd.jobs import (
 )
 from tests.jobs.conftest import (
     METHOD,
+    OTHER_BASE,
     ROWS,
     Clock,
     StoreFactory,
     UnfencedStore,
     check_index,
     created,
+    lost,
     make_queue,
     make_worker,
     result_of,
@@ -39,15 +41,6 @@ from tests.jobs.conftest import (
 )
 
 pytestmark = pytest.mark.anyio
-
-OTHER_BASE = "sha256:" + "f" * 64
-
-
-async def lost(clock: Clock, worker: JobClaims) -> Claim:
-    """A claim whose worker was silent for too long."""
-    (claim,) = await worker.claim(1)
-    clock.now += LEASE_SECONDS + 1
-    return claim
 
 
 async def test_two_workers_never_own_one_job(queue: JobQueue, open_store: StoreFactory, clock: Clock) -> None:

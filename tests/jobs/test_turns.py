@@ -19,16 +19,17 @@ from promptd.jobs import (
 )
 from tests.jobs.conftest import (
     LIMITS,
+    OTHER_BASE,
     Clock,
     StoreFactory,
     check_index,
     created,
+    lost,
     make_queue,
     make_worker,
     result_of,
     spec_of,
 )
-from tests.jobs.test_claims import OTHER_BASE, lost
 
 pytestmark = pytest.mark.anyio
 

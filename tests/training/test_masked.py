@@ -33,7 +33,8 @@ from promptd.training import (
 from promptd.training.context import chain_context
 from promptd.training.forward_sources import forward_sources
 from promptd.training.plan import JobPrompts, make_job
-from tests.engine.encoder_oracle import FIRST, LAST, MASK, frozen, library, oracle, read_under
+from tests.engine.encoder_oracle import FIRST, LAST, MASK, library, oracle, read_under
+from tests.engine.harness import frozen
 from tests.training.test_job import SNIPS
 
 TEXTS = [(FIRST, 5, 6, MASK, LAST), (FIRST, MASK, LAST), (FIRST, *range(30, 42), MASK, 9, LAST)]

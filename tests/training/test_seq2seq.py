@@ -50,12 +50,10 @@ from promptd.training.plan import JobPrompts, make_job
 from tests.engine.seq2seq_oracle import FIRST, LAST, Row, library
 from tests.engine.test_seq2seq_peft import PARAMS, TEXTS, answer
 from tests.family_models import SEQ2SEQ
+from tests.peft_adapters import WARNS
 from tests.training.site import CONTENT, spec_of
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),
-]
+pytestmark = WARNS
 SOURCES = [(FIRST, 5, 6, 7, LAST), (FIRST, 100, LAST), (FIRST, *range(30, 42), LAST)]
 TARGETS = [(0, 8, 9), (321,), (0, *range(50, 59))]
 SIZES = {"soft": 6, "longer": 11, "both": 7, "decoder": 4, "whole": 3, "bare": 0}
