@@ -10,6 +10,7 @@ long in each step and says nothing.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -113,6 +114,7 @@ def main() -> None:
         order = json.loads(line)
         if "load" in order:
             load_model(order["load"])
+            gc.freeze()  # a collection in a fork would copy all pages that it walks
             say(loaded=order["load"])
         elif "wait" in order:
             say(status=wait(order["wait"], order["seconds"]))

@@ -13,8 +13,8 @@ import torch
 
 from promptd.settings import Settings
 from tests.api.conftest import LiveServer, serve
-from tests.engine.harness import frozen
-from tests.engine.seq2seq_oracle import TOLERANCE, Row, library
+from tests.engine.harness import assert_greedy, frozen
+from tests.engine.seq2seq_oracle import Row, library
 
 TEXT = "the quick brown fox jumps"
 START = (0,)
@@ -40,16 +40,11 @@ def post(server: LiveServer, path: str, expected: int = 200, **body: Any) -> dic
     return answer.json()  # type: ignore[no-any-return]
 
 
-def assert_greedy(folder: Path, number: int | None, token_ids: list[int]) -> None:
-    """The tokens are transformers' own, up to a place where its two best lie within the tolerance."""
+def assert_oracles(folder: Path, number: int | None, token_ids: list[int]) -> None:
+    """The tokens are transformers' own."""
     prompts = () if number is None else (library(folder)[number],)
     row = Row(folder, prompts, frozen(folder).encode(TEXT))
-    expected, logits = row.greedy(START, len(token_ids))
-    for at, (found, wanted) in enumerate(zip(token_ids, expected, strict=True)):
-        if found != wanted:
-            best = logits[at].topk(2).values
-            assert best[0] - best[1] <= 2 * TOLERANCE * logits[at].abs().max()
-            return
+    assert_greedy(token_ids, row.logits_of(START, token_ids), number)
 
 
 def test_every_prompt_at_once_is_exact(server: LiveServer) -> None:
@@ -67,7 +62,7 @@ def test_every_prompt_at_once_is_exact(server: LiveServer) -> None:
     for order, (number, answer) in enumerate(zip(jobs, answers, strict=True)):
         token_ids = answer["choices"][0]["token_ids"]
         assert len(token_ids) == 3 + order % 5
-        assert_greedy(server.folder, number, token_ids)
+        assert_oracles(server.folder, number, token_ids)
         assert answer["usage"]["prompt_tokens"] == len(server.model.encode(TEXT))
         prompt = None if number is None else library(server.folder)[number]
         count = 0 if prompt is None else prompt.num_virtual_tokens + 5 * (prompt.target_embeddings is not None)

@@ -18,7 +18,6 @@ from torch import nn
 
 from tests.engine.harness import frozen
 
-TOLERANCE = 1e-4
 FIRST, LAST = 320, 321
 _NAME = "with_prefixes"
 
@@ -151,6 +150,10 @@ class Row:
             for handle in handles:
                 handle.remove()
         return output.logits[0, len(self.target_embeds) :]  # type: ignore[no-any-return]
+
+    def logits_of(self, start: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """The logits that each of these new tokens is to be taken from, `[num_tokens, vocab_size]`."""
+        return self.logits((*start, *tokens[:-1]))[-len(tokens) :]
 
     @staticmethod
     def _count_from(table: nn.Module, first: int) -> Any:
