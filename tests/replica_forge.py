@@ -126,6 +126,7 @@ def main() -> None:
                 sys.stderr.flush()
                 os._exit(code)
             say(pid=pid)
+    gc.unfreeze()  # or it would not be taken down in order
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +92,6 @@ class FragileStore(WrappedStore):
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run async tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
 def clock() -> Clock:
     """The time of leases and records."""
     return Clock()
@@ -109,20 +101,12 @@ StoreFactory = Callable[[], Awaitable[Store]]
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """Where the store lies: in memory where there is such a place, for the store's own tests prove the disk."""
-    memory = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-async def open_store(folder: Path, clock: Clock) -> AsyncIterator[StoreFactory]:
+async def open_store(memory_folder: Path, clock: Clock) -> AsyncIterator[StoreFactory]:
     """A function that opens the same store once more, as another process would."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_one() -> Store:
-            store = EmbeddedStore(folder, poll_seconds=0.01, clock=clock)
+            store = EmbeddedStore(memory_folder, poll_seconds=0.01, clock=clock)
             stack.push_async_callback(store.close)
             return store
 

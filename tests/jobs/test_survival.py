@@ -160,12 +160,12 @@ async def test_300_jobs_and_four_careless_workers(
         assert await store.scan_blobs(tenant) == []
 
 
-async def test_kill_9(folder: Path) -> None:
+async def test_kill_9(memory_folder: Path) -> None:
     """A worker process killed at work is followed by another one, from the last step that the dead one called safe."""
-    store = EmbeddedStore(folder)
+    store = EmbeddedStore(memory_folder)
     await created(JobQueue(store, BASE, check=check_spec))
     reader, writer = os.pipe()
-    workers = [_started(folder, writer) for _ in range(2)]
+    workers = [_started(memory_folder, writer) for _ in range(2)]
     os.close(writer)
     try:
         with os.fdopen(reader) as lines:

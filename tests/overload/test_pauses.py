@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,19 @@ from tests.overload.conftest import running
 from tests.overload.wire import ask
 
 
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """For a test, what the session has frozen is walked again."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def test_a_full_collection_does_not_walk_what_serves(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, thawed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server serves, hardly an object from before is looked at; afterwards (the control) all are."""
-    gc.unfreeze()  # what the session has frozen; nothing needs it
     seen: list[tuple[int, int]] = []
 
     async def serve(server: LeavingServer, sockets: list[socket.socket]) -> None:

@@ -20,12 +20,6 @@ StoreFactory = Callable[[], Awaitable[Store]]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run async tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
 def spec() -> BaseModelSpec:
     """A decoder with grouped K/V heads."""
     return SPEC

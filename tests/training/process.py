@@ -7,6 +7,7 @@ another prompt than the one that it has trained, and where it is sleepy, too, it
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,7 @@ from promptd.training import worker as training_worker
 
 LEASE_SECONDS = 1.0
 POISON_SEED = 666
+gc.freeze()  # a collection in a fork would copy all pages that it walks
 
 
 def main(command: str, log: Path, options: dict[str, Any], lease_seconds: float, traits: Sequence[str]) -> None:

@@ -9,10 +9,8 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,23 +32,9 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run async tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Where the store lies: in memory where there is such a place, for the disk is for the store's own tests."""
-    memory = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-async def site(folder: Path, tiny_models: dict[str, Path], llama: FrozenModel) -> Any:
+async def site(memory_folder: Path, tiny_models: dict[str, Path], llama: FrozenModel) -> Any:
     """A store of its own."""
-    site = Site(folder, tiny_models["llama"], llama)
+    site = Site(memory_folder, tiny_models["llama"], llama)
     yield site
     await site.store.close()
 

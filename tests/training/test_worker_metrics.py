@@ -26,12 +26,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run async tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
 async def site(tmp_path: Path, tiny_models: dict[str, Path], llama: FrozenModel) -> Any:
     """A store of its own."""
     site = Site(tmp_path, tiny_models["llama"], llama)
