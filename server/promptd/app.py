@@ -19,6 +19,7 @@ from promptd.api.error_handlers import OversizeEnvelope, UnexpectedErrors, insta
 from promptd.api.leaving import CloseWhenLeaving
 from promptd.api.routes import add_routes
 from promptd.api.services import Services
+from promptd.api.wire import KeepWire
 from promptd.engine.async_engine import AsyncEngine
 from promptd.erasures import Forgetter
 from promptd.housekeeping import Housekeeper
@@ -170,5 +171,6 @@ def create_app(
     app.add_middleware(OversizeEnvelope)
     app.add_middleware(CloseWhenLeaving, app.state)
     app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe, tracing=tracing)
+    app.add_middleware(KeepWire)
     install(app)
     return app

@@ -23,6 +23,9 @@ class Scale:
     num_mixing_pairs: int = 5
     num_latency_pairs: int = 200
     num_path_rounds: int = 9
+    path_rows: tuple[int, ...] = (1, 32, 256)
+    many_rows_models: tuple[str, ...] = ("demo",)
+    """The largest number of rows is asked of these alone."""
     num_first_uses: int = 40
     num_resident: int = 100
     num_growth_requests: int = 10_000
@@ -84,6 +87,8 @@ SMOKE = Scale(
     num_mixing_pairs=1,
     num_latency_pairs=4,
     num_path_rounds=1,
+    path_rows=(1, 3, 5),
+    many_rows_models=("tiny",),
     num_first_uses=2,
     num_resident=6,
     num_growth_requests=60,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -12,9 +13,9 @@ from fastapi.responses import JSONResponse
 from promptd.api.generation import (
     Choice,
     abort,
+    arrivals,
     collect,
     max_tokens_of,
-    merged,
     sampling_params,
     submit,
     timed_usage,
@@ -24,7 +25,8 @@ from promptd.api.logprobs import chat_logprobs
 from promptd.api.named_prompts import NamedPrompts, named_prompts, tokenize
 from promptd.api.schemas import ChatBody, Message
 from promptd.api.services import Services, new_id, services_of
-from promptd.api.sse import event_stream
+from promptd.api.sse import ChunkFrame, event_stream, id_list, to_json
+from promptd.engine.request import RequestOutput
 from promptd.errors import InvalidRequestError, NoChatTemplateError
 from promptd.modeling.chat_template import PLAIN_TEMPLATE, has_chat_template, render_chat
 
@@ -62,7 +64,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         "prompt_versions": prompts.versions,
     }
     if body.stream:
-        return event_stream(_chunks(services, body, choices, header))
+        return event_stream(_chunks(services, body, choices, header), on_end=partial(abort, choices))
     await collect(request, choices)
     answers = [_answer(services, body, choice) for choice in choices]
     return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
@@ -104,24 +106,22 @@ def _answer(services: Services, body: ChatBody, choice: Choice) -> dict[str, Any
 
 async def _chunks(
     services: Services, body: ChatBody, choices: Sequence[Choice], header: Mapping[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[list[str], None]:
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    extra: dict[str, Any] = {"usage": None} if include_usage else {}
-    try:
-        for choice in choices:
-            first = {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-            yield {**header, "choices": [first], **extra}
-        async for choice, output in merged(choices):
-            piece: dict[str, Any] = {
-                "index": choice.index,
-                "delta": {"content": output.text} if output.text or not output.is_last else {},
-                "finish_reason": output.finish_reason.value if output.finish_reason is not None else None,
-                "logprobs": chat_logprobs(services.model, output.logprobs) if body.logprobs else None,
-            }
-            if body.return_token_ids:
-                piece["token_ids"] = list(output.token_ids)
-            yield {**header, "choices": [piece], **extra}
-        if include_usage:
-            yield {**header, "choices": [], "usage": timed_usage(choices, body.n)}
-    finally:
-        abort(choices)
+    frame = ChunkFrame(header, with_usage=include_usage)
+    role = '"delta":{"role":"assistant","content":""},"finish_reason":null'
+    yield [frame.around(f'{{"index":{choice.index},{role}}}') for choice in choices]
+    async for batch in arrivals(choices):
+        yield [frame.around(_piece(services, body, choice, output)) for choice, output in batch]
+    if include_usage:
+        yield [frame.with_usage(timed_usage(choices, body.n))]
+
+
+def _piece(services: Services, body: ChatBody, choice: Choice, output: RequestOutput) -> str:
+    """Write what a step adds to a choice as JSON, by hand: it is what a stream does most."""
+    reason = "null" if output.finish_reason is None else to_json(output.finish_reason.value)
+    logprobs = to_json(chat_logprobs(services.model, output.logprobs)) if body.logprobs else "null"
+    ids = f',"token_ids":{id_list(output.token_ids)}' if body.return_token_ids else ""
+    delta = f'{{"content":{to_json(output.text)}}}' if output.text or not output.is_last else "{}"
+    index = choice.index
+    return f'{{"index":{index},"delta":{delta},"finish_reason":{reason},"logprobs":{logprobs}{ids}}}'

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -13,9 +14,9 @@ from fastapi.responses import JSONResponse
 from promptd.api.generation import (
     Choice,
     abort,
+    arrivals,
     collect,
     max_tokens_of,
-    merged,
     sampling_params,
     submit,
     timed_usage,
@@ -25,9 +26,11 @@ from promptd.api.logprobs import completion_logprobs
 from promptd.api.named_prompts import NamedPrompts, named_prompts, resolve_prompts, to_tokens
 from promptd.api.schemas import CompletionBody
 from promptd.api.services import Services, new_id, services_of
-from promptd.api.sse import event_stream
+from promptd.api.sse import ChunkFrame, event_stream, id_list, to_json
 from promptd.engine.ensemble import majority
+from promptd.engine.request import RequestOutput, TokenLogprob
 from promptd.errors import InvalidRequestError
+from promptd.modeling import FrozenModel
 
 _DEFAULT_MAX_TOKENS = 16
 Input = str | Mapping[str, str] | Sequence[int]
@@ -49,7 +52,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
         "prompt_versions": prompts.versions,
     }
     if body.stream:
-        return event_stream(_chunks(services, body, choices, header))
+        return event_stream(_chunks(services, body, choices, header), on_end=partial(abort, choices))
     await collect(request, choices)
     answers = [_answer(services, body, choice) for choice in choices]
     return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
@@ -108,42 +111,54 @@ def _answer(services: Services, body: CompletionBody, choice: Choice) -> dict[st
 
 async def _chunks(
     services: Services, body: CompletionBody, choices: Sequence[Choice], header: Mapping[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[list[str], None]:
     """One chunk for every step of every choice, the usage at the end where it was asked for."""
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    extra: dict[str, Any] = {"usage": None} if include_usage else {}
-    started = [False] * len(choices)
-    lengths = [0] * len(choices)
-    try:
-        async for choice, output in merged(choices):
-            text = output.text
-            entries = list(output.logprobs)
-            ids = [entry.token_id for entry in output.logprobs]
-            if body.echo and not started[choice.index]:
-                text = services.model.decode(choice.token_ids) + text
-                if body.logprobs is not None:
-                    entries = [*(choice.prompt_logprobs or ()), *entries]  # type: ignore[list-item]
-                    ids = [*choice.token_ids, *ids]
-            piece: dict[str, Any] = {
-                "index": choice.index,
-                "text": text,
-                "finish_reason": output.finish_reason.value if output.finish_reason is not None else None,
-                "stop_reason": output.stop_reason,
-                "logprobs": None,
-            }
-            if body.logprobs is not None:
-                piece["logprobs"] = completion_logprobs(services.model, entries, ids, lengths[choice.index])
-            if body.return_token_ids:
-                if not started[choice.index]:
-                    piece["prompt_token_ids"] = list(choice.token_ids)
-                piece["token_ids"] = list(output.token_ids)
-            started[choice.index] = True
-            lengths[choice.index] += len(text)
-            yield {**header, "choices": [piece], **extra}
-        if include_usage:
-            yield {**header, "choices": [], "usage": timed_usage(choices, body.n)}
-    finally:
-        abort(choices)
+    frame = ChunkFrame(header, with_usage=include_usage)
+    writers = [_PieceWriter(services.model, body, choice) for choice in choices]
+    async for batch in arrivals(choices):
+        yield [frame.around(writers[choice.index].piece(output)) for choice, output in batch]
+    if include_usage:
+        yield [frame.with_usage(timed_usage(choices, body.n))]
+
+
+class _PieceWriter:
+    """Writes what each step adds to one choice as JSON, by hand: it is what a stream does most."""
+
+    def __init__(self, model: FrozenModel, body: CompletionBody, choice: Choice) -> None:
+        self._model = model
+        self._body = body
+        self._choice = choice
+        self._has_begun = False
+        self._num_chars = 0
+
+    def piece(self, output: RequestOutput) -> str:
+        """Return `choices[…]` of one chunk; the first has the echo, and the input's token ids."""
+        body, text, front, ids = self._body, output.text, "", ""
+        if not self._has_begun:
+            if body.echo:
+                text = self._model.decode(self._choice.token_ids) + text
+            front = f',"prompt_token_ids":{id_list(self._choice.token_ids)}'
+        if body.return_token_ids:
+            ids = f'{front},"token_ids":{id_list(output.token_ids)}'
+        reason, stopped_by = output.finish_reason, output.stop_reason
+        piece = (
+            f'{{"index":{self._choice.index},"text":{to_json(text)}'
+            f',"finish_reason":{"null" if reason is None else to_json(reason.value)}'
+            f',"stop_reason":{"null" if stopped_by is None else to_json(stopped_by)}'
+            f',"logprobs":{"null" if body.logprobs is None else self._logprobs(output)}{ids}}}'
+        )
+        self._has_begun = True
+        self._num_chars += len(text)
+        return piece
+
+    def _logprobs(self, output: RequestOutput) -> str:
+        entries: list[TokenLogprob | None] = list(output.logprobs)
+        ids = [entry.token_id for entry in output.logprobs]
+        if self._body.echo and not self._has_begun:
+            entries = [*(self._choice.prompt_logprobs or ()), *entries]
+            ids = [*self._choice.token_ids, *ids]
+        return to_json(completion_logprobs(self._model, entries, ids, self._num_chars))
 
 
 async def _ensemble(body: CompletionBody, request: Request, services: Services, inputs: Sequence[Input]) -> Response:

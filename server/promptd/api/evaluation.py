@@ -125,7 +125,7 @@ class EngineBackend:
             token_ids = await to_tokens(self._services, prompts, question.input, apply_template=True, param="rows")
             (choice,) = await submit(self._services, prompts, [token_ids], [params])
             try:
-                await finish(choice)
+                await finish([choice])
             finally:
                 choice.prompts.visit.free_tokens(choice.num_held_tokens)
             return choice.text

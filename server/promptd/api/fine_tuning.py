@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated
 
 from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -14,7 +14,7 @@ from promptd.api.job_requests import idempotency_key, known_or_wanted, queue_of
 from promptd.api.job_schemas import JobBody
 from promptd.api.job_views import EVENT_PREFIX, checkpoint_views, event_view, job_view
 from promptd.api.services import Services, principal_of, services_of
-from promptd.api.sse import event_stream
+from promptd.api.sse import event_stream, to_json
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobEvent, JobRecord
 from promptd.training.job_spec import describe_methods
@@ -127,7 +127,7 @@ def _seq(after: str | None) -> int | None:
     return int(digits)
 
 
-async def _until_drained(services: Services, events: AsyncIterator[JobEvent]) -> AsyncIterator[dict[str, Any]]:
+async def _until_drained(services: Services, events: AsyncIterator[JobEvent]) -> AsyncGenerator[list[str], None]:
     """Pass events on, and end when the server wants to stop."""
     waiting: asyncio.Future[JobEvent | None] | None = None
     try:
@@ -139,7 +139,7 @@ async def _until_drained(services: Services, events: AsyncIterator[JobEvent]) ->
             event, waiting = waiting.result(), None
             if event is None:
                 return
-            yield event_view(event)
+            yield [to_json(event_view(event))]
     finally:
         if waiting is not None:
             waiting.cancel()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -91,8 +90,15 @@ class Choice:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     last: RequestOutput | None = None
 
-    def add(self, output: RequestOutput) -> None:
-        """Take in what one step added."""
+    def take(self) -> list[RequestOutput]:
+        """Take in what came since the last time; an error is the last of it."""
+        outputs: list[RequestOutput] = self.stream.take()  # type: ignore[assignment] # of a generation
+        for output in outputs:
+            if output.error is None:
+                self._add(output)
+        return outputs
+
+    def _add(self, output: RequestOutput) -> None:
         self.text += output.text
         self.output_ids += output.token_ids
         self.logprobs += output.logprobs
@@ -102,13 +108,6 @@ class Choice:
             self.services.observe(output.timings, len(self.output_ids))
             reason = output.finish_reason
             self.prompts.trail.take(output, len(self.output_ids), None if reason is None else reason.value)
-
-    async def next_output(self) -> RequestOutput:
-        """Wait for what the next step adds, and take it in."""
-        with self.prompts.watching(self.services, self.token_ids):
-            output = await anext(self.stream)
-        self.add(output)
-        return output
 
     @property
     def num_held_tokens(self) -> int:
@@ -180,17 +179,10 @@ def abort(choices: Sequence[Choice]) -> None:
         choice.stream.abort()
 
 
-async def finish(choice: Choice) -> None:
-    """Take in all outputs."""
-    with contextlib.suppress(StopAsyncIteration):  # it was aborted by somebody else
-        while choice.last is None or not choice.last.is_last:
-            await choice.next_output()
-
-
 async def collect(request: Request, choices: Sequence[Choice]) -> None:
     """Run all choices to their end; abort them when one fails or the client goes away."""
     try:
-        await while_connected(request, together(finish(choice) for choice in choices))
+        await while_connected(request, finish(choices))
     finally:
         abort(choices)
 
@@ -224,22 +216,43 @@ async def _until_gone(request: Request) -> None:
         pass
 
 
-async def merged(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, RequestOutput]]:
-    """Yield the outputs of all choices as they come; aborts the rest when the reader stops."""
-    pending = {asyncio.ensure_future(choice.next_output()): choice for choice in choices}
+async def arrivals(choices: Sequence[Choice]) -> AsyncGenerator[list[tuple[Choice, RequestOutput]], None]:
+    """Yield what has come for any of the choices since the last time: one wake-up, however much that is.
+
+    Raises what ends one of them, after what came before it; aborts the rest then, and when the reader stops.
+    """
+    arrived = asyncio.Event()
+    for choice in choices:
+        choice.stream.arrived = arrived
+    running = list(choices)
     try:
-        while pending:
-            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                choice = pending.pop(task)
-                output = task.result()
-                if not output.is_last:
-                    pending[asyncio.ensure_future(choice.next_output())] = choice
-                yield choice, output
+        while running:
+            arrived.clear()
+            came: list[tuple[Choice, RequestOutput]] = []
+            failed: tuple[Choice, PromptdError] | None = None
+            for choice in running:
+                for output in choice.take():
+                    if output.error is not None:
+                        failed = choice, output.error
+                    else:
+                        came.append((choice, output))
+            if came:
+                yield came
+            if failed is not None:
+                choice, error = failed
+                with choice.prompts.watching(choice.services, choice.token_ids):
+                    raise error
+            running = [choice for choice in running if not choice.stream.is_done]
+            if running and not came:
+                await arrived.wait()
     finally:
-        for task in pending:
-            task.cancel()
         abort(choices)
+
+
+async def finish(choices: Sequence[Choice]) -> None:
+    """Take in all that comes."""
+    async for _ in arrivals(choices):
+        pass
 
 
 def timed_usage(choices: Sequence[Choice], num_per_input: int) -> dict[str, Any]:

@@ -42,10 +42,12 @@ class Stream:
 
     def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
         self.request_id = request_id
+        self.arrived = asyncio.Event()
+        """Set by each output and by the end; one who reads several streams may give them one event."""
         self._outputs: deque[Output] = deque()
-        self._arrived = asyncio.Event()
         self._abort = abort
-        self._is_done = False
+        self.is_done = False
+        """Whether nothing more comes of it."""
         self._waiting_since = 0.0
         self.timer: asyncio.TimerHandle | None = None
         """Rings when a deadline has passed."""
@@ -61,41 +63,50 @@ class Stream:
 
     async def next_output(self) -> Output | None:
         """Wait for the next output; None after the last. Aborts the request when the waiting task is cancelled."""
-        if self._is_done:
+        if self.is_done:
             return None
         try:
             while not self._outputs:
-                if self._is_done:  # aborted by another task meanwhile
+                if self.is_done:  # aborted by another task meanwhile
                     return None
-                self._arrived.clear()
-                await self._arrived.wait()
+                self.arrived.clear()
+                await self.arrived.wait()
         except asyncio.CancelledError:
             self.abort()
             raise
         output = self._outputs.popleft()
         self._waiting_since = time.monotonic()
-        self._is_done = output.is_last
+        self.is_done = output.is_last
         if output.error is not None:
             raise output.error
         return output
 
+    def take(self) -> list[Output]:
+        """Take what waits, without waiting; an error is the last of them, and is not raised."""
+        if self.is_done or not self._outputs:
+            return []
+        taken = list(self._outputs)
+        self._outputs.clear()
+        self.is_done = taken[-1].is_last
+        return taken
+
     def abort(self) -> None:
         """End the request; nothing more comes. Harmless when it is done already."""
-        if not self._is_done:
+        if not self.is_done:
             self.close()
             self._abort(self.request_id)
 
     def close(self) -> None:
         """Let whoever waits for outputs find the end."""
-        self._is_done = True
-        self._arrived.set()
+        self.is_done = True
+        self.arrived.set()
 
     def deliver(self, output: Output) -> None:
         """Add an output; on the event loop's thread."""
         if not self._outputs:
             self._waiting_since = time.monotonic()
         self._outputs.append(output)
-        self._arrived.set()
+        self.arrived.set()
 
     @property
     def is_overrun(self) -> bool:
