@@ -28,7 +28,7 @@ class TenantLimits:
     max_concurrent_requests: int | None = None
     """Inference requests at a time, on all servers together."""
     max_queued_requests: int | None = None
-    """Requests that may wait on each server, beside those that run there."""
+    """Requests that may wait beside those that run, on all servers together."""
     max_resident_bytes: int | None = None
     """Of its prompts' keys and values in the memory of each server."""
     max_prompts: int | None = None
