@@ -27,6 +27,9 @@ from tests.bench.experiments.stats import Interval
 from tests.bench.experiments.tables import NOTHING, Found, cost, difference, markdown, shown, stored, values
 from tests.bench.experiments.text_sets import TEXT_SETS
 
+LOSS = "loss"
+"""Of the kept step on the selecting rows, in nats per token."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -39,28 +42,33 @@ class Measure:
     scale: float = 1.0
     shift: str | None = None
     """Another set, on which it is measured."""
+    digits: int = 1
 
     @property
     def rows(self) -> str:
         """What the set that is measured is called."""
         return TEXT_SETS[self.shift or self.name].title
 
-    def __call__(self, result: dict[str, Any]) -> float:
-        """Read it."""
+    def __call__(self, result: dict[str, Any]) -> float | None:
+        """Read it; None where nothing was trained and the loss is asked for."""
+        if self.metric == LOSS:
+            return -selected(result)[1] if "curve" in result else None
         found = result["held_out"] if self.shift is None else result["shift"][self.shift]
         return self.scale * float(found["metrics"][self.metric])
 
 
 MEASURES = (
+    Measure("e2e-texts", LOSS, "loss", digits=3),
     Measure("e2e-texts", "bleu", "BLEU"),
     Measure("e2e-texts", "rouge_l", "ROUGE-L", 100),
+    Measure("webnlg-texts", LOSS, "loss", digits=3),
     Measure("webnlg-texts", "bleu", "BLEU"),
     Measure("webnlg-texts", "rouge_l", "ROUGE-L", 100),
     Measure("webnlg-texts", "bleu", "BLEU", shift="webnlg-unseen"),
     Measure("webnlg-texts", "rouge_l", "ROUGE-L", 100, shift="webnlg-unseen"),
+    Measure("headlines-texts", LOSS, "loss", digits=3),
     Measure("headlines-texts", "rouge_l", "ROUGE-L", 100),
 )
-PLOTTED = tuple(measure for measure in MEASURES if measure.title == "BLEU" or measure.name == "headlines-texts")
 
 
 def found_in(asked: Asked, results: Results) -> Found:
@@ -90,9 +98,11 @@ def scores_table(asked: Asked, found: Found) -> str:
     learned = _learned(found)
     rows = []
     for measure in _measures(asked):
-        bare = shown(values(found, BARE, f"{measure.name} 0", measure))
+        bare = shown(values(found, BARE, f"{measure.name} 0", measure), measure.digits)
         for count in _counts(found, measure.name):
-            each = [shown(values(found, label, f"{measure.name} {count}", measure)) for label in learned]
+            each = [
+                shown(values(found, label, f"{measure.name} {count}", measure), measure.digits) for label in learned
+            ]
             rows.append([measure.rows, measure.title, f"{count:,}", bare, *each])
     return markdown(["", "", "training rows", BARE, *learned], rows)
 
@@ -105,7 +115,7 @@ def gain_table(asked: Asked, found: Found) -> str:
         for count in _counts(found, measure.name):
             key = f"{measure.name} {count}"
             theirs = values(found, FULL_TUNING, key, measure)
-            gaps = [shown(difference(values(found, label, key, measure), theirs)) for label in prompts]
+            gaps = [shown(difference(values(found, label, key, measure), theirs), measure.digits) for label in prompts]
             rows.append([measure.rows, measure.title, f"{count:,}", *gaps])
     return markdown(["less full fine-tuning", "", "training rows", *prompts], rows)
 
@@ -137,9 +147,10 @@ def rates_table(asked: Asked, found: Found, results: Results) -> str:
 
 
 def plot(asked: Asked, results: Results, path: Path) -> None:
-    """Score over training rows, a panel a set."""
+    """Every measure over training rows; where one set has several sizes, those of it alone."""
     found = found_in(asked, results)
-    measures = [measure for measure in PLOTTED if measure in _measures(asked) and _counts(found, measure.name)]
+    known = [measure for measure in _measures(asked) if _counts(found, measure.name)]
+    measures = [measure for measure in known if len(_counts(found, measure.name)) > 1] or known
     if not measures:
         return
     figure = Figure(figsize=(3.2 * len(measures), 3.2))
