@@ -115,6 +115,12 @@ class Replica:
         self.signal(signal.SIGKILL)
         self.wait()
 
+    def revive(self) -> None:
+        """See to it that it is ready, whatever has become of it."""
+        if self.status != 200:
+            self.close()
+            self.start().until_ready()
+
     def close(self) -> None:
         """End it if it runs."""
         if self.pid is not None:

@@ -18,8 +18,17 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture
-def replicas(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> Iterator[list[Replica]]:
-    """Two ready servers over that Redis, which give up on its answers after half a second."""
-    with running_replicas(forge, tmp_path, f"{redis.url}?socket_timeout=0.5") as two:
+@pytest.fixture(scope="package")
+def standing(forge: ReplicaForge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
+    """Two servers that stay for several tests."""
+    folder = tmp_path_factory.mktemp("standing")
+    with running_redis(folder / "redis") as redis, running_replicas(forge, folder, redis.url) as two:
         yield two
+
+
+@pytest.fixture
+def replicas(standing: list[Replica]) -> list[Replica]:
+    """Two ready servers over a Redis that nobody touches; tests end and start them as they like."""
+    for replica in standing:
+        replica.revive()
+    return standing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,12 +13,29 @@ from promptd_store import PromptArtifact
 
 from tests.engine.harness import library
 from tests.patience import PATIENCE_SECONDS, until
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, running_redis
 from tests.replicas import Replica, ReplicaForge, running_replicas
 
 ROUNDS = 10
 GIVE_UP_SECONDS = 0.5
-"""After which servers give up on an answer of Redis: see `replicas`."""
+"""After which servers give up on an answer of Redis."""
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of these tests' own: it is there at the end of each."""
+    with running_redis(tmp_path_factory.mktemp("outage")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    forge: ReplicaForge, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Replica]]:
+    """Two ready servers over it, which give up on its answers soon."""
+    store = f"{redis.url}?socket_timeout={GIVE_UP_SECONDS}"
+    with running_replicas(forge, tmp_path_factory.mktemp("replicas"), store) as two:
+        yield two
 
 
 @pytest.fixture(scope="module")
