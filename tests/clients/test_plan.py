@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from typer.testing import CliRunner
 
 from promptd.cli import app
 from promptd.commands.plan import parse_bytes
-from promptd.planning import fleet_hit_ratios, zipf_hit_ratio
+from promptd.planning import ModelShape, fleet_hit_ratios, make_plan, zipf_hit_ratio
 from tests.engine.harness import frozen
+
+PAGE = (Path(__file__).parents[2] / "server" / "docs" / "scaling.md").read_text()
 
 
 def planned(*words: str, code: int = 0) -> dict[str, float]:
@@ -116,3 +119,45 @@ def test_hit_ratios_at_the_ends() -> None:
     assert zipf_hit_ratio(100, 0) == 0.0 and zipf_hit_ratio(100, 100) == 1.0
     ratios = [zipf_hit_ratio(1000, size) for size in (1, 10, 100, 500, 999)]
     assert ratios == sorted(ratios) and len(set(ratios)) == 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "gpu_bytes", "row_tokens"),
+    [
+        (ModelShape(494_032_768, 896, 24, 2, 64, 151_936, 2), 24 << 30, 1024),  # Qwen2-0.5B
+        (ModelShape(8_030_261_248, 4096, 32, 8, 128, 128_256, 2), 80_000_000_000, 2048),  # Llama-3-8B
+    ],
+)
+def test_the_pages_prompts(shape: ModelShape, gpu_bytes: int, row_tokens: int) -> None:
+    """What the page says of two models is what is computed."""
+    plan = make_plan(
+        shape, gpu_bytes=gpu_bytes, num_prompts=1_000_000, prompt_tokens=20, num_rows=64, row_tokens=row_tokens
+    )
+    assert f"({shape.kv_bytes_per_token:,} bytes" in PAGE
+    assert re.search(rf"\b{plan.num_resident:,}\b", PAGE), plan.num_resident
+
+
+def table() -> dict[tuple[int, float], str]:
+    """The page's hit ratios, by resident prompts and exponent."""
+    rows = re.findall(r"^\| ([\d,]+) \| (.+) \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)
+    cells = ((int(row[0].replace(",", "")), row[1:]) for row in rows)
+    return {
+        (size, exponent): cell for size, found in cells for exponent, cell in zip((0.8, 1.0, 1.2), found, strict=True)
+    }
+
+
+def shown_ratios(num_resident: int, exponent: float) -> str:
+    """How the page writes a cell, of 1,000,000 prompts on 100 servers."""
+    ratios = fleet_hit_ratios(1_000_000, num_resident, 100, exponent=exponent)
+    return " / ".join(f"{one:.0%}".replace("%", " %") for one in ratios)
+
+
+def test_one_of_the_pages_hit_ratios() -> None:
+    """It is what is computed."""
+    assert table()[1000, 1.0] == shown_ratios(1000, 1.0)
+
+
+@pytest.mark.long
+def test_the_pages_hit_ratios() -> None:
+    """All of them are."""
+    assert table() == {cell: shown_ratios(*cell) for cell in table()} and len(table()) == 15

@@ -143,7 +143,7 @@ def test_nothing_of_it_can_be_written(image: Image) -> None:
     assert "/opt/promptd/bin/python" in image.tree.run(["sh", "-c", f"find {places} -xdev -writable"], {"PATH": PATH})
 
 
-def test_what_is_in_it(image: Image) -> None:
+def test_what_is_in_it(image: Image, tmp_path: Path) -> None:
     """Packages as they are pinned, and a list of them; the kernels; no compiler and nothing of the builder's."""
     lines = image.tree.inside("/opt/promptd/packages.txt").read_text().splitlines()
     installed = dict(line.split("==") for line in lines)
@@ -160,3 +160,11 @@ def test_what_is_in_it(image: Image) -> None:
     assert not list(image.tree.inside("/opt/promptd").rglob("tests/docker")), "the context holds no tests"
     told = image.tree.run(["promptd", "doctor"], image.environment, user=image.user, mounts=[Mount("/tmp")])  # noqa: S108
     assert {line.split()[0] for line in told.splitlines()} == {"ok"} and "compiled for" in told, told
+    model = tmp_path / "unreadable"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "config.json").chmod(0o600)
+    model.chmod(0o755)
+    mounts = [Mount("/tmp"), Mount("/models", model)]  # noqa: S108
+    with pytest.raises(AssertionError, match=r"config\.json: this server.s user may not read it"):
+        image.tree.run(["promptd", "doctor", "--model", "/models"], image.environment, user=image.user, mounts=mounts)

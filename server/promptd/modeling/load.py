@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -157,8 +159,14 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
 def model_folder(path_or_id: str | Path) -> Path:
     """Return where a model's files are, from the hub's cache for an id; raises `ModelRefusedError`."""
     path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
+    try:
+        if path.is_dir():
+            for one in path.iterdir():
+                if one.suffix in (".json", ".safetensors") and not os.access(one, os.R_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(one))
+            return path
+    except PermissionError as error:  # in a container it runs as another user than whose the files are
+        raise ModelRefusedError(f"{error.filename}: this server's user may not read it") from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
