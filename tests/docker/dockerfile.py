@@ -52,7 +52,7 @@ def filled(text: str, variables: Mapping[str, str]) -> str:
 def instructions(path: Path) -> Iterator[Instruction]:
     """Yield a file's instructions."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
-    for line in re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines():
+    for line in re.sub(r"\s*\\\n\s*", " ", "\n".join(lines)).splitlines():
         if line.strip():
             word, rest = line.split(None, 1)
             flags = {}
