@@ -98,7 +98,7 @@ export class LineChart {
     return {
       width,
       height: this.height,
-      padding: [12, 12, 0, 0],
+      padding: [12, 32, 0, 0], // half a time stands right of the last tick
       legend: { live: true },
       cursor: { points: { size: 7 }, drag: { x: true, y: false } },
       scales: { x: { time: this.isTime }, y: this.isLog ? { distr: 3 } : { range: (_, low, high) => padded(low, Math.max(high ?? 0, this.least)) } },
