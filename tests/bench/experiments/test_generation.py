@@ -163,6 +163,19 @@ def test_gains_are_paired_and_of_the_chosen_rates(tmp_path: Path) -> None:
     assert f"| {PREFIX} | 0.003 | **1.000** |" in tables["rates"]
 
 
+def test_seen_and_unseen_rows_are_told_apart(tmp_path: Path) -> None:
+    """Each line of WebNLG has the scores of its own rows."""
+    results = Results(tmp_path)
+    asked = dataclasses.replace(Asked(SMOKE), sets=("webnlg-texts",), learners=(PREFIX,))
+    while missing := [cell for _, cell in plan(asked, results) if results.get(cell) is None]:
+        for cell in missing:
+            seen, unseen = ({"metrics": {"bleu": bleu, "rouge_l": 0.5}} for bleu in (20.0, 10.0))
+            results.put(cell, {**_made_up(1.0, {}), "held_out": seen, "shift": {"webnlg-unseen": unseen}})
+    table = tables_of(asked, results, {"model": "made up", "intervals": "", "machine": ""})["scores"]
+    for rows, bleu in (("seen", "20.0"), ("unseen", "10.0")):
+        assert _line(table, f"| WebNLG, {rows} categories | BLEU |")[3:] == [bleu, bleu]
+
+
 def _line(table: str, start: str) -> Sequence[str]:
     (line,) = (line for line in table.splitlines() if line.startswith(start))
     return line.strip("| ").split(" | ")
