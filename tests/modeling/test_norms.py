@@ -51,12 +51,25 @@ def test_bits_depend_on_nobody_else() -> None:
     assert found[7].isnan().all() and torch.equal(found[8:], together[8:]) and torch.equal(found[:7], together[:7])
 
 
-def test_gradients_are_torchs() -> None:
-    """Where a gradient is wanted torch computes."""
-    norm, rows = make(40), torch.randn(3, 40, requires_grad=True)
-    (found,) = torch.autograd.grad(norm(rows).square().sum(), rows)
-    (expected,) = torch.autograd.grad(nn.functional.rms_norm(rows, (40,), norm.weight, 1e-6).square().sum(), rows)
-    assert torch.equal(found, expected)
+@pytest.mark.parametrize("shape", [(3,), (2, 5)])
+def test_gradients_are_torchs(shape: tuple[int, ...]) -> None:
+    """And the numbers have the same bits as without a gradient."""
+    norm, rows = make(40), torch.randn(*shape, 40, requires_grad=True)
+    normal = norm(rows)
+    assert torch.equal(normal, norm(rows.detach()))
+    want = torch.randn(*shape, 40)
+    (found,) = torch.autograd.grad((normal * want).sum(), rows)
+    exact = rows.detach().double().requires_grad_()
+    expected = nn.functional.rms_norm(exact, (40,), norm.weight.double(), 1e-6)
+    (expected,) = torch.autograd.grad((expected * want.double()).sum(), exact)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_weight_that_learns_is_torchs() -> None:
+    """As in a full fine-tuning."""
+    norm, rows = RmsNorm(nn.Parameter(torch.ones(40)), 1e-6), torch.randn(3, 40)
+    (found,) = torch.autograd.grad(norm(rows).square().sum(), norm.weight)
+    assert found.abs().min() > 0
 
 
 def test_only_the_same_norms_are_replaced() -> None:

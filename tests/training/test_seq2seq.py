@@ -212,7 +212,7 @@ def test_a_mixed_pass_gives_every_job_its_own_gradient(tiny_seq2seq: dict[str, P
                 difference = (share.prompt.grad - expected.grad).norm() / expected.grad.norm()
                 worst, num_compared = max(worst, difference.item()), num_compared + 1
         waiting = {name: next(shares) for name, shares in running.items()}
-    assert worst < 1e-5
+    assert worst < 3e-5  # float32: 0.7 to 1.4e-5 as sums are cut; another's gradient would be of the order of 1
     assert num_compared >= 3 * len(METHODS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,10 +27,19 @@ class RmsNorm(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalize the last dimension."""
-        wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or self.weight.requires_grad)
-        kernel = None if wants_gradient or hidden.dtype is not torch.float32 else _kernel()
-        if kernel is None:
+        is_learned = torch.is_grad_enabled() and self.weight.requires_grad
+        if is_learned or hidden.dtype is not torch.float32 or _kernel() is None:
             return nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            normal: torch.Tensor = _Normal.apply(hidden, self)  # type: ignore[no-untyped-call]
+            return normal
+        return self.normalize(hidden)
+
+    def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Run the kernel; no gradient is asked for."""
+        kernel = _kernel()
+        if kernel is None:
+            raise RuntimeError("the kernel of norms is not compiled")
         hidden = hidden.contiguous()
         out = torch.empty_like(hidden)
         (dim,) = self.weight.shape
@@ -38,6 +48,24 @@ class RmsNorm(nn.Module):
             torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+
+class _Normal(torch.autograd.Function):
+    """The same bits where a gradient passes, so that a row's do not depend on who learns beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.norm = norm
+        return norm.normalize(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (hidden,) = ctx.saved_tensors
+        scaled = grads[0] * ctx.norm.weight
+        factor = (hidden.square().mean(-1, keepdim=True) + ctx.norm.epsilon).rsqrt()
+        along = (scaled * hidden).mean(-1, keepdim=True)
+        return factor * scaled - hidden * (along * factor**3), None
 
 
 @functools.cache
