@@ -134,12 +134,11 @@ class _PieceWriter:
 
     def piece(self, output: RequestOutput) -> str:
         """Return `choices[…]` of one chunk; the first has the echo, and the input's token ids."""
-        body, text, front, ids = self._body, output.text, "", ""
-        if not self._has_begun:
-            if body.echo:
-                text = self._model.decode(self._choice.token_ids) + text
-            front = f',"prompt_token_ids":{id_list(self._choice.token_ids)}'
+        body, text, ids = self._body, output.text, ""
+        if body.echo and not self._has_begun:
+            text = self._model.decode(self._choice.token_ids) + text
         if body.return_token_ids:
+            front = "" if self._has_begun else f',"prompt_token_ids":{id_list(self._choice.token_ids)}'
             ids = f'{front},"token_ids":{id_list(output.token_ids)}'
         reason, stopped_by = output.finish_reason, output.stop_reason
         piece = (

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from promptd_store import Append, Store, StoreError, trim_events
 from promptd_store.names import PUBLIC_TENANT
 
+from promptd.tenancy.rounds import keep_doing
+
 FLUSH_SECONDS = 10.0
 MAX_KINDS = 20
 """Entries of refused calls in that time; all further kinds count as one."""
@@ -100,12 +102,7 @@ class CallLog:
 
     async def keep(self) -> None:
         """Flush every few seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(FLUSH_SECONDS)
-            try:
-                await self.flush()
-            except StoreError:
-                continue
+        await keep_doing(self.flush, FLUSH_SECONDS)
 
     async def read(
         self, tenant: str | None, *, after: int = 0, limit: int = PAGE

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from promptd_store import Store, StoreError, StoreUnavailableError
 
 from promptd.tenancy.parted import Part, PartedNumber
+from promptd.tenancy.rounds import keep_doing
 from promptd.tenancy.slots import SETTLE_SECONDS
 from promptd.tenancy.store_keys import places_key
 
@@ -100,12 +101,7 @@ class PlacePool:
 
     async def keep(self) -> None:
         """Settle every few seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(SETTLE_SECONDS)
-            try:
-                await self.settle()
-            except StoreUnavailableError:
-                continue  # what is held runs out by itself
+        await keep_doing(self.settle, SETTLE_SECONDS, StoreUnavailableError)  # what is held runs out by itself
 
     async def close(self) -> None:
         """Give everything back; the engine has ended."""

@@ -15,6 +15,7 @@ from promptd_store import Store, StoreUnavailableError
 
 from promptd.errors import RateLimitError
 from promptd.tenancy.parted import Part, PartedNumber
+from promptd.tenancy.rounds import keep_doing
 from promptd.tenancy.store_keys import slots_key
 
 SETTLE_SECONDS = 2.0
@@ -71,12 +72,7 @@ class SlotPool:
 
     async def keep(self) -> None:
         """Settle every few seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(SETTLE_SECONDS)
-            try:
-                await self.settle()
-            except StoreUnavailableError:
-                continue  # what is held runs out by itself
+        await keep_doing(self.settle, SETTLE_SECONDS, StoreUnavailableError)  # what is held runs out by itself
 
     def _has_free(self, holding: _Holding) -> bool:
         return holding.used < holding.part.held and self._clock() < holding.part.until

@@ -19,7 +19,6 @@ from promptd_store import (
     CheckFailedError,
     Put,
     Store,
-    StoreError,
     StoreUnavailableError,
     day_of,
     number_held,
@@ -28,6 +27,7 @@ from promptd_store.names import PUBLIC_TENANT
 from promptd_store.schema import NOTHING, read_fields, stamped, unknown_fields
 
 from promptd.jobs import trained_prefix
+from promptd.tenancy.rounds import keep_doing
 
 FLUSH_SECONDS = 1.0
 BATCH = 200
@@ -83,12 +83,7 @@ class UsageLedger:
 
     async def keep(self) -> None:
         """Write every second, until cancelled."""
-        while True:
-            await asyncio.sleep(FLUSH_SECONDS)
-            try:
-                await self.flush()
-            except StoreError:
-                continue  # it stays gathered
+        await keep_doing(self.flush, FLUSH_SECONDS)  # it stays gathered
 
     async def flush(self) -> None:
         """Write all that is gathered; raises the store's error, and then keeps what was not written."""
