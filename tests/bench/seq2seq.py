@@ -108,9 +108,9 @@ def check_seq2seq(scale: Scale, book: Book, root: Path) -> list[Row]:
     rows: list[Row] = []
     for name, make in (TINY if scale.w1_model == "tiny" else FULL).items():
         ways = ("softs", "prefixes", "bare", "as long", "padded")
-        if any(len(book.series(f"seq2seq/{name}/{way}")) < scale.num_rounds for way in ways):
+        if any(len(book.series(f"seq2seq/{name}/{way}")) < scale.num_mixing_pairs for way in ways):
             _measure(Contenders(name, make, scale, root), name, scale, book)
-        rate = {way: book.series(f"seq2seq/{name}/{way}")[: scale.num_rounds] for way in ways}
+        rate = {way: book.series(f"seq2seq/{name}/{way}")[: scale.num_mixing_pairs] for way in ways}
         rows.append(
             Row(
                 f"seq2seq, {name}: greedy tokens equal to transformers'",
@@ -148,7 +148,7 @@ def _measure(contenders: Contenders, name: str, scale: Scale, book: Book) -> Non
         "as long": lambda seed: contenders.ours(contenders.requests(seed, extra)),
         "padded": lambda seed: contenders.padded(contenders.requests(seed)),
     }
-    for number in range(scale.num_rounds):
+    for number in range(scale.num_mixing_pairs):
         for way, answer in ways.items():
             if len(book.series(f"seq2seq/{name}/{way}")) <= number:
                 began = time.perf_counter()

@@ -34,23 +34,36 @@ def make(
 
 
 def attend(
-    runs: list[Run], query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float = 0.2
+    runs: list[Run],
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float = 0.2,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The kernel's answer, `[num_tokens, num_heads, dim]`; NaN where no row of a run is."""
     out = torch.full((1, query.shape[2], query.shape[1], query.shape[3]), math.nan, dtype=query.dtype)
-    kernel_for(query.dtype).attend(out, query, keys, values, scale, RowPlan(runs))
+    kernel_for(query.dtype).attend(out, query, keys, values, scale, RowPlan(runs), bias)
     return out[0]
 
 
 def expected(
-    spans: list[Span], query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float = 0.2
+    spans: list[Span],
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float = 0.2,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token's answer in float64: query `[num_heads, dim]`."""
     slots = torch.cat([torch.arange(start, start + length) for start, length in spans])
     group = query.shape[0] // keys.shape[1]
     key, value = (stored[0, :, slots].repeat_interleave(group, 0).double() for stored in (keys, values))
-    weights = ((query.double().unsqueeze(1) @ key.transpose(1, 2)) * scale).softmax(-1)
-    return (weights @ value).squeeze(1)
+    scores = (query.double().unsqueeze(1) @ key.transpose(1, 2)) * scale
+    if bias is not None:
+        distances = torch.arange(len(slots) - 1, -1, -1).clamp(max=bias.shape[1] - 1)
+        scores += bias.double().flip(1)[:, distances].unsqueeze(1)
+    return (scores.softmax(-1) @ value).squeeze(1)
 
 
 RUNS: list[Run] = [
@@ -75,6 +88,20 @@ def test_it_equals_plain_products(num_heads: int, num_kv_heads: int, dim: int, d
     assert found[[3, 7]].isnan().all()  # tokens of others are not touched
 
 
+@pytest.mark.parametrize("reach", [0, 3, 128, 2000])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "dim"), [(4, 4, 64), (6, 2, 20)])
+def test_scores_get_the_bias_of_their_distance(num_heads: int, num_kv_heads: int, dim: int, reach: int) -> None:
+    """Keys near and farther than the table reaches, in shared spans and own ones; the control is no bias."""
+    query, keys, values = make(num_heads, num_kv_heads, dim, 8)
+    bias = 2 * torch.randn(num_heads, reach + 1, generator=torch.Generator().manual_seed(reach))
+    found, without = attend(RUNS, query, keys, values, bias=bias), attend(RUNS, query, keys, values)
+    for token, spans in (row for run in RUNS for row in run):
+        want = expected(spans, query[0, :, token], keys, values, bias=bias)
+        torch.testing.assert_close(found[token].double(), want, atol=4e-6, rtol=4e-6)
+        is_same = reach == 0 or sum(length for _, length in spans) == 1  # one bias for all keys changes nothing
+        assert torch.allclose(found[token], without[token], atol=1e-4) == is_same
+
+
 def test_large_scores_and_lone_keys() -> None:
     """Scores far apart: the sums so far shrink to the new scale, and nothing overflows."""
     query, keys, values = make(2, 2, 64, 1)
@@ -85,12 +112,13 @@ def test_large_scores_and_lone_keys() -> None:
     )
 
 
-def test_bits_depend_on_nobody_else() -> None:
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 4 * 41).view(4, 41)], ids=["plain", "bias"])
+def test_bits_depend_on_nobody_else(bias: torch.Tensor | None) -> None:
     """A row gets the same bits alone, in a run with others, and with its keys cut into other spans."""
     query, keys, values = make(4, 2, 64, 8)
-    together = attend(RUNS, query, keys, values)
+    together = attend(RUNS, query, keys, values, bias=bias)
     for token, spans in (row for run in RUNS for row in run):
-        alone = attend([[(token, spans)]], query, keys, values)
+        alone = attend([[(token, spans)]], query, keys, values, bias=bias)
         assert torch.equal(alone[token], together[token])
         cut = [
             part
@@ -98,7 +126,7 @@ def test_bits_depend_on_nobody_else() -> None:
             for part in ((start, length // 3), (start + length // 3, length - length // 3))
             if part[1]
         ]
-        assert torch.equal(attend([[(token, cut)]], query, keys, values)[token], together[token])
+        assert torch.equal(attend([[(token, cut)]], query, keys, values, bias=bias)[token], together[token])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

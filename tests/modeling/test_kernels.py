@@ -92,6 +92,7 @@ def test_a_model_is_served_with_them_and_without(
     [
         (LINEAR, "+= weights[i] * value;", "+= weights[i] * (value + 0.01f);", compiled_linear._kernel, ()),
         (DECODE_ATTENTION, "share = 1.0f / own->total", "share = 1.01f / own->total", decode_kernel, (torch.float32,)),
+        (DECODE_ATTENTION, "+ 1 - row->num_keys", "- row->num_keys", decode_kernel, (torch.float32,)),
         (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, ()),
         (RMS_NORM, "total / dim + epsilon", "1.01f * total / dim + epsilon", norms._kernel, ()),
         (QUANTIZE, "(float)largest + 1.5f", "(float)largest + 3.5f", quantized_linear._kernel, ()),

@@ -9,6 +9,7 @@ import torch
 from promptd.modeling import attention_pooled
 from promptd.modeling.attention import Site
 from promptd.modeling.attention_pooled import PooledAttention
+from promptd.modeling.decode_kernel import decode_kernel
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
 
@@ -52,8 +53,8 @@ def attend(batch: PackedBatch) -> torch.Tensor:
 def has_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With the compiled kernel, and without."""
     if not request.param:
-        monkeypatch.setattr(attention_pooled, "decode_kernel", lambda dtype: None)
-    elif attention_pooled.decode_kernel(torch.float32) is None:
+        monkeypatch.setattr(attention_pooled, "kernel_over", lambda keys: None)
+    elif decode_kernel(torch.float32) is None:
         pytest.skip("no C compiler on this machine: ./tests/run could not install it")
     return bool(request.param)
 
@@ -68,13 +69,13 @@ def test_shared_equals_apart(has_kernel: bool, num_others: int) -> None:
 def test_both_ways_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel and torch's attention agree; rows that were cut into other parts are in the batch, too."""
     with_kernel = attend(batch_of(6, shares_spans=True, num_others=3))
-    monkeypatch.setattr(attention_pooled, "decode_kernel", lambda dtype: None)
+    monkeypatch.setattr(attention_pooled, "kernel_over", lambda keys: None)
     torch.testing.assert_close(with_kernel, attend(batch_of(6, shares_spans=True, num_others=3)), atol=1e-6, rtol=1e-5)
 
 
 def test_a_span_is_read_once_for_the_rows_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six rows of three prompts: three products with prompts instead of six, and one with each row's own text."""
-    monkeypatch.setattr(attention_pooled, "decode_kernel", lambda dtype: None)
+    monkeypatch.setattr(attention_pooled, "kernel_over", lambda keys: None)
     reads: list[int] = []
     flash = attention_pooled.flash_cpu
 
@@ -93,7 +94,7 @@ def test_a_span_is_read_once_for_the_rows_that_share_it(monkeypatch: pytest.Monk
 def test_the_kernel_is_told_of_shared_spans() -> None:
     """Six rows of three prompts are three runs; many rows of one are cut, so that more than one thread has work."""
     batch = batch_of(6, shares_spans=True)
-    kernel = attention_pooled.decode_kernel(torch.float32)
+    kernel = decode_kernel(torch.float32)
     if kernel is None:
         pytest.skip("no C compiler on this machine: ./tests/run could not install it")
     groups = list(batch.decode_groups.values())

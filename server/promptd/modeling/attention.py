@@ -30,6 +30,9 @@ _REFUSED_ARGUMENTS = ("softcap", "s_aux", "attn_bias", "block_mask")
 class PositionBias(Protocol):
     """What a model adds to its scores for the distance of two positions; the same in all of its layers."""
 
+    behind: torch.Tensor
+    """`[num_heads, reach + 1]`, fp32, contiguous: of keys `reach` to 0 tokens back; farther ones have the first."""
+
     def between(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_heads, num_queries, num_keys]` for positions `[num_queries]` and `[num_keys]`, int64."""
 

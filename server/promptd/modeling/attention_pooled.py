@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Protocol
 
 import torch
 
 from promptd.modeling.attention import Site, flash_cpu, merge_parts
-from promptd.modeling.decode_kernel import MAX_HEAD_DIM, DecodeKernel, RowPlan, decode_kernel
+from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, kernel_over
 from promptd.modeling.packed_batch import DecodeGroup, PackedBatch, PrefillRow
-
-MAX_RUN = 32
-"""Rows of a shared span that one thread of the kernel answers together."""
 
 
 class PooledAttention:
@@ -53,7 +49,7 @@ class Decode(Protocol):
 def _decode(batch: PackedBatch, window: int | None) -> Decode:
     groups = list(batch.decode_groups.values())
     groups = groups if window is None else _clipped(groups, window)
-    kernel = decode_kernel(batch.pool.keys.dtype) if batch.pool.keys.shape[-1] <= MAX_HEAD_DIM else None
+    kernel = kernel_over(batch.pool.keys)
     if kernel is None:
         return TorchDecode(groups, shares_spans=batch.shares_spans)
     return KernelDecode(groups, kernel)
@@ -64,9 +60,7 @@ class KernelDecode:
 
     def __init__(self, groups: Sequence[DecodeGroup], kernel: DecodeKernel) -> None:
         self._kernel = kernel
-        rows = [row for group in groups for row in zip(group.tokens, group.spans, strict=True)]
-        runs = (list(run) for _, run in groupby(rows, key=lambda row: row[1][0]))
-        self.plan = RowPlan([run[at : at + MAX_RUN] for run in runs for at in range(0, len(run), MAX_RUN)])
+        self.plan = RowPlan.of(row for group in groups for row in group.rows())
 
     def attend(
         self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
@@ -132,7 +126,7 @@ def _prefill(
 def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
     """Regroup decode rows after dropping the keys that lie further back than the model's sliding window."""
     clipped: dict[int, DecodeGroup] = {}
-    rows = [row for group in groups for row in zip(group.tokens, group.spans, strict=True)]
+    rows = [row for group in groups for row in group.rows()]
     for token, spans in sorted(rows):  # groups may join here: a group's tokens stay in the order of the batch
         left, kept = window, []
         for start, length in reversed(spans):

@@ -1,7 +1,7 @@
-"""Attention one row after the other: sources read whole, cross attention, and scores with a position bias.
+"""Attention of sources, which are read whole, and of targets that read them by cross attention or have a position bias.
 
-Each row attends its spans in place and the parts are merged by their log-sum-exp, as in `attention`, which has the
-quicker way for rows that need none of this.
+Rows attend their spans in place, one after the other, and the parts are merged by their log-sum-exp, as in
+`attention`; single tokens, which are what a target mostly is, all at once by the kernel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from promptd.modeling.attention import Site, flash_attention, merge_parts
+from promptd.modeling.decode_kernel import RowPlan, kernel_over
 from promptd.modeling.kv_pool import Span
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
 
@@ -37,13 +38,19 @@ class _Plan:
 
 
 class RowAttention:
-    """Attention of one batch on any device. Rows of a causal batch store their keys and values first."""
+    """Attention of one batch on any device. Rows of a causal batch store their keys and values first.
+
+    Where there is a kernel it attends all single tokens of a causal batch in one call.
+    """
 
     def __init__(self, batch: PackedBatch) -> None:
         self._batch = batch
-        self._plans = [
-            _plan(row, start, batch.is_causal) for row, start in zip(batch.rows, batch.row_starts, strict=True)
-        ]
+        plans = [_plan(row, start, batch.is_causal) for row, start in zip(batch.rows, batch.row_starts, strict=True)]
+        self._kernel = kernel_over(batch.pool.keys)
+        singles = [] if self._kernel is None else [plan for plan in plans if not plan.has_own]
+        self._plans = plans if self._kernel is None else [plan for plan in plans if plan.has_own]
+        self._own_singles = RowPlan.of((plan.start, plan.spans) for plan in singles)
+        self._cross_singles = RowPlan.of((plan.start, plan.row.cross) for plan in singles if plan.row.cross)
         self._masks: list[torch.Tensor | None] | None = None
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -52,17 +59,22 @@ class RowAttention:
         if self._batch.is_causal and not site.is_cross:
             pool.write(layer, self._batch.slot_mapping, key, value)
         stored = pool.heads(layer)
-        outs = []  # [1, num_heads, length, head_dim] each
+        out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        singles = self._cross_singles if site.is_cross else self._own_singles
+        if self._kernel is not None and singles.struct.num_runs:
+            bias = None if site.bias is None else site.bias.behind
+            self._kernel.attend(out, query, *stored, site.scale, singles, bias)
         for number, plan in enumerate(self._plans):
             own = query.narrow(2, plan.start, plan.length)
             if site.is_cross:
-                outs.append(_attend(own, _views(stored, plan.row.cross), None, site.scale))
-                continue
-            parts = _views(stored, plan.spans)
-            if plan.has_own:
-                parts.append((key.narrow(2, plan.start, plan.length), value.narrow(2, plan.start, plan.length)))
-            outs.append(_attend(own, parts, self._mask(number, site), site.scale))
-        return torch.cat(outs, 2).transpose(1, 2)
+                attended = _attend(own, _views(stored, plan.row.cross), None, site.scale)
+            else:
+                parts = _views(stored, plan.spans)
+                if plan.has_own:
+                    parts.append((key.narrow(2, plan.start, plan.length), value.narrow(2, plan.start, plan.length)))
+                attended = _attend(own, parts, self._mask(number, site), site.scale)
+            out[:, plan.start : plan.start + plan.length] = attended.transpose(1, 2)
+        return out
 
     def _mask(self, number: int, site: Site) -> torch.Tensor | None:
         """Return what is added to a row's scores, `[1, num_heads or 1, length, num_keys]`; the same in every layer."""

@@ -10,12 +10,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 
 from promptd.modeling.kernels import load_kernel
 
+if TYPE_CHECKING:
+    from promptd.modeling.kv_pool import Span
+
 MAX_HEAD_DIM = 256
+MAX_RUN = 32
+"""Rows of a shared span that one thread answers together."""
 DECODE_ATTENTION = "decode_attention.c"
 STORED = {torch.float32: "STORED_FLOAT32", torch.bfloat16: "STORED_BFLOAT16"}
 """Dtypes that there is a kernel for, and what the source calls them."""
@@ -32,6 +40,8 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("query_head_stride", "query_token_stride", "num_slots")),
         *((name, ctypes.c_int64) for name in ("num_heads", "num_kv_heads", "head_dim")),
         ("scale", ctypes.c_float),
+        ("bias", ctypes.c_void_p),
+        ("reach", ctypes.c_int64),
     ]
 
 
@@ -49,7 +59,7 @@ class RowPlan:
     `runs` are lists of `(token, spans)`: the rows of a run begin with the same span, which is read once for them.
     """
 
-    def __init__(self, runs: list[list[tuple[int, list[tuple[int, int]]]]]) -> None:
+    def __init__(self, runs: Sequence[Sequence[tuple[int, Sequence[Span]]]]) -> None:
         rows = [row for run in runs for row in run]
         ends, starts = [0], [0]
         for run in runs:
@@ -61,6 +71,12 @@ class RowPlan:
         self._kept = [torch.tensor(numbers, dtype=torch.int64) for numbers in (ends, tokens, starts, slots)]
         longest = max((len(run) for run in runs), default=0)
         self.struct = _Rows(len(runs), longest, *(numbers.data_ptr() for numbers in self._kept))
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, Sequence[Span]]]) -> RowPlan:
+        """Make runs of neighbours that begin with the same span."""
+        runs = [list(run) for _, run in groupby(rows, key=lambda row: row[1][0])]
+        return cls([run[at : at + MAX_RUN] for run in runs for at in range(0, len(run), MAX_RUN)])
 
 
 class DecodeKernel:
@@ -96,11 +112,13 @@ class DecodeKernel:
         values: torch.Tensor,
         scale: float,
         plan: RowPlan,
+        bias: torch.Tensor | None = None,
     ) -> None:
         """Fill the plan's tokens of `out` `[1, num_tokens, num_heads, head_dim]`, contiguous.
 
         `query` is `[1, num_heads, num_tokens, head_dim]`; keys and values `[1, num_kv_heads, num_slots, head_dim]`,
-        contiguous. All of one dtype, on the CPU. Raises `MemoryError`, and `IndexError` for a span outside the pool.
+        contiguous. All of one dtype, on the CPU. `bias` is what scores get for distances, as `PositionBias.behind`
+        tells it. Raises `MemoryError`, and `IndexError` for a span outside the pool.
         """
         if query.stride(3) != 1:
             query = query.contiguous()
@@ -108,13 +126,18 @@ class DecodeKernel:
             query.data_ptr(), keys.data_ptr(), values.data_ptr(), out.data_ptr(),
             query.stride(1), query.stride(2), keys.shape[2],
             query.shape[1], keys.shape[1], query.shape[3],
-            scale,
+            scale, None if bias is None else bias.data_ptr(), 0 if bias is None else bias.shape[1] - 1,
         )  # fmt: skip
         failed = self._attend(layer, plan.struct, torch.get_num_threads())
         if failed == _NO_MEMORY:
             raise MemoryError("no memory for the attention of a step")
         if failed:
             raise IndexError("a span is not in the K/V pool")
+
+
+def kernel_over(keys: torch.Tensor) -> DecodeKernel | None:
+    """Return the kernel that attends to keys like these `[..., head_dim]`, or None where there is none."""
+    return decode_kernel(keys.dtype) if keys.device.type == "cpu" and keys.shape[-1] <= MAX_HEAD_DIM else None
 
 
 @functools.cache
@@ -127,19 +150,22 @@ def decode_kernel(dtype: torch.dtype) -> DecodeKernel | None:
 
 
 def _passes(kernel: DecodeKernel, dtype: torch.dtype) -> bool:
-    """Whether two rows that share a span, and one of its own, come out as by plain products."""
+    """Whether two rows that share a span, and one of its own, come out as by plain products, also with a bias."""
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (
         torch.randn(1, heads, count, 20, generator=generator).to(dtype) for heads, count in ((4, 3), (2, 200), (2, 200))
     )
     runs = [[(0, [(10, 70), (90, 1)]), (2, [(10, 70), (100, 65)])], [(1, [(7, 3)])]]
-    out = torch.full((1, 3, 4, 20), math.nan, dtype=dtype)
-    kernel.attend(out, query, keys, values, 0.3, RowPlan(runs))
-    for token, spans in (row for run in runs for row in run):
-        own = torch.cat([torch.arange(start, start + length) for start, length in spans])
-        key, value = (stored[:, :, own].repeat_interleave(2, 1).float() for stored in (keys, values))
-        weights = (query[:, :, token : token + 1].float() @ key.transpose(-1, -2) * 0.3).softmax(-1)
-        expected = (weights @ value)[:, :, 0]
-        if not torch.allclose(out[:, token].float(), expected, atol=2e-2 if dtype is torch.bfloat16 else 1e-5):
-            return False
+    for bias in (None, torch.randn(4, 31, generator=generator)):
+        out = torch.full((1, 3, 4, 20), math.nan, dtype=dtype)
+        kernel.attend(out, query, keys, values, 0.3, RowPlan(runs), bias)
+        for token, spans in (row for run in runs for row in run):
+            own = torch.cat([torch.arange(start, start + length) for start, length in spans])
+            key, value = (stored[:, :, own].repeat_interleave(2, 1).float() for stored in (keys, values))
+            scores = query[:, :, token : token + 1].float() @ key.transpose(-1, -2) * 0.3
+            if bias is not None:
+                scores += bias[:, (torch.arange(-len(own), 0) + 31).clamp(min=0)].unsqueeze(1)
+            expected = (scores.softmax(-1) @ value)[:, :, 0]
+            if not torch.allclose(out[:, token].float(), expected, atol=2e-2 if dtype is torch.bfloat16 else 1e-5):
+                return False
     return True

@@ -52,6 +52,10 @@ class DecodeGroup:
     tokens: list[int] = field(default_factory=list)  # index of each row's token in the packed batch
     spans: list[list[Span]] = field(default_factory=list)  # [row][part]
 
+    def rows(self) -> Iterator[tuple[int, list[Span]]]:
+        """Yield each row's token and spans."""
+        return zip(self.tokens, self.spans, strict=True)
+
     def runs(self, part: int, *, shares_spans: bool) -> tuple[list[int], list[Span]]:
         """Return how many adjacent rows read each span of a part, and the spans: rows of one prompt read it at once.
 

@@ -48,6 +48,7 @@ class RelativeBias:
             max_distance=self._reach,
         )
         self._table = weight.detach()[buckets].T.contiguous()  # [num_heads, 2 * reach + 1]
+        self.behind = self._table[:, : self._reach + 1].float().contiguous()
 
     def between(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_heads, num_queries, num_keys]` for positions `[num_queries]` and `[num_keys]`."""

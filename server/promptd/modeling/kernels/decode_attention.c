@@ -4,7 +4,8 @@
  * A row reads a list of spans of the pool; rows of a run begin with the same span, which is read once for all of
  * them. A row's keys are taken 64 at a time, counted from its first key wherever spans begin and end, with a running
  * softmax (Milakov and Gimelshein, 2018): what a row gets depends neither on its neighbours nor on how its keys are
- * cut into spans. Sums are float32; a NaN or an infinity in any key or value stays one.
+ * cut into spans. Where there is a bias, each score has that of its key's distance. Sums are float32; a NaN or an
+ * infinity in any key or value stays one.
  *
  * Compiled by kernels/__init__.py, once for float32 (STORED_FLOAT32) and once for bfloat16.
  */
@@ -51,6 +52,8 @@ typedef struct {
     float query[MAX_DIM];
     float sum[MAX_DIM];
     float largest, total;
+    const float *bias;
+    int64_t num_keys; /* of its row */
     stored *out;
 } state;
 
@@ -61,6 +64,8 @@ typedef struct {
     int64_t query_head_stride, query_token_stride, num_slots;
     int64_t num_heads, num_kv_heads, dim; /* dim <= MAX_DIM */
     float scale;
+    const float *bias; /* [num_heads, reach + 1], of keys `reach` (and more) to 0 tokens back; NULL for none */
+    int64_t reach;
 } layer;
 
 /* The rows, the same for every layer: runs [num_runs + 1] index tokens and first_spans; first_spans [num_rows + 1]
@@ -120,6 +125,14 @@ static INLINE void score(const state *row, const stored *keys, const stored *val
     }
 }
 
+/* Add the bias of `count` keys from number `first` on; a row's last key is that of its own token. */
+static INLINE void add_bias(const state *row, int64_t reach, int64_t first, int64_t count, float *scores)
+{
+    int64_t at = first + 1 - row->num_keys + reach;
+    for (int64_t key = 0; row->bias && key < count; key++)
+        scores[key] += row->bias[at + key > 0 ? at + key : 0];
+}
+
 /* Turn a chunk's scores, of which the last may be -inf for no key, into weights; what was summed before shrinks to
  * the same scale. */
 static INLINE void weigh(state *row, float *scores, int64_t dim)
@@ -159,16 +172,18 @@ static INLINE void add_values(state *row, const stored *values, int64_t count, i
         store_lanes(row->sum + i * LANES, sums[i]);
 }
 
-/* All of one row's keys from number `done` on, for the `group` queries that share a head of keys. */
+/* All of one row's keys from number `done` on, which is number `at` of the first of these spans, for the `group`
+ * queries that share a head of keys. */
 static INLINE void attend_row(state *queries, int64_t group, const stored *keys, const stored *values,
-                              const int64_t *spans, int64_t num_spans, int64_t done, int64_t dim)
+                              const int64_t *spans, int64_t num_spans, int64_t at, int64_t done, int64_t reach,
+                              int64_t dim)
 {
     float scores[CHUNK];
-    int64_t span = 0, at = done; /* `done` keys lie in the first span */
-    while (span < num_spans) {
+    int64_t span = 0, filled = 0;
+    for (; span < num_spans; done += filled) {
         int64_t end_span = span, end_at = at;
         for (int64_t query = 0; query < group; query++) {
-            int64_t filled = 0;
+            filled = 0;
             end_span = span, end_at = at;
             while (end_span < num_spans && filled < CHUNK) {
                 int64_t left = spans[2 * end_span + 1] - end_at;
@@ -180,6 +195,7 @@ static INLINE void attend_row(state *queries, int64_t group, const stored *keys,
                 if (end_at == spans[2 * end_span + 1])
                     end_span++, end_at = 0;
             }
+            add_bias(queries + query, reach, done, filled, scores);
             for (int64_t key = filled; key < CHUNK; key++)
                 scores[key] = -INFINITY;
             weigh(queries + query, scores, dim);
@@ -205,7 +221,10 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run, in
     int64_t first = all->runs[run], num_rows = all->runs[run + 1] - first;
     const stored *keys = one->keys + head * one->num_slots * dim;
     const stored *values = one->values + head * one->num_slots * dim;
-    for (int64_t row = 0; row < num_rows; row++)
+    for (int64_t row = 0; row < num_rows; row++) {
+        int64_t num_keys = 0;
+        for (int64_t span = all->first_spans[first + row]; span < all->first_spans[first + row + 1]; span++)
+            num_keys += all->spans[2 * span + 1];
         for (int64_t query = 0; query < group; query++) {
             state *own = states + row * group + query;
             int64_t token = all->tokens[first + row], at = head * group + query;
@@ -213,8 +232,10 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run, in
             for (int64_t i = 0; i < dim; i++)
                 own->query[i] = load(from[i]) * one->scale, own->sum[i] = 0.0f;
             own->largest = -INFINITY, own->total = 0.0f;
+            own->bias = one->bias ? one->bias + at * (one->reach + 1) : NULL, own->num_keys = num_keys;
             own->out = one->out + (token * one->num_heads + at) * dim;
         }
+    }
     const int64_t *shared = all->spans + 2 * all->first_spans[first];
     int64_t done = num_rows > 1 ? shared[1] / CHUNK * CHUNK : 0;
     for (int64_t at = 0; at < done; at += CHUNK) /* these 64 keys stay in the nearest cache for all rows */
@@ -222,6 +243,7 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run, in
             float scores[CHUNK];
             const stored *own = values + (shared[0] + at) * dim;
             score(states + query, keys + (shared[0] + at) * dim, query ? NULL : own, CHUNK, dim, scores);
+            add_bias(states + query, one->reach, at, CHUNK, scores);
             weigh(states + query, scores, dim);
             add_values(states + query, own, CHUNK, dim, scores);
         }
@@ -229,7 +251,7 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run, in
         const int64_t *own = all->first_spans + first + row;
         int64_t skipped = done == all->spans[2 * own[0] + 1]; /* nothing is left of the first span */
         attend_row(states + row * group, group, keys, values, all->spans + 2 * (own[0] + skipped),
-                   own[1] - own[0] - skipped, skipped ? 0 : done, dim);
+                   own[1] - own[0] - skipped, skipped ? 0 : done, done, one->reach, dim);
     }
     for (int64_t query = 0; query < num_rows * group; query++) {
         state *own = states + query;
