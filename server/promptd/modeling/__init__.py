@@ -1,5 +1,6 @@
 """The base model: loading, freezing, the packed forward pass and its K/V pool."""
 
+import promptd.modeling.heavy_imports  # noqa: F401, first of all  # isort: skip
 from promptd.modeling.attention import Site
 from promptd.modeling.families.base import Arrangement, Asked, Source
 from promptd.modeling.frozen import FrozenModel
