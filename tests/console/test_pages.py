@@ -81,6 +81,28 @@ def test_keyboard_and_theme(visit: Visitor) -> None:
     page.wait_for_selector("table.prompts tbody tr:only-child:has-text('snips-intent')")
 
 
+COLORS = """() => [...document.querySelectorAll("body, body *")].map((one) => {
+  const { color, backgroundColor, borderTopColor } = getComputedStyle(one);
+  return [one.tagName, color, backgroundColor, borderTopColor].join(" ");
+})"""
+
+
+def test_a_theme_comes_at_once(visit: Visitor) -> None:
+    """Also where motion is not wanted, every colour is the other theme's in the moment in which that is chosen."""
+    visit.page.emulate_media(reduced_motion="reduce")
+    page = visit.open("prompts")
+
+    def colors(first: str = "") -> list[str]:
+        page.wait_for_selector("table.prompts tbody tr")
+        page.wait_for_selector(".server-state strong")
+        found: list[str] = page.evaluate(f"() => {{ {first}; return ({COLORS})(); }}")
+        return found
+
+    before, chosen = colors(), colors("window.promptdTheme.toggle()")
+    page.reload()
+    assert chosen == colors() != before
+
+
 def test_behind_a_path(visit: Visitor) -> None:
     """Under a proxy's path the whole console works, and asks for nothing outside of it."""
     prefix = f"{visit.url}/some/where"
