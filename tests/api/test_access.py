@@ -36,6 +36,7 @@ ACCESS: dict[tuple[str, str], str] = {
     ("GET", "/v1/prompts/{name:path}/versions"): "prompts:read",
     ("GET", "/v1/prompts/{name:path}/content"): "prompts:read",
     ("GET", "/v1/prompts/{name:path}/neighbors"): "prompts:read",
+    ("GET", "/v1/prompts/{name:path}/residency"): "prompts:read",
     ("GET", "/v1/prompts/{name:path}/shares"): "prompts:read",
     ("PUT", "/v1/prompts/{name:path}/shares/{tenant}"): "prompts:write",
     ("DELETE", "/v1/prompts/{name:path}/shares/{tenant}"): "prompts:write",

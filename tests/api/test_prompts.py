@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 
+import httpx
 import torch
 from promptd_store import PromptArtifact, encode
 from safetensors.torch import save
@@ -105,7 +106,7 @@ def test_owner_and_name(two_tenants: LiveServer) -> None:
                 assert len(a.get(f"/v1/prompts/{name}/versions").json()["data"]) == 1
             assert len(a.get(f"/v1/prompts/{name}/neighbors").json()["data"]) == 2
         assert b.get("/v1/prompts/shown").json()["id"] == "default/shown"
-        for what in ("", "@1", "/versions", "/content", "/neighbors"):
+        for what in ("", "@1", "/versions", "/content", "/neighbors", "/residency"):
             hidden, absent = (b.get(f"/v1/prompts/default/{name}{what}") for name in ("hidden", "absent"))
             assert hidden.status_code == absent.status_code == 404
             assert hidden.text.replace("hidden", "absent") == absent.text
@@ -154,3 +155,29 @@ def test_pages_do_not_repeat_or_skip(two_tenants: LiveServer) -> None:
         assert last == {"object": "list", "data": [], "has_more": False}
         for name in ("page-1", "page-2"):
             assert admin.delete(f"/v1/prompts/{name}").status_code == 200
+
+
+def test_residency_is_the_callers_own(two_tenants: LiveServer) -> None:
+    """A prompt's K/V to the byte once it is used; what others hold of the same content shows nobody anything."""
+    artifact = encode("soft", torch.full((3, two_tenants.model.spec.hidden_size), 0.25))
+    size = 3 * two_tenants.model.bytes_per_slot
+    with (
+        two_tenants.http(Authorization="Bearer key-tenant-a") as a,
+        two_tenants.http(Authorization="Bearer key-tenant-b") as b,
+        two_tenants.http(Authorization="Bearer key-admin-1") as admin,
+    ):
+
+        def held(http: httpx.Client, name: str) -> int:
+            told = http.get(f"/v1/prompts/{name}/residency").json()
+            assert (told["object"], told["version"]) == ("prompt.residency", artifact.version)
+            return int(told["num_bytes"])
+
+        assert a.put("/v1/prompts/kept", content=artifact.content).status_code == 201
+        assert admin.put("/v1/prompts/kept?visibility=public", content=artifact.content).status_code == 201
+        assert a.post("/v1/completions", json={**GOOD, "model": "kept"}).status_code == 200
+        assert (held(a, "kept"), held(b, "default/kept")) == (size, 0)
+        assert b.post("/v1/completions", json={**GOOD, "model": "default/kept"}).status_code == 200
+        assert held(b, "default/kept") == size
+        hidden, absent = (b.get(f"/v1/prompts/a/{name}/residency") for name in ("kept", "absent"))
+        assert hidden.status_code == 404 and hidden.text.replace("kept", "absent") == absent.text
+        assert a.delete("/v1/prompts/kept").status_code == admin.delete("/v1/prompts/kept").status_code == 200

@@ -58,7 +58,7 @@ def test_a_grantee_uses_and_reads(tenanted: LiveServer, admin: Client, houses: H
             answer = bob.post("/v1/completions", json={**ASK, **named})
             assert answer.status_code == 200, answer.text
             assert answer.json()["choices"][0]["text"] == own["choices"][0]["text"]
-        for path in ("", "/versions", "/content", "/content?format=peft", "/neighbors"):
+        for path in ("", "/versions", "/content", "/content?format=peft", "/neighbors", "/residency"):
             assert bob.get(f"/v1/prompts/lender/tone{path}").status_code == 200, path
         assert bob.get("/v1/prompts/lender/tone@1").json()["number"] == 1
         assert [one["id"] for one in bob.get("/v1/prompts").json()["data"]] == ["lender/tone"]

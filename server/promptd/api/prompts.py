@@ -31,8 +31,9 @@ from promptd.api.services import principal_of, services_of
 from promptd.api.text_prompts import text_prompt
 from promptd.api.uploads import check_policy, is_text, read_upload, seal_headers
 from promptd.engine.neighbors import neighbors
+from promptd.engine.prompt_cache import PUBLIC_SALT
 from promptd.errors import InvalidRequestError, PayloadTooLargeError
-from promptd.tenancy import Scope
+from promptd.tenancy import Scope, salt_of
 
 _MAX_CONFIG_CHARS = 24 << 10
 _MAX_LISTED = 100
@@ -238,6 +239,20 @@ async def get_neighbors(name: str, request: Request, count: Annotated[int, Query
         for index, row in enumerate(found)
     ]
     return JSONResponse({"object": "list", "version": record.version, "data": data})
+
+
+async def get_residency(name: str, request: Request) -> Response:
+    """Tell how many bytes of keys and values this server keeps of a prompt now; with 0 its next use makes them.
+
+    What other tenants have of the same content under private names is theirs, and is not counted.
+    """
+    services = services_of(request)
+    record = await _resolve(name, request)
+    salts = [salt_of(principal_of(request).tenant)]
+    if record.visibility == "public":
+        salts.append(PUBLIC_SALT)
+    num_bytes = await services.engine.resident_bytes(record.version, salts)
+    return JSONResponse({"object": "prompt.residency", "version": record.version, "num_bytes": num_bytes})
 
 
 async def _resolve(name: str, request: Request) -> PromptRecord:

@@ -105,6 +105,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", _P + "/{name:path}/versions", Scope.PROMPTS_READ, prompts.list_versions, "prompts"),
     Route("GET", _P + "/{name:path}/content", Scope.PROMPTS_READ, prompts.get_content, "prompts", openapi.FILE),
     Route("GET", _P + "/{name:path}/neighbors", Scope.PROMPTS_READ, prompts.get_neighbors, "prompts"),
+    Route("GET", _P + "/{name:path}/residency", Scope.PROMPTS_READ, prompts.get_residency, "prompts"),
     Route("GET", _P + "/{name:path}/shares", Scope.PROMPTS_READ, shares.list_shares, "prompts"),
     Route("PUT", _P + "/{name:path}/shares/{tenant}", Scope.PROMPTS_WRITE, shares.put_share, "prompts"),
     Route("DELETE", _P + "/{name:path}/shares/{tenant}", Scope.PROMPTS_WRITE, shares.delete_share, "prompts"),

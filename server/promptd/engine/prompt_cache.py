@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from promptd_store import PromptKind
@@ -70,6 +70,11 @@ class PromptCache:
     def loading(self) -> Sequence[PromptEntry]:
         """Entries whose K/V is not complete yet, parents before children."""
         return self._loading
+
+    def bytes_of(self, version: str, salts: Collection[str]) -> int:
+        """Bytes of K/V of a version under some salts, in whatever chains it stands."""
+        found = (entry for key, entry in self._entries.items() if key[-1] == version and key[0] in salts)
+        return sum(entry.num_slots for entry in found) * self._pool.bytes_per_slot
 
     def acquire(self, salt: str, segments: Sequence[Segment], max_bytes: int | None = None) -> list[PromptEntry] | None:
         """Pin the chain, making what is missing; None where pinned entries leave no room for it now.
