@@ -84,7 +84,7 @@ def test_a_key_from_its_making_to_its_end(keyed: Visitor, tiny: LiveServer, scre
 
 
 def test_limits_and_usage(keyed: Visitor, tiny: LiveServer) -> None:
-    """Limits that are set hold; a wrong one is refused with its field; usage is what the answers said."""
+    """Limits that are set hold; usage is what the answers said, and where nothing was used the page says so."""
     keyed.expected = ("status of 401", "status of 429")
     page = keyed.enter("access", ADMIN_KEY)
     key = make_key(page, "globex")
@@ -102,6 +102,14 @@ def test_limits_and_usage(keyed: Visitor, tiny: LiveServer) -> None:
     page.get_by_role("button", name="Today").click()
     row = page.locator("tr", has_text="globex")
     assert row.locator("td").nth(5).inner_text() == str(told)
+    nothing = """async () => {
+      const { UsagePanel } = await import("/ui/usage.js");
+      const panel = new UsagePanel(new AbortController().signal);
+      const none = { requests: 0, prompt_tokens: 0, completion_tokens: 0, training_tokens: 0 };
+      panel.draw({ data: [{ tenant: "globex", prompt: "p", day: "2026-01-01", key_id: "k", ...none }], total: none });
+      return panel.element.textContent;
+    }"""
+    assert "Nothing used yet" in page.evaluate(nothing)
 
 
 def test_who_may_not_see_keys(visit: Visitor, keyed: Visitor, tiny: LiveServer) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
 
-from promptd.demo import DEMO_DATA_PATH
+from promptd.demo import DEMO_DATA_PATH, DEMO_MODEL_NAME
 from promptd.training.data import TrainingDataError, parse_examples
 from tests.console.visitor import Visitor
 
@@ -95,3 +96,37 @@ def test_rows_are_judged_as_the_server_does(visit: Visitor) -> None:
         problems = page.evaluate(read, list(content))
         assert [problem["line"] for problem in problems[:1]] == first_fault(content), name
         assert bool(problems) == (name in BAD_FILES), name
+
+
+@pytest.mark.long
+def test_pause_resume_cancel_compare(visit: Visitor, api: httpx.Client) -> None:
+    """What the buttons of a job do is what the API then says of it; the curves of two jobs lie on one chart."""
+    rows = "\n".join((DEMO_DATA_PATH / "snips-intent.jsonl").read_text().splitlines()[:40])
+    file = api.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", rows)}).json()["id"]
+    jobs = {}
+    for name, num_steps in (("short-one", 6), ("long-one", 100_000)):
+        settings = {"num_steps": num_steps, "num_evaluations": 3, "batch_size": 4}
+        method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": settings}}
+        body = {"model": DEMO_MODEL_NAME, "training_file": file, "suffix": name, "method": method}
+        jobs[name] = api.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    job = f"/v1/fine_tuning/jobs/{jobs['long-one']}"
+    page = visit.open(f"jobs/{jobs['long-one']}")
+
+    def becomes(state: str) -> None:
+        page.wait_for_selector(f".badges .badge:has-text('{state.capitalize()}')")
+        assert api.get(job).json()["status"] == state
+
+    becomes("running")
+    page.get_by_role("button", name="Pause").click()
+    becomes("paused")
+    page.get_by_role("button", name="Resume").click()
+    becomes("running")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.locator("dialog").get_by_role("button", name="Cancel the job").click()
+    becomes("cancelled")
+    page.click("nav a[href='#/jobs']")
+    for name in jobs:
+        page.locator(".u-legend", has_text=name).wait_for()
+        page.get_by_role("checkbox", name=f"Compare {name}").uncheck()
+    for path in (*(f"/v1/fine_tuning/jobs/{one}" for one in jobs.values()), f"/v1/files/{file}"):
+        assert api.delete(path).status_code == 200

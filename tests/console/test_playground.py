@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +17,21 @@ from promptd.demo import DEMO_MODEL_NAME
 from tests.console.visitor import Visitor
 
 STYLES = ("demo/bible-american-standard", "demo/bible-basic-english")
+
+
+def copied(visit: Visitor, card: Any, what: str) -> str:
+    """What a card puts into the clipboard: a `curl command` or a `Python program`."""
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    card.get_by_role("button", name="Copy").click()
+    visit.page.get_by_role("menuitem", name=f"Copy as {what.split()[0]}").click()
+    visit.page.locator(".toast", has_text=f"{what} copied").wait_for()
+    text: str = visit.page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
+def run(*command: str) -> str:
+    """What a command of the reader's prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def test_stream_side_by_side(visit: Visitor, api: httpx.Client, screenshots: Path) -> None:
@@ -35,6 +53,7 @@ def test_stream_side_by_side(visit: Visitor, api: httpx.Client, screenshots: Pat
         assert card.locator(".answer-text").inner_text().strip() == expected.strip()
         assert re.search(r"First token\n\d+(\.\d+)? m?s", card.locator("dl").inner_text())
         assert re.search(r"\d+ tok/s", card.locator("dl").inner_text())
+    assert run(sys.executable, "-c", copied(visit, card, "Python program")) == expected
     card = cards.nth(1)
     card.get_by_role("button", name="Token probabilities").click()
     card.locator(".token").first.wait_for()
@@ -47,21 +66,18 @@ def test_stream_side_by_side(visit: Visitor, api: httpx.Client, screenshots: Pat
 
 
 def test_classify_and_copy(visit: Visitor, api: httpx.Client) -> None:
-    """A prompt with label words is asked for them, and the bare model beside it too; what is copied is the request."""
-    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    """A prompt with label words is asked for them, and the bare model beside it too; what is copied asks the same."""
     page = visit.open("playground?prompt=demo/snips-intent")
-    page.fill("textarea", "play some jazz from the nineties")
+    page.fill("textarea", "what's on, it's the nineties")
     page.click("button.run")
     card = page.locator(".answer", has_text="demo/snips-intent").last
     card.locator(".label-bars").wait_for()
-    body = {"model": "demo/snips-intent", "input": "play some jazz from the nineties"}
+    body = {"model": "demo/snips-intent", "input": "what's on, it's the nineties"}
     expected = api.post("/v1/classify", json=body).json()["data"][0]
     best = card.locator(".label-bars .best").inner_text()
     assert best.split("\n") == [expected["label"], f"{100 * max(expected['probs']):.1f} %"]
     page.locator(".answer").first.locator(".label-bars").wait_for()
-    card.get_by_role("button", name="Copy").click()
-    page.get_by_role("menuitem", name="Copy as curl").click()
-    page.wait_for_selector(".toast")
-    copied = page.evaluate("navigator.clipboard.readText()")
-    assert f"{visit.url}/v1/classify" in copied
-    assert json.loads(copied.split("-d '")[1].rsplit("'", 1)[0]) == body
+    (answer,) = json.loads(run("bash", "-c", copied(visit, card, "curl command")))["data"]
+    assert (answer["label"], answer["probs"]) == (expected["label"], pytest.approx(expected["probs"]))
+    printed = run(sys.executable, "-c", copied(visit, card, "Python program")).split()
+    assert (printed[0], float(printed[1])) == (expected["label"], pytest.approx(max(expected["probs"])))

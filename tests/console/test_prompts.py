@@ -13,7 +13,7 @@ import torch
 from promptd_store import encode
 from safetensors.torch import save
 
-from promptd.demo import DEMO_MODEL_PATH
+from promptd.demo import DEMO_MODEL_PATH, DEMO_PROMPTS_PATH
 from tests.api.conftest import LiveServer
 from tests.console.conftest import ADMIN_KEY
 from tests.console.visitor import Visitor
@@ -57,6 +57,8 @@ def test_upload_compare_roll_back_delete(visit: Visitor, api: httpx.Client, scre
         page.get_by_role("button", name="Publish").click()
         page.wait_for_selector("h1:has-text('from-peft')")
         assert api.get("/v1/prompts/from-peft").json()["number"] == seed
+        kept = api.get("/v1/prompts/from-peft/residency").json()["num_bytes"]
+        page.locator("dl.facts > div", has_text="K/V in memory").get_by_text(f"{kept / 1024:.1f} KiB").wait_for()
         if seed == 1:
             page.click("nav a[href='#/prompts']")
     page.get_by_role("tab", name="Versions (2)").click()
@@ -99,6 +101,17 @@ def test_write_a_text(visit: Visitor, api: httpx.Client, screenshots: Path) -> N
     page.wait_for_selector("table.diff")
     assert "large hotel" in page.locator("table.diff .come").first.inner_text()
     assert api.delete("/v1/prompts/concierge").status_code == 200
+
+
+def test_the_list_and_the_page_show_one_score(visit: Visitor) -> None:
+    """A demo prompt's is that on rows by which nothing was chosen, as on its card."""
+    card = json.loads((DEMO_PROMPTS_PATH / "snips-intent.json").read_text())
+    shown = f"{100 * card['held_out']['test']['prompt']['accuracy']:.1f} %"
+    page = visit.open("prompts")
+    row = page.locator("table.prompts tr", has_text="demo/snips-intent")
+    row.get_by_text(shown).wait_for()
+    row.locator("a").click()
+    page.locator("section", has_text="Scores").get_by_text(shown).wait_for()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ export async function show(root, { signal }) {
       h(
         "div",
         { class: "stack" },
-        card("Latency", "of finished requests", tableBox("Latency", h("table", { class: "list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), ["p50", "p90", "p99"].map((name) => h("th", { scope: "col", class: "num" }, name)), h("th", { scope: "col", class: "num" }, "Requests"))), latency))),
+        card("Latency", "of generations", tableBox("Latency", h("table", { class: "list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Time"), ["p50", "p90", "p99"].map((name) => h("th", { scope: "col", class: "num" }, name)), h("th", { scope: "col", class: "num" }, "Count"))), latency))),
         card("Memory", "", h("div", { class: "pad-in" }, meters)),
       ),
       h("div", { class: "stack" }, card("Tenants", "with work here now", tenants), card("Engine", "", h("div", { class: "pad-in" }, engine))),

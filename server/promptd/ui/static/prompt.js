@@ -3,7 +3,7 @@
 import { call, get, promptPath, send } from "./api.js";
 import { add, fill, h, icon, iconButton } from "./dom.js";
 import { ago, bytes, count, moment, percent, plain, shortVersion, words } from "./format.js";
-import { bareName, labelsOf, labelWords, samples, scoreTable, training } from "./records.js";
+import { bareName, labelsOf, labelWords, samples, scoresOf, scoreTable, training } from "./records.js";
 import { versionsPanel } from "./versions.js";
 import { confirmed, errorNotice, facts, menu, tableBox, tabs, toast } from "./widgets.js";
 
@@ -48,7 +48,7 @@ export async function showPrompt(root, id, query, signal) {
     tabs(
       `About ${record.id}`,
       [
-        { id: "overview", label: "Overview", build: () => overview(record) },
+        { id: "overview", label: "Overview", build: () => overview(record, signal) },
         { id: "versions", label: `Versions (${versions.data.length})`, build: () => versionsPanel(versions.data, { base: record.base_fingerprint, isOwn, onrolledback: reload }) },
         ...(record.kind === "soft" ? [{ id: "neighbors", label: "Nearest words", build: () => neighbors(record, signal) }] : []),
         { id: "manifest", label: "Manifest", build: () => h("div", { class: "card pad" }, h("pre", {}, JSON.stringify({ manifest: record.manifest, provenance: record.provenance }, null, 2))) },
@@ -58,10 +58,11 @@ export async function showPrompt(root, id, query, signal) {
   );
 }
 
-function overview(record) {
+function overview(record, signal) {
   const trained = training(record);
   const settings = trained.hyperparameters ?? {};
-  const heldOut = record.provenance?.held_out?.test;
+  const { before, after } = scoresOf(record);
+  const isHeldOut = Boolean(record.provenance?.held_out?.test);
   const examples = samples(record);
   const labels = labelsOf(record);
   const scored = labelWords(record);
@@ -74,6 +75,7 @@ function overview(record) {
       h("section", { class: "card pad" }, facts([
         record.kind !== "text" && ["Virtual tokens", count(record.num_virtual_tokens)],
         ["Size", bytes(record.num_bytes)],
+        ["K/V in memory", residency(record, signal), "Keys and values on this server; without them the next request makes them."],
         ["Method", trained.method ? words(plain(trained.method.type ?? trained.method)) : record.kind === "text" ? "written" : "uploaded"],
         ["Published", ago(record.created), moment(record.created)],
         ["Owner", record.owned_by],
@@ -89,12 +91,22 @@ function overview(record) {
     h(
       "div",
       { class: "stack" },
-      (heldOut || trained.scores) && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Scores"), h("span", { class: "small muted" }, rowsOf(heldOut?.prompt ?? trained.scores?.after))), heldOut ? scoreTable(heldOut.bare_model, heldOut.prompt) : scoreTable(trained.scores.before, trained.scores.after, ["Before", "After"])),
+      after && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Scores"), h("span", { class: "small muted" }, rowsOf(after))), scoreTable(before, after, isHeldOut ? undefined : ["Before", "After"])),
       record.manifest.text && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Text"), h("span", { class: "small muted" }, "in front of every input")), h("div", { class: "pad-in" }, h("pre", { class: "template" }, record.manifest.text))),
       h("section", { class: "card" }, h("header", {}, h("h2", {}, "How an input is asked")), h("div", { class: "pad-in stack tight" }, h("pre", { class: "template" }, record.manifest.template ?? "{text}"), labels && h("div", { class: "row" }, labels.map((label) => h("span", { class: "badge", title: scored ? `scored as ${JSON.stringify(scored[label])}` : "a class of the prompt's head" }, label))))),
       examples.length > 0 && h("section", { class: "card" }, h("header", {}, h("h2", {}, "Examples")), h("div", { class: "examples" }, examples.map((one) => h("div", { class: "example" }, h("p", { class: "muted" }, one.input), one.with_prompt && h("p", {}, one.with_prompt), one.bare_model && h("p", { class: "small muted" }, h("span", { class: "badge" }, "bare"), ` ${one.bare_model}`))))),
     ),
   );
+}
+
+/** What the server keeps of the prompt now; known a moment after the page. */
+function residency(record, signal) {
+  const shown = h("span", {}, "…");
+  get(promptPath(record.id, "/residency"), {}, signal).then(
+    ({ num_bytes: kept }) => fill(shown, kept ? bytes(kept) : "none now"),
+    (error) => error.name !== "AbortError" && fill(shown, "–"),
+  );
+  return shown;
 }
 
 function rowsOf(scores) {

@@ -2,7 +2,7 @@
 
 import { add, debounced, fill, h, icon, iconButton } from "./dom.js";
 import { ago, bytes, count, moment } from "./format.js";
-import { findPrompts, score, scoreChange, scoreRows, training } from "./records.js";
+import { findPrompts, score, scoreChange, scoreRows, scoresOf } from "./records.js";
 import { tableBox, toast } from "./widgets.js";
 
 const PAGE_SIZE = 100;
@@ -73,8 +73,8 @@ function columns() {
 }
 
 function row(record) {
-  const { scores } = training(record);
-  const [main] = scoreRows(scores?.before, scores?.after);
+  const { before, after } = scoresOf(record);
+  const [main] = scoreRows(before, after);
   const href = `#/prompts/${record.id}`;
   return h(
     "tr",

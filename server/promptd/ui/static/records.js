@@ -14,6 +14,12 @@ export function training(record) {
   return provenance.scores ? provenance : (provenance.provenance ?? provenance);
 }
 
+/** Scores on rows that nothing was chosen by, where there are some, else those by which its training chose it. */
+export function scoresOf(record) {
+  const heldOut = record.provenance?.held_out?.test;
+  return heldOut ? { before: heldOut.bare_model, after: heldOut.prompt } : (training(record).scores ?? {});
+}
+
 /** `[{ name, before, after, isBetter }]`, the telling one first. */
 export function scoreRows(before = {}, after = {}) {
   const names = [...new Set([...Object.keys(after ?? {}), ...Object.keys(before ?? {})])].filter((name) => name !== "num_rows");

@@ -38,7 +38,7 @@ export function tokenView(scored, start) {
   if (tokens.length) choose(0);
   const sum = tokens.reduce((total, token) => total + Math.log(token.share), 0);
   const mean = tokens.length ? Math.exp(sum / tokens.length) : 1;
-  return h("div", { class: "token-view" }, line, h("p", { class: "small muted" }, `Geometric mean ${percent(mean)}. Darker means less sure.`), detail);
+  return h("div", { class: "token-view" }, line, h("p", { class: "small muted" }, `Geometric mean ${percent(mean)}. The deeper the colour, the less sure.`), detail);
 }
 
 /** Show the space in front, too: most words begin with one. */

@@ -24,16 +24,16 @@ export class UsagePanel {
   }
 
   draw({ data, total }) {
-    if (!data.length) {
+    const rows = grouped(data);
+    if (!rows.length && !total.training_tokens) {
       fill(this.content, h("div", { class: "empty" }, h("h2", {}, "Nothing used yet"), h("p", {}, "Every answer is counted here once, by tenant, key and prompt, with the numbers of its own ", h("code", {}, "usage"), ".")));
       return;
     }
-    const rows = grouped(data);
     const most = Math.max(1, ...rows.map((row) => tokens(row.counts)));
     fill(
       this.content,
       h("dl", { class: "tiles pad-in" }, [["Requests", total.requests], ["Tokens read", total.prompt_tokens], ["Tokens written", total.completion_tokens], ["Virtual tokens", total.virtual_tokens], ["Read from the cache", total.cached_tokens], ["Tokens trained", total.training_tokens]].map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { class: "tabular" }, count(value))))),
-      tableBox("Usage by tenant and prompt", h("table", { class: "list" }, h("thead", {}, h("tr", {}, [["Tenant"], ["Prompt"], ["Requests", "num"], ["Read", "num wide"], ["Written", "num wide"], ["Tokens", "num"], ["Share", "share wide"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text)))), h("tbody", {}, rows.slice(0, MAX_ROWS).map(({ tenant, prompt, counts }) => h(
+      rows.length > 0 && tableBox("Usage by tenant and prompt", h("table", { class: "list" }, h("thead", {}, h("tr", {}, [["Tenant"], ["Prompt"], ["Requests", "num"], ["Read", "num wide"], ["Written", "num wide"], ["Tokens", "num"], ["Share", "share wide"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text)))), h("tbody", {}, rows.slice(0, MAX_ROWS).map(({ tenant, prompt, counts }) => h(
         "tr",
         {},
         h("td", {}, h("strong", {}, tenant)),

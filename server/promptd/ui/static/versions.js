@@ -3,7 +3,7 @@
 import { call, promptPath } from "./api.js";
 import { fill, h, iconButton } from "./dom.js";
 import { ago, bytes, moment, plain, shortVersion } from "./format.js";
-import { bareName, score, scoreRows, scoreTable, training } from "./records.js";
+import { bareName, score, scoreRows, scoresOf, scoreTable, training } from "./records.js";
 import { confirmed, tableBox, toast } from "./widgets.js";
 
 /** The list and, under it, what two of the versions do not share. */
@@ -16,8 +16,9 @@ export function versionsPanel(records, { base, isOwn, onrolledback }) {
   const radio = (side, record) => h("input", { type: "radio", name: `compare-${side}`, checked: chosen[side] === record.number, "aria-label": `Compare version ${record.number} as the ${side} one`, onchange: () => { chosen[side] = record.number; compare(); } });
 
   const rows = records.map((record) => {
-    const { scores, method } = training(record);
-    const [main] = scoreRows(scores?.before, scores?.after);
+    const { method } = training(record);
+    const { before, after } = scoresOf(record);
+    const [main] = scoreRows(before, after);
     return h(
       "tr",
       {},
@@ -58,7 +59,7 @@ function difference(old, recent) {
   const is = flatten(described(recent));
   const names = [...new Set([...was.keys(), ...is.keys()])].sort();
   const changed = names.filter((name) => was.get(name) !== is.get(name));
-  const [a, b] = [training(old).scores?.after, training(recent).scores?.after];
+  const [a, b] = [scoresOf(old).after, scoresOf(recent).after];
   const cell = (values, name, sign) => h("td", { class: values.has(name) ? sign : "muted" }, values.has(name) ? values.get(name) : "–");
   return [
     h("header", {}, h("h2", {}, `v${old.number} → v${recent.number}`), h("span", { class: "small muted" }, `${changed.length} changed, ${names.length - changed.length} equal`)),
