@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,7 +17,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from promptd_store import PromptCatalog
@@ -76,7 +78,7 @@ class EngineCollector(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """Yield gauges, counters and the ended requests by outcome."""
+        """Yield gauges, counters, the ended requests by outcome, and how far apart tenants are."""
         stats = self._engine.stats()
         for field, (name, text) in _GAUGES.items():
             yield GaugeMetricFamily(name, text, value=getattr(stats, field))
@@ -86,6 +88,12 @@ class EngineCollector(Collector):
         for outcome in ("finished", "failed", "aborted"):
             ended.add_metric([outcome], getattr(stats, f"requests_{outcome}"))
         yield ended
+        waiting = [share.service for share in self._engine.engine.scheduler.waiting.readings() if share.num_waiting]
+        yield GaugeMetricFamily(
+            "promptd_fairness_gap_tokens",
+            "Service of the best served tenant that waits, less that of the worst served, in weighted tokens",
+            value=max(waiting) - min(waiting) if waiting else 0.0,
+        )
 
 
 class BudgetCollector(Collector):
@@ -261,6 +269,29 @@ class HousekeepingMetrics:
         self._failures.inc()
 
 
+class TokenGaps(Collector):
+    """The times between two tokens. A histogram of its own: it takes one in for every token that is written."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_SECONDS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Take in one; on the event loop's thread."""
+        self._counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histogram."""
+        bounds = [*map(str, map(float, _SECONDS)), "+Inf"]
+        yield HistogramMetricFamily(
+            "promptd_inter_token_latency_seconds",
+            "Time from one token of an answer to its next",
+            buckets=list(zip(bounds, map(float, accumulate(self._counts)), strict=True)),
+            sum_value=self._sum,
+        )
+
+
 class RequestMetrics:
     """Latency histograms of finished requests."""
 
@@ -276,9 +307,8 @@ class RequestMetrics:
         }
         self._first = histogram("promptd_time_to_first_token_seconds", "Time from arrival to the first token")
         self._whole = histogram("promptd_request_seconds", "Time from arrival to the end")
-        self._between = histogram("promptd_inter_token_latency_seconds", "Mean time between tokens of a request")
 
-    def observe(self, timings: RequestTimings, num_tokens: int) -> None:
+    def observe(self, timings: RequestTimings) -> None:
         """Take in one finished request."""
         for phase, begin, end in spans_of(timings):
             self._phases[phase].observe(end - begin)
@@ -286,5 +316,3 @@ class RequestMetrics:
             return
         self._first.observe(timings.first_token - timings.arrived)
         self._whole.observe(timings.finished - timings.arrived)
-        if num_tokens > 1:
-            self._between.observe((timings.finished - timings.first_token) / (num_tokens - 1))

@@ -12,16 +12,20 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from promptd.api.routes import ROUTES
-from promptd.metrics import MAX_CODES, OVERLOAD_CODES, HttpMetrics
+from promptd.engine.async_engine import AsyncEngine
+from promptd.engine.request import GenerateRequest
+from promptd.engine.share import Share
+from promptd.metrics import MAX_CODES, OVERLOAD_CODES, EngineCollector, HttpMetrics, TokenGaps
 from promptd.settings import Settings
 from promptd.tenancy import UsageLedger
 from tests.api.conftest import LiveServer, serve
 from tests.api.training_server import TrainingServer
+from tests.engine.harness import greedy, make_engine
 from tests.patience import until
 
 MAX_SERIES = 5000
@@ -133,6 +137,8 @@ def test_a_load_is_counted_to_the_last_token(server: LiveServer) -> None:
         assert grown(before, after, "promptd_http_request_seconds_count", route=path) == num
     assert grown(before, after, "promptd_generation_tokens_total") == log.written
     assert grown(before, after, "promptd_prompt_tokens_total") == log.read
+    gaps = grown(before, after, "promptd_inter_token_latency_seconds_count")
+    assert gaps == log.written - log.generations, "one between two tokens"
     rows = log.generations + log.exchanges["/v1/classify", 200]
     assert grown(before, after, "promptd_requests_total", outcome="finished") == rows
     assert grown(before, after, "promptd_requests_total") == rows
@@ -140,6 +146,40 @@ def test_a_load_is_counted_to_the_last_token(server: LiveServer) -> None:
     assert hits + misses == rows, "every row asked for one prompt"
     for name in ("time_to_first_token", "request", "request_queue", "request_prefill", "request_decode"):
         assert grown(before, after, f"promptd_{name}_seconds_count") == log.generations, name
+
+
+def test_times_between_tokens_are_a_histogram_as_any_other() -> None:
+    """What a scrape shows of them is what Prometheus' own histogram shows."""
+    registry, other = CollectorRegistry(), CollectorRegistry()
+    gaps = TokenGaps()
+    registry.register(gaps)
+    empty = scrape(generate_latest(registry).decode())
+    bounds = sorted(float(dict(labels)["le"]) for name, labels in empty if name.endswith("_bucket"))
+    oracle = Histogram("promptd_inter_token_latency_seconds", "the same", buckets=bounds, registry=other)
+    for seconds in (0.0, bounds[0], 0.003, 0.02, 0.02, bounds[-2], 3600.0):
+        gaps.observe(seconds)
+        oracle.observe(seconds)
+    shown = scrape(generate_latest(registry).decode())
+    assert shown == scrape(generate_latest(other).decode()) != empty
+
+
+def test_the_gap_between_tenants_that_wait(tiny_models: dict[str, Path]) -> None:
+    """It is the difference of what the two have had; a tenant that waits alone has no gap to anybody."""
+    engine = make_engine(tiny_models["llama"], max_num_seqs=1)
+    for number, tenant in enumerate(("a", "b", "b", "a", "a")):
+        text = tuple(range(5, 15 + number))
+        engine.add_request(GenerateRequest(f"{number}", text, greedy(4), share=Share(tenant), salt=tenant))
+    collector = EngineCollector(AsyncEngine(engine))
+    gaps = set()
+    while engine.has_work:
+        engine.step()
+        (gap,) = [sample for family in collector.collect() for sample in family.samples if "fairness" in sample.name]
+        lines = engine.scheduler.waiting
+        waiting = lines.waiting_shares()
+        had = sorted(lines.service(tenant) for tenant in waiting)
+        assert gap.value == (had[-1] - had[0] if had else 0)
+        gaps.add((len(waiting), gap.value > 0))
+    assert gaps >= {(2, True), (1, False), (0, False)}
 
 
 def test_series_do_not_grow_with_tenants_and_prompts(trainer: TrainingServer) -> None:

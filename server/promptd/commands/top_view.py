@@ -92,7 +92,7 @@ def _memory(now: Reading) -> Table:
 
 def _latencies(now: Reading, before: Reading | None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("latency", "p50", "p90", "p99", "requests"):
+    for name in ("latency", "p50", "p90", "p99", "count"):
         table.add_column(name, justify="left" if name == "latency" else "right", no_wrap=True)
     for label, name in _LATENCIES:
         whole = buckets(now.samples, name)
