@@ -34,6 +34,7 @@ from promptd.metrics import (
     LoopMetrics,
     RequestMetrics,
     StoreMetrics,
+    TokenGaps,
     TrainingCollector,
     make_registry,
 )
@@ -97,6 +98,8 @@ def create_app(
         registry.register(EngineCollector(served))
         registry.register(BudgetCollector(gate.budgets))
         registry.register(CatalogCollector(prompts))
+        gaps = TokenGaps()
+        registry.register(gaps)
         app.state.services = Services(
             engine=served,
             limits=limits,
@@ -113,6 +116,7 @@ def create_app(
             roster=roster,
             calls=calls,
             observe=RequestMetrics(registry).observe,
+            observe_gap=gaps.observe,
             render_metrics=lambda: generate_latest(registry),
             trace=tracing.record if tracing is not None else lambda trail: None,
         )

@@ -42,6 +42,7 @@ def make_limits(settings: Settings) -> Limits:
         max_prefix_tokens=settings.max_prefix_tokens,
         uploads=settings.uploads,
         stall_seconds=settings.stall_seconds,
+        stream_interval_seconds=settings.stream_interval_seconds,
     )
 
 

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         30.0, gt=0, description="A client that neither sends its body nor reads its answer for so long is let go"
     )
+    stream_interval_seconds: float = Field(
+        0.0, ge=0, le=1, description="Tokens of a stream that come within so long leave together"
+    )
     max_queue_seconds: float | None = Field(None, gt=0, description="A request that waits longer ends with 503")
     max_first_token_seconds: float | None = Field(
         None, gt=0, description="A generation without a token by then ends with 504"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from promptd.api.generation import Choice, arrivals
+from promptd.api.generation import Choice, arrivals, finish
 from promptd.api.sse import ChunkFrame, event_stream, id_list, to_json
 from promptd.api.stalls import ABORT, without_stalls
 from promptd.api.wire import WIRE, KeepWire
 from promptd.engine.async_engine import Stream
-from promptd.engine.request import FinishReason, RequestOutput
+from promptd.engine.request import FinishReason, Output, RequestOutput
 from promptd.errors import NumericalError, OverloadedError
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.3"}}
@@ -146,6 +146,77 @@ def test_what_waits_is_read_in_one_go() -> None:
 
     asyncio.run(main())
     assert aborted == ["c"], "what had ended is not ended again"
+
+
+def test_a_whole_answer_is_taken_in_with_few_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what nobody reads before its end most wakes nobody, and all of it is there. Control: a stream's reader."""
+    takes: list[int] = []
+    take = Stream.take
+
+    def counted(stream: Stream) -> list[Output]:
+        taken = take(stream)
+        takes.append(len(taken))
+        return taken
+
+    async def read(by: Callable[[Sequence[Choice]], Awaitable[None]]) -> int:
+        takes.clear()
+        (choice,) = choices_of([], "a")
+        reading = asyncio.ensure_future(by([choice]))
+        for number in range(200):
+            choice.stream.deliver(RequestOutput("a", token_ids=(number,)))
+            for _ in range(3):  # the reader may come after each of them
+                await asyncio.sleep(0)
+        choice.stream.deliver(RequestOutput("a", finish_reason=FinishReason.LENGTH))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await reading
+        assert choice.output_ids == list(range(200))
+        return sum(map(bool, takes))
+
+    async def stream(choices: Sequence[Choice]) -> None:
+        async for _ in arrivals(choices):
+            pass
+
+    async def main() -> None:
+        assert await read(finish) <= 6
+        assert await read(stream) == 201
+
+    monkeypatch.setattr(Stream, "take", counted)
+    asyncio.run(main())
+
+
+def test_an_interval_keeps_tokens_together() -> None:
+    """The first comes at once; those behind it with the end, or once the interval is over; a late one at once again."""
+
+    async def texts(batches: AsyncGenerator[list[tuple[Choice, RequestOutput]], None]) -> list[str]:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return [output.text for _, output in await anext(batches)]
+
+    async def main() -> None:
+        (choice,) = choices_of([], "a")
+        batches = arrivals([choice], 3600.0)
+        choice.stream.deliver(RequestOutput("a", text="0"))
+        assert await texts(batches) == ["0"]
+        following = asyncio.ensure_future(texts(batches))
+        for text in "12":
+            choice.stream.deliver(RequestOutput("a", text=text))
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert not following.done()
+        choice.stream.deliver(RequestOutput("a", text="3", finish_reason=FinishReason.LENGTH))
+        assert await following == ["1", "2", "3"]
+
+        (choice,) = choices_of([], "b")
+        batches = arrivals([choice], 0.001)
+        for text in "01":
+            choice.stream.deliver(RequestOutput("b", text=text))
+            assert await texts(batches) == [text]
+        following = asyncio.ensure_future(texts(batches))
+        await asyncio.sleep(0.01)
+        choice.stream.deliver(RequestOutput("b", text="2"))
+        assert await following == ["2"]
+        await batches.aclose()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("way", ["send", "wire"])

@@ -111,7 +111,7 @@ async def _chunks(
     frame = ChunkFrame(header, with_usage=include_usage)
     role = '"delta":{"role":"assistant","content":""},"finish_reason":null'
     yield [frame.around(f'{{"index":{choice.index},{role}}}') for choice in choices]
-    async for batch in arrivals(choices):
+    async for batch in arrivals(choices, services.limits.stream_interval_seconds):
         yield [frame.around(_piece(services, body, choice, output)) for choice, output in batch]
     if include_usage:
         yield [frame.with_usage(timed_usage(choices, body.n))]

@@ -116,7 +116,7 @@ async def _chunks(
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     frame = ChunkFrame(header, with_usage=include_usage)
     writers = [_PieceWriter(services.model, body, choice) for choice in choices]
-    async for batch in arrivals(choices):
+    async for batch in arrivals(choices, services.limits.stream_interval_seconds):
         yield [frame.around(writers[choice.index].piece(output)) for choice, output in batch]
     if include_usage:
         yield [frame.with_usage(timed_usage(choices, body.n))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from promptd.api.error_handlers import ClientDisconnectedError
 from promptd.api.named_prompts import NamedPrompts
 from promptd.api.schemas import Sampling
 from promptd.api.services import Services, new_id
-from promptd.engine.async_engine import Stream
+from promptd.engine.async_engine import MAX_UNREAD, Stream
 from promptd.engine.request import (
     FinishReason,
     GenerateRequest,
@@ -25,6 +26,7 @@ from promptd.errors import InvalidRequestError, PromptdError
 from promptd.tenancy import Counts
 
 _T = TypeVar("_T")
+_MANY = MAX_UNREAD // 4
 
 
 def sampling_params(
@@ -89,6 +91,8 @@ class Choice:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     last: RequestOutput | None = None
+    sampled: float | None = None
+    """When its newest token was chosen."""
 
     def take(self) -> list[RequestOutput]:
         """Take in what came since the last time; an error is the last of it."""
@@ -104,8 +108,12 @@ class Choice:
         self.logprobs += output.logprobs
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         self.last = output
+        if output.sampled is not None:
+            if self.sampled is not None:
+                self.services.observe_gap(output.sampled - self.sampled)
+            self.sampled = output.sampled
         if output.is_last and output.timings is not None:
-            self.services.observe(output.timings, len(self.output_ids))
+            self.services.observe(output.timings)
             reason = output.finish_reason
             self.prompts.trail.take(output, len(self.output_ids), None if reason is None else reason.value)
 
@@ -216,9 +224,12 @@ async def _until_gone(request: Request) -> None:
         pass
 
 
-async def arrivals(choices: Sequence[Choice]) -> AsyncGenerator[list[tuple[Choice, RequestOutput]], None]:
+async def arrivals(
+    choices: Sequence[Choice], interval_seconds: float | None = 0.0
+) -> AsyncGenerator[list[tuple[Choice, RequestOutput]], None]:
     """Yield what has come for any of the choices since the last time: one wake-up, however much that is.
 
+    What comes within the interval behind it waits, with None until there is much of it; the end never does.
     Raises what ends one of them, after what came before it; aborts the rest then, and when the reader stops.
     """
     arrived = asyncio.Event()
@@ -236,6 +247,9 @@ async def arrivals(choices: Sequence[Choice]) -> AsyncGenerator[list[tuple[Choic
                         failed = choice, output.error
                     else:
                         came.append((choice, output))
+            if interval_seconds != 0:
+                for choice in running:
+                    choice.stream.num_to_wake = _MANY if came else 1
             if came:
                 yield came
             if failed is not None:
@@ -245,13 +259,17 @@ async def arrivals(choices: Sequence[Choice]) -> AsyncGenerator[list[tuple[Choic
             running = [choice for choice in running if not choice.stream.is_done]
             if running and not came:
                 await arrived.wait()
+            elif running and interval_seconds != 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(interval_seconds):
+                        await arrived.wait()
     finally:
         abort(choices)
 
 
 async def finish(choices: Sequence[Choice]) -> None:
-    """Take in all that comes."""
-    async for _ in arrivals(choices):
+    """Take in all that comes; nobody reads it before the end."""
+    async for _ in arrivals(choices, None):
         pass
 
 

@@ -47,6 +47,8 @@ class Limits:
     """Whose learned prompts are taken: nobody's, those that were trained here, or any."""
     stall_seconds: float
     """Longest time in which a client sends nothing of its body, or reads nothing of its answer."""
+    stream_interval_seconds: float
+    """Tokens of a stream that come within so long leave together."""
 
 
 @dataclass(kw_only=True)
@@ -72,8 +74,10 @@ class Services:
 
     roster: Roster
     calls: CallLog
-    observe: Callable[[RequestTimings, int], None]
-    """Takes the timings and the number of tokens of every finished generation."""
+    observe: Callable[[RequestTimings], None]
+    """Takes the timings of every finished generation."""
+    observe_gap: Callable[[float], None]
+    """Takes the seconds between two tokens of a generation."""
     render_metrics: Callable[[], bytes]
     trace: Callable[[Trail], None]
     """Takes the trail of every request that the engine worked for."""

@@ -127,6 +127,12 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = None,
+    stream_interval_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens of a stream that come within so long leave together (0).", metavar="S", rich_help_panel=_LIMITS
+        ),
+    ] = None,
     max_queue_seconds: Annotated[
         float | None,
         typer.Option(help="Longest wait for a first step (no limit).", metavar="S", rich_help_panel=_LIMITS),

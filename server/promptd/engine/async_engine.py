@@ -43,7 +43,9 @@ class Stream:
     def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
         self.request_id = request_id
         self.arrived = asyncio.Event()
-        """Set by each output and by the end; one who reads several streams may give them one event."""
+        """Set by outputs and by the end; one who reads several streams may give them one event."""
+        self.num_to_wake = 1
+        """So many outputs that wait set it."""
         self._outputs: deque[Output] = deque()
         self._abort = abort
         self.is_done = False
@@ -106,7 +108,8 @@ class Stream:
         if not self._outputs:
             self._waiting_since = time.monotonic()
         self._outputs.append(output)
-        self.arrived.set()
+        if output.is_last or len(self._outputs) >= self.num_to_wake:
+            self.arrived.set()
 
     @property
     def is_overrun(self) -> bool:
@@ -126,7 +129,7 @@ class AsyncEngine:
         self._turns = Turns(spare_seconds_per_step)
         if spare_time is not None:
             spare_time.wake = self._wake.set
-        self._inbox: deque[Sequence | str | Callable[[], None]] = deque()  # a str is the id of a request to abort
+        self._inbox: deque[Sequence | str | Callable[[], object]] = deque()  # a str is the id of a request to abort
         self._streams: dict[str, Stream] = {}
         self._stats = engine.stats()
         self._progress = time.monotonic()
@@ -179,15 +182,18 @@ class AsyncEngine:
 
     async def erase(self, salt: str, versions: Collection[str] | None, spread: Collection[str] = ()) -> int:
         """Forget K/V between two steps, see `Engine.erase`; 0 where the engine has ended, and its memory with it."""
+        return await self._between_steps(lambda: self.engine.erase(salt, versions, spread))
+
+    async def resident_bytes(self, version: str, salts: Collection[str]) -> int:
+        """Bytes of K/V that are kept of a version, see `PromptCache.bytes_of`; 0 where the engine has ended."""
+        return await self._between_steps(lambda: self.engine.prompts.bytes_of(version, salts))
+
+    async def _between_steps(self, work: Callable[[], int]) -> int:
+        """Have the engine's thread do something before its next step; 0 where it has ended."""
         if not self._thread.is_alive():
             return 0
         done: asyncio.Future[int] = self._loop.create_future()
-
-        def erase() -> None:
-            num = self.engine.erase(salt, versions, spread)
-            self._loop.call_soon_threadsafe(done.set_result, num)
-
-        self._inbox.append(erase)
+        self._inbox.append(lambda: self._loop.call_soon_threadsafe(done.set_result, work()))
         self._wake.set()
         while not done.done() and self._thread.is_alive():
             await asyncio.wait([done], timeout=_IDLE_WAIT_SECONDS)

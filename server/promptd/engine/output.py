@@ -147,7 +147,8 @@ class Emitter:
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             stop_reason=stop_reason,
-            timings=seq.timings(now if reason is not None else None),
+            timings=seq.timings(now) if reason is not None else None,
+            sampled=now,
             **counts,
         )
 

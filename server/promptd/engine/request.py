@@ -182,6 +182,9 @@ class RequestOutput:
     num_virtual_tokens: int = 0
     num_cached_tokens: int = 0
     timings: RequestTimings | None = None
+    """With the last one."""
+    sampled: float | None = None
+    """When its token was chosen, on the clock of the timings; None without one."""
 
     @property
     def is_last(self) -> bool:
