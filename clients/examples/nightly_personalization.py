@@ -20,7 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from promptd_client import Client, Job, NotFoundError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
 ROWS = Path(__file__).parents[2] / "server" / "promptd" / "demo" / "data" / "snips-intent.jsonl"
 FOLDERS = {"home": " home", "work": " work", "fun": " fun"}  # folder -> the word that stands for it
@@ -123,7 +123,7 @@ def main() -> None:
         jobs = watch(client, start(client, days, given.steps))
         seconds = time.monotonic() - started
         scores = []
-        for job in jobs:
+        for job in track(jobs, "measured"):
             if job.status != "succeeded":
                 print(f"{job.prompt}: {job.status}, {job.error.message if job.error else ''}")
                 continue
