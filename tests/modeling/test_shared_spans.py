@@ -3,6 +3,8 @@ attention where there is none, but there never where bits must hold."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,14 +41,14 @@ def batch_of(num_rows: int, *, shares_spans: bool, num_others: int = 0) -> Packe
     return PackedBatch(rows, pool, shares_spans=shares_spans)
 
 
-def attend(batch: PackedBatch) -> torch.Tensor:
+def attend(batch: PackedBatch, window: int | None = None) -> torch.Tensor:
     """Attend with the same numbers, whatever the batch is."""
     generator = torch.Generator().manual_seed(1)
     query, key, value = (
         torch.randn(1, heads, 32, DIM, generator=generator)[:, :, : batch.num_tokens]
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
-    return PooledAttention(batch).attend(Site(0, DIM**-0.5), query, key, value)
+    return PooledAttention(batch).attend(Site(0, DIM**-0.5, window), query, key, value)
 
 
 @pytest.fixture(params=[True, False], ids=["kernel", "torch"])
@@ -102,3 +104,35 @@ def test_the_kernel_is_told_of_shared_spans() -> None:
     groups[0].spans = [[(0, 20), (100 + row, 1)] for row in range(6)]
     plan = attention_pooled.KernelDecode(groups, kernel).plan
     assert (plan.struct.num_runs, plan.struct.max_rows) == (1, 6)
+
+
+def reading_batch(*, shares_spans: bool) -> PackedBatch:
+    """Texts of several tokens: four behind one prompt, one of them a chain's; one behind another; one behind none."""
+    batch = batch_of(1, shares_spans=shares_spans)
+    behind = [[(0, 20)], [(0, 20), (40, 7)], [(0, 20)], [(30, 20)], [], [(0, 20)]]
+    lengths, rows = [3, 2, 5, 4, 3, 2], list(batch.rows)
+    for number, (context, length) in enumerate(zip(behind, lengths, strict=True)):
+        slots = range(150 + 10 * number, 150 + 10 * number + length)
+        rows.append(PackedRow([1] * length, 20, list(slots), context))
+    return PackedBatch(rows, batch.pool, shares_spans=shares_spans)
+
+
+@pytest.mark.parametrize("window", [None, 22])
+def test_texts_behind_one_prompt_read_it_at_once(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets what it gets by itself, and the prompt's keys are read once for neighbours; a window keeps its band."""
+    reads: list[tuple[int, int]] = []
+    flash = attention_pooled.flash_cpu
+
+    def counted(query: torch.Tensor, key: torch.Tensor, *args: object, **kwargs: object) -> Any:
+        reads.append((query.shape[2], key.shape[2]))
+        return flash(query, key, *args, **kwargs)
+
+    together = attend(reading_batch(shares_spans=True), window)
+    monkeypatch.setattr(attention_pooled, "flash_cpu", counted)
+    apart = attend(reading_batch(shares_spans=False), window)
+    torch.testing.assert_close(together, apart, atol=1e-6, rtol=1e-5)
+    if window is None:
+        assert [num_queries for num_queries, num_keys in reads if num_keys == 20][-5:] == [3, 2, 5, 4, 2]
+        reads.clear()
+        attend(reading_batch(shares_spans=True))
+        assert [num_queries for num_queries, num_keys in reads if num_keys == 20][-3:] == [10, 4, 2]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 
 from promptd.modeling.attention import Site, flash_cpu, merge_parts
 from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, kernel_over
+from promptd.modeling.kv_pool import Span
 from promptd.modeling.packed_batch import DecodeGroup, PackedBatch, PrefillRow
 
 
@@ -18,6 +19,7 @@ class PooledAttention:
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
         self._decodes: dict[int | None, Decode] = {}  # by sliding window; the same in all layers
+        self._runs = _runs(batch.prefill_rows, shares_spans=batch.shares_spans)
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
@@ -29,11 +31,14 @@ class PooledAttention:
             if window not in self._decodes:
                 self._decodes[window] = _decode(batch, window)
             self._decodes[window].attend(out, query, keys, values, scale)
-        for row in batch.prefill_rows:
-            own = slice(row.start, row.start + row.length)
-            out[:, own] = _prefill(
-                row, query[:, :, own], key[:, :, own], value[:, :, own], keys, values, scale, window
-            ).transpose(1, 2)
+        for run in self._runs:
+            tokens = slice(run[0].start, run[-1].start + run[-1].length)
+            parts = [stored[:, :, tokens] for stored in (query, key, value)]
+            if window is None or all(_num_keys(row) <= window for row in run):
+                attended = _prefill(run, *parts, keys, values, scale)
+            else:
+                attended = torch.cat([_windowed(*row, keys, values, scale, window) for row in _apart(run, parts)], 2)
+            out[:, tokens] = attended.transpose(1, 2)
         return out
 
 
@@ -98,7 +103,51 @@ class TorchDecode:
             out[:, tokens] = merged.transpose(1, 2)
 
 
+def _runs(rows: Sequence[PrefillRow], *, shares_spans: bool) -> list[list[PrefillRow]]:
+    """Put adjacent rows together that begin with the same span."""
+    runs: list[list[PrefillRow]] = []
+    for row in rows:
+        last = runs[-1][-1] if runs else None
+        is_next = shares_spans and last is not None and last.start + last.length == row.start
+        if is_next and last is not None and row.context and row.context[:1] == last.context[:1]:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _num_keys(row: PrefillRow) -> int:
+    return row.length + sum(length for _, length in row.context)
+
+
+def _apart(
+    run: Sequence[PrefillRow], parts: Sequence[torch.Tensor]
+) -> Iterator[tuple[PrefillRow, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield each row of a run with its own queries, keys and values."""
+    for row in run:
+        query, key, value = (part.narrow(2, row.start - run[0].start, row.length) for part in parts)
+        yield row, query, key, value
+
+
 def _prefill(
+    run: Sequence[PrefillRow],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Attend a run's tokens `[1, num_heads, num_tokens, head_dim]`; the span that its rows share is read once."""
+    owns = [_own(*row, keys, values, scale) for row in _apart(run, (query, key, value))]
+    if not run[0].context:
+        return owns[0][0]
+    out, log_sum = _read(run[0].context[0], query, keys, values, scale)
+    outs, sums = [out, *(own for own, _ in owns)], [log_sum, *(own_sum for _, own_sum in owns)]
+    return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), 2)
+
+
+def _own(
     row: PrefillRow,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -106,21 +155,21 @@ def _prefill(
     keys: torch.Tensor,
     values: torch.Tensor,
     scale: float,
-    window: int | None,
-) -> torch.Tensor:
-    """Attend a row of several tokens `[1, num_heads, length, head_dim]`, its own keys beside those in the pool."""
-    if window is not None and row.length + sum(length for _, length in row.context) > window:
-        return _windowed(row, query, key, value, keys, values, scale, window)
-    own, own_sum = flash_cpu(query, key, value, is_causal=True, scale=scale)
-    if not row.context:
-        return own
-    outs, sums = [own], [own_sum]
-    for start, length in row.context:
-        own_keys, own_values = (stored.narrow(2, start, length) for stored in (keys, values))
-        part, log_sum = flash_cpu(query, own_keys, own_values, scale=scale)
-        outs.append(part)
-        sums.append(log_sum)
-    return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend a row's own keys and all of its spans but the first; return it and its log-sum-exps."""
+    parts = [flash_cpu(query, key, value, is_causal=True, scale=scale)]
+    parts += [_read(span, query, keys, values, scale) for span in row.context[1:]]
+    if len(parts) == 1:
+        return parts[0]
+    outs, sums = (torch.cat(each, 2) for each in zip(*parts, strict=True))
+    return merge_parts(outs, sums, len(parts)), sums.unflatten(2, (len(parts), -1)).logsumexp(2)
+
+
+def _read(
+    span: Span, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend one span of the pool."""
+    return flash_cpu(query, *(stored.narrow(2, *span) for stored in (keys, values)), scale=scale)
 
 
 def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
@@ -150,7 +199,7 @@ def _windowed(
     scale: float,
     window: int,
 ) -> torch.Tensor:
-    """Attend with an explicit band mask: only rows longer than the model's window come here."""
+    """Attend with an explicit band mask: only runs with a row that is longer than the model's window come here."""
     spans = [(keys.narrow(2, s, n), values.narrow(2, s, n)) for s, n in row.context]
     all_keys = torch.cat([*(k for k, _ in spans), key], 2)
     all_values = torch.cat([*(v for _, v in spans), value], 2)
