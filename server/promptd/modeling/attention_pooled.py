@@ -33,11 +33,12 @@ class PooledAttention:
             self._decodes[window].attend(out, query, keys, values, scale)
         for run in self._runs:
             tokens = slice(run[0].start, run[-1].start + run[-1].length)
-            parts = [stored[:, :, tokens] for stored in (query, key, value)]
+            own_query, own_key, own_value = (each[:, :, tokens] for each in (query, key, value))
             if window is None or all(_num_keys(row) <= window for row in run):
-                attended = _prefill(run, *parts, keys, values, scale)
+                attended = _prefill(run, own_query, own_key, own_value, keys, values, scale)
             else:
-                attended = torch.cat([_windowed(*row, keys, values, scale, window) for row in _apart(run, parts)], 2)
+                rows = _apart(run, own_query, own_key, own_value)
+                attended = torch.cat([_windowed(*row, keys, values, scale, window) for row in rows], 2)
             out[:, tokens] = attended.transpose(1, 2)
         return out
 
@@ -121,7 +122,7 @@ def _num_keys(row: PrefillRow) -> int:
 
 
 def _apart(
-    run: Sequence[PrefillRow], parts: Sequence[torch.Tensor]
+    run: Sequence[PrefillRow], *parts: torch.Tensor
 ) -> Iterator[tuple[PrefillRow, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield each row of a run with its own queries, keys and values."""
     for row in run:
@@ -139,7 +140,7 @@ def _prefill(
     scale: float,
 ) -> torch.Tensor:
     """Attend a run's tokens `[1, num_heads, num_tokens, head_dim]`; the span that its rows share is read once."""
-    owns = [_own(*row, keys, values, scale) for row in _apart(run, (query, key, value))]
+    owns = [_own(*row, keys, values, scale) for row in _apart(run, query, key, value)]
     if not run[0].context:
         return owns[0][0]
     out, log_sum = _read(run[0].context[0], query, keys, values, scale)
