@@ -5,7 +5,7 @@ imported before the forks; `{"settings": {…}, "log": path}` forks a server and
 "seconds": s}` answers its exit status when it has ended (negative: the signal), or null when it runs for longer. Beside
 the settings, `{"lease_seconds": s}` gives a worker shorter leases than the product's, `{"step_seconds": s}` makes each
 step of a job take at least so long, and `{"model_seconds": s}` puts a model in the served one's place that sleeps so
-long in each step and says nothing.
+long in each step and says nothing; `{"connects": path}` writes down every address that is connected to.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def become(order: dict[str, object]) -> int:
         slow_down(float(order["step_seconds"]))  # type: ignore[arg-type]
     if "model_seconds" in order:
         sleep_for_the_model(float(order["model_seconds"]))  # type: ignore[arg-type]
+    if "connects" in order:
+        write_down_connects(str(order["connects"]))
     try:
         if order.get("worker"):
             import asyncio
@@ -93,6 +95,17 @@ def sleep_for_the_model(model_seconds: float) -> None:
         return Answers([], torch.zeros(num_logits, self._model.spec.vocab_size))
 
     Runner.run = run  # type: ignore[method-assign]
+
+
+def write_down_connects(path: str) -> None:
+    """Write every address that Python connects or sends to into a file, whichever library does it."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("socket.connect", "socket.sendto"):
+            os.write(file, f"{arguments[1]}\n".encode())
+
+    sys.addaudithook(hook)
 
 
 def wait(pid: int, seconds: float) -> int | None:

@@ -19,6 +19,7 @@ from promptd.api.error_handlers import OversizeEnvelope, UnexpectedErrors, insta
 from promptd.api.leaving import CloseWhenLeaving
 from promptd.api.routes import add_routes
 from promptd.api.services import Services
+from promptd.api.shedding import Shedding
 from promptd.api.wire import KeepWire
 from promptd.engine.async_engine import AsyncEngine
 from promptd.erasures import Forgetter
@@ -173,6 +174,7 @@ def create_app(
     add_routes(app.router, limits)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(OversizeEnvelope)
+    app.add_middleware(Shedding, app.state)
     app.add_middleware(CloseWhenLeaving, app.state)
     app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe, tracing=tracing)
     app.add_middleware(KeepWire)

@@ -1,8 +1,12 @@
-"""HTTP connections that can be cut: one whose client neither reads nor says what it wants ends in no other way."""
+"""HTTP connections that can be cut: one whose client neither reads nor says what it wants ends in no other way.
+
+And no more of them than there are files for: without one a server could neither accept nor read its store.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import struct
 from functools import partial
@@ -10,10 +14,15 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from promptd.api.shedding import CROWDED
 from promptd.api.stalls import ABORT
 
 HEADER_SECONDS = 10.0
 """A request's headers have come by then, from the connection's beginning or from their own first byte."""
+MAX_FILES = 1 << 16
+"""Files that a server asks for, where it may have so many."""
+OWN_FILES = 256
+"""Of these, for the model, the store and logs."""
 
 
 class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one of several classes, chosen at import
@@ -21,15 +30,22 @@ class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one o
 
     app_state: dict[str, Any]
     cycle: Any
+    connections: set[Any]
     timeout_keep_alive_task: asyncio.TimerHandle | None
+
+    max_connections = MAX_FILES
+    """Requests on further ones are refused; those beyond an eighth more are cut."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
+        num_over = len(self.connections) - self.max_connections
         self._cut = partial(_cut, transport)
         self._has_waited = False
-        self.app_state = {**self.app_state, ABORT: self._cut}
+        self.app_state = {**self.app_state, ABORT: self._cut, CROWDED: num_over > 0}
         self._look_later()
+        if num_over > self.max_connections // 8:
+            self._cut()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -48,6 +64,18 @@ class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one o
             return
         self._has_waited = is_waiting
         self._look_later()
+
+
+def http_protocol() -> type[AbortableHttp]:
+    """Return the protocol with room for as many connections as this process may have files, one more beside each."""
+    wanted, (soft, hard) = MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    num_files = MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, MAX_FILES)
+    return type("LimitedHttp", (AbortableHttp,), {"max_connections": max(16, (num_files - OWN_FILES) // 2)})
 
 
 def _cut(transport: asyncio.BaseTransport) -> None:

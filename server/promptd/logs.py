@@ -6,11 +6,14 @@ was raised is written. Keys are masked wherever they stand.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 import re
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -18,10 +21,11 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptd.api.services import new_id
-from promptd.api.trail import Trail, trail_in
+from promptd.api.trail import Trail, shown_path, trail_in
 from promptd.tracing import QUIET_PATHS, Tracing
 
 _MAX_REQUEST_ID_CHARS = 128
+_COUNT_SECONDS = 1.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -104,6 +108,7 @@ class RequestLog:
         self._observe = observe
         self._tracing = tracing
         self._log = structlog.get_logger("promptd.request")
+        self._refused = _RefusedCount(self._log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on under a request id."""
@@ -131,15 +136,37 @@ class RequestLog:
                 route = getattr(scope.get("route"), "path", "unknown")
                 method, trail = scope["method"] if scope["method"] in _METHODS else "other", trail_in(scope)
                 self._observe(method, route, status, time.monotonic() - began, trail.error_code)
-                if scope["path"] not in QUIET_PATHS:
+                if trail.is_shed:
+                    self._refused.add(trail.tenant, route, status, trail.error_code)
+                elif scope["path"] not in QUIET_PATHS:
                     self._log.info(
                         "request",
                         method=scope["method"],
-                        path=scope["path"][:256],
+                        path=shown_path(scope["path"])[:256],
                         status=status,
                         seconds=round(time.monotonic() - began, 4),
                         **_facts(trail),
                     )
+
+
+class _RefusedCount:
+    """What a full server refused is written once a second: a flood of requests makes no flood of lines."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._counts = Counter[tuple[str, str, int, str]]()
+
+    def add(self, tenant: str, route: str, status: int, code: str) -> None:
+        """Take in one."""
+        if not self._counts:
+            loop, nobody = asyncio.get_running_loop(), contextvars.Context()  # the line is no single request's
+            loop.call_later(_COUNT_SECONDS, self._write, context=nobody)
+        self._counts[tenant, route, status, code] += 1
+
+    def _write(self) -> None:
+        for (tenant, route, status, code), count in self._counts.items():
+            self._log.info("refused", tenant=tenant, path=route, status=status, code=code, count=count)
+        self._counts.clear()
 
 
 def _facts(trail: Trail) -> dict[str, Any]:

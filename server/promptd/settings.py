@@ -9,6 +9,10 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_TENANT = "default"
+MIN_KEY_CHARS = 8
+"""Of a static key."""
+PLACEHOLDER = "change-me"
+"""What keys of examples begin with."""
 
 
 class Settings(BaseSettings):
@@ -131,6 +135,17 @@ class Settings(BaseSettings):
             raise ValueError("--tensor-parallel: --strict and --quantization need the whole model on one device")
         return self
 
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Settings:
+        if self.admin_key is not None and len(self.admin_key.get_secret_value()) < MIN_KEY_CHARS:
+            raise ValueError(f"PROMPTD_ADMIN_KEY has fewer than {MIN_KEY_CHARS} characters")
+        if not self.is_loopback and any(one.startswith(PLACEHOLDER) for one in self.secrets):
+            raise ValueError(
+                f"host {self.host!r} is reachable from outside, and a key still begins with {PLACEHOLDER!r}, as in an "
+                "example: `openssl rand -hex 16` makes one"
+            )
+        return self
+
     @property
     def secrets(self) -> list[str]:
         """Every secret that is set."""
@@ -151,8 +166,8 @@ def parse_keys(value: SecretStr) -> dict[str, str]:
     keys: dict[str, str] = {}
     for number, entry in enumerate(filter(None, (part.strip() for part in value.get_secret_value().split(","))), 1):
         tenant, separator, key = entry.partition(":")
-        if not separator or not tenant or len(key) < 8:
-            raise ValueError(f"entry {number} is not tenant:key with a key of at least 8 characters")
+        if not separator or not tenant or len(key) < MIN_KEY_CHARS:
+            raise ValueError(f"entry {number} is not tenant:key with a key of at least {MIN_KEY_CHARS} characters")
         if key in keys:
             raise ValueError(f"entry {number} repeats a key")
         keys[key] = tenant

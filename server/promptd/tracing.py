@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from promptd.api.trail import Run, Trail, spans_of
+from promptd.api.trail import Run, Trail, shown_path, spans_of
 from promptd.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Tracing:
         self._trace = trace
         self._provider = provider
         self._tracer = provider.get_tracer("promptd")
-        provider.add_span_processor(_query_stripper())
+        provider.add_span_processor(_stripper())
 
     @property
     def telemetry(self) -> TelemetryConfig:
@@ -127,13 +127,16 @@ def _is_quiet(scope: MutableMapping[str, Any]) -> bool:
     return scope["path"] in QUIET_PATHS
 
 
-def _query_stripper() -> Any:
-    """FastAPI notes the query of an address as it is; nobody is kept from writing a text or a key into one."""
+def _stripper() -> Any:
+    """FastAPI notes addresses as they are: a query may have a text or a key in it, a path the name of a person."""
     from opentelemetry.sdk.trace import Span, SpanProcessor
 
-    class QueryStripper(SpanProcessor):
+    class Stripper(SpanProcessor):
         def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-            if span.attributes is not None and "url.query" in span.attributes:
+            attributes = span.attributes or {}
+            if "url.query" in attributes:
                 span.set_attribute("url.query", "")
+            if "url.path" in attributes:
+                span.set_attribute("url.path", shown_path(str(attributes["url.path"])))
 
-    return QueryStripper()
+    return Stripper()

@@ -245,3 +245,12 @@ def test_refused_calls_are_counted(pair: Pair) -> None:
     strangers = [one for one in everybody if one["action"] == "GET /v1/models" and one["status"] == 401]
     assert sum(one["count"] for one in strangers) == 20
     assert {(one["tenant"], one["by"]) for one in strangers} == {("", "")}
+
+
+def test_a_server_that_is_drained(pair: Pair) -> None:
+    """What changes a server and no tenant is written down too, as the deed of whose key it was."""
+    with pair.here.http(Authorization=f"Bearer {ADMIN_KEY}") as http:
+        assert http.post("/admin/drain").status_code == http.delete("/admin/drain").status_code == 200
+        assert http.get("/admin/drain").status_code == 200
+    told = [(one["action"], one["by"]) for one in _deeds(pair, "default", "calls") if "drain" in str(one["action"])]
+    assert told == [("POST /admin/drain", "default/static-admin"), ("DELETE /admin/drain", "default/static-admin")]

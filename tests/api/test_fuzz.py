@@ -26,6 +26,7 @@ from tests.engine.harness import library
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 MAX_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
+NUM_USERS = 8
 CONFORMANCE = (
     "not_a_server_error",
     "status_code_conformance",
@@ -64,6 +65,9 @@ def fuzzed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
             for number, artifact in enumerate(library(folder)[:6]):
                 assert http.put(f"/v1/prompts/p{number}", content=artifact.content).status_code == 201
             known = {"file_id": [make_file(http) for _ in range(3)], "tenant": [f"tenant-{n}" for n in range(3)]}
+            known["user"] = [f"user-{number}" for number in range(NUM_USERS)]
+            for user in known["user"]:
+                make_file(http, user=user)
             for parameter, path, bodies in (
                 (
                     "job_id",
@@ -76,30 +80,25 @@ def fuzzed(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         yield Fuzzed(live, schemathesis.openapi.from_url(f"{live.url}/openapi.json"), known)
 
 
-def make_file(http: httpx.Client) -> str:
+def make_file(http: httpx.Client, **fields: str) -> str:
     """Upload training data and return its id."""
     rows = b'{"prompt": "a", "completion": "b"}\n' * 4
-    made = http.post("/v1/files", files={"file": ("rows.jsonl", rows)}, data={"purpose": "fine-tune"})
+    made = http.post("/v1/files", files={"file": ("rows.jsonl", rows)}, data={"purpose": "fine-tune", **fields})
     return str(made.raise_for_status().json()["id"])
 
 
-def make(http: httpx.Client, path: str, body: Mapping[str, str]) -> str:
-    """Create something and return its id."""
-    return str(http.post(path, json=body).raise_for_status().json()["id"])
-
-
-def use_known(case: Case, name: str, known: Mapping[str, Sequence[str]]) -> None:
+def use_known(case: Case, name: str, which: int, known: Mapping[str, Sequence[str]]) -> None:
     """Ask for what exists: drawn names are nearly always absent ones."""
     parameters = case.path_parameters or {}
     for parameter in parameters.keys() & known.keys():
-        parameters[parameter] = known[parameter][len(name) % len(known[parameter])]
+        parameters[parameter] = known[parameter][which % len(known[parameter])]
     if isinstance(case.body, dict):
         for field in ("prompt_id", "prompt_ids", "ensemble"):
             case.body.pop(field, None)
         case.body["model"] = name
         if case.path == "/v1/fine_tuning/jobs":
             case.body["training_file"] = known["file_id"][0]
-    elif case.method == "GET" and "name" in parameters:
+    if "name" in parameters and not (case.method == "DELETE" and "tenant" not in parameters):  # else it is gone
         parameters["name"] = name
 
 
@@ -121,10 +120,10 @@ def draw(fuzzed: Fuzzed, route: Route, num_cases: int) -> Counter[int]:
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
     )
-    @hypothesis.given(case=strategy, name=st.sampled_from([None, MODEL, "p0", "p5"]))
-    def run(case: Case, name: str | None) -> None:
+    @hypothesis.given(case=strategy, name=st.sampled_from([None, MODEL, "p0", "p5"]), which=st.integers(0, 99))
+    def run(case: Case, name: str | None, which: int) -> None:
         if name is not None:
-            use_known(case, name, fuzzed.known)
+            use_known(case, name, which, fuzzed.known)
         response = case.call(base_url=fuzzed.live.url, headers={"Authorization": f"Bearer {KEYS['admin']}"})
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS.get_by_names(CONFORMANCE))

@@ -20,7 +20,7 @@ from tests.engine.harness import library
 from tests.replicas import Replica, ReplicaForge
 
 STATIC, ADMIN, SECRET = "canary-static-key-7f3a", "canary-admin-key-91bd", "canary-hash-secret-55c0"
-TEXT, DATA = "canarytext6d2e", "canarydata4b8f"
+TEXT, DATA, PERSON = "canarytext6d2e", "canarydata4b8f", "canaryperson0c77"
 
 
 @pytest.fixture
@@ -57,6 +57,8 @@ def test_no_secret_gets_out(replica: Replica, forge: ReplicaForge) -> None:
             http.post("/v1/files", files={"file": ("f", DATA.encode())}, data={"purpose": "fine-tune"}, headers=labels)
             http.get(f"/v1/prompts/{issued}", headers=headers)
             http.get("/v1/prompts/p/content", headers=headers)
+            http.put("/v1/prompts/u", json={"text": "x"}, params={"user": PERSON}, headers=headers)
+            http.delete(f"/v1/users/{PERSON}", headers=headers)
             http.get("/nowhere", params={"key": issued}, headers=headers)
         for path in ("/admin/keys", "/admin/tenants", "/admin/audit", "/admin/engine"):
             assert http.get(path, headers=admin).status_code == 200
@@ -68,7 +70,9 @@ def test_no_secret_gets_out(replica: Replica, forge: ReplicaForge) -> None:
     for where, text in (("log", log), ("metrics", metrics), ("bodies", "".join(set(bodies) - set(told)))):
         for canary in (STATIC, ADMIN, SECRET, issued, issued.split("_")[2], DATA):
             assert canary not in text, (where, canary)
-    assert TEXT not in log and TEXT not in metrics
+    assert "/v1/users/" in log
+    for content in (TEXT, PERSON):
+        assert content not in log and content not in metrics
     eve_bodies = [body for body in bodies if DATA in body]
     assert eve_bodies == []
 

@@ -136,6 +136,13 @@ def test_probes_are_not_traced_and_errors_are(http: httpx.Client, exporter: InMe
     assert only.attributes is not None and only.attributes["http.response.status_code"] == 400
 
 
+def test_who_was_erased_is_in_no_span(http: httpx.Client, exporter: InMemorySpanExporter) -> None:
+    """A path that names a person is written without the name."""
+    assert http.delete("/v1/users/ada.org").status_code == 200
+    until(lambda: "/v1/users/" in str([span.attributes for span in exporter.get_finished_spans()]))
+    assert "ada" not in json.dumps([json.loads(span.to_json()) for span in exporter.get_finished_spans()])
+
+
 def phases_of(header: str) -> dict[str, float]:
     """The header as milliseconds by phase."""
     parts = [TIMING.match(part) for part in header.split(", ")]

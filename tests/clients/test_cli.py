@@ -104,6 +104,29 @@ def test_serve_refuses_to_be_open_to_others() -> None:
     assert result.exit_code == 1 and "PROMPTD_API_KEYS" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("keys", "host", "said"),
+    [
+        ({"PROMPTD_ADMIN_KEY": "short"}, "127.0.0.1", "PROMPTD_ADMIN_KEY has fewer than 8 characters"),
+        ({"PROMPTD_API_KEYS": "acme:short"}, "127.0.0.1", "at least 8 characters"),
+        ({"PROMPTD_ADMIN_KEY": "change-me-too"}, "0.0.0.0", "as in an example"),  # noqa: S104 - it is refused
+        ({"PROMPTD_API_KEYS": "acme:change-me-please"}, "0.0.0.0", "as in an example"),  # noqa: S104
+    ],
+)
+def test_serve_refuses_keys_that_are_easily_guessed(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], host: str, said: str
+) -> None:
+    """One line that says which and why, and not the key; nothing is loaded. (An example's key on loopback is fine.)"""
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    result = run("serve", "--host", host, "--port", "0")
+    assert result.exit_code == 1 and said in " ".join(result.stderr.split())
+    assert "loading" not in result.stderr and all(value not in result.stderr for value in keys.values())
+    monkeypatch.setenv("PROMPTD_ADMIN_KEY", "change-me-too")
+    monkeypatch.delenv("PROMPTD_API_KEYS", raising=False)
+    assert Settings().admin_key is not None
+
+
 def test_serve_knows_a_taken_port_at_once() -> None:
     """A taken port is said so before the model is loaded."""
     with socket.socket() as other:

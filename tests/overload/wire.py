@@ -1,4 +1,4 @@
-"""A client on bare sockets: one connection a request, cheap enough to send ten times what a server can do."""
+"""A client on bare sockets: one connection a request, every answer with all its headers."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ class Reply:
         return None if self.status == 200 else str(json.loads(self.body)["error"]["code"])
 
 
-def request_bytes(body: Any, *, path: str = "/v1/completions", key: str | None = None) -> bytes:
-    """One POST as it goes over the wire."""
+def request_bytes(body: Any, *, path: str = "/v1/completions", key: str | None = None, keeps: bool = False) -> bytes:
+    """One POST as it goes over the wire; `keeps` leaves the connection open."""
     content = json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Connection: close"]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines += [] if keeps else ["Connection: close"]
     lines += [f"Content-Length: {len(content)}"] + ([f"Authorization: Bearer {key}"] if key is not None else [])
     return "\r\n".join([*lines, "", ""]).encode() + content
 

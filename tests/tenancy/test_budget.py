@@ -63,6 +63,8 @@ def test_never_more_than_the_limit(limit: int, steps: list[tuple[str, int, bool]
         elif held[tenant]:
             budget.give_back(tenant, held.pop(tenant))
         assert budget.reading().used == held.total() <= limit
+        if budget.has_room_for_all:
+            assert all(budget.has_room(tenant, 1) for tenant in "abcd")
 
 
 def test_what_can_never_be_had_is_told_apart() -> None:

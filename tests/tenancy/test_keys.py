@@ -11,7 +11,7 @@ from promptd_store import EmbeddedStore, StoreUnavailableError
 
 from promptd.errors import AuthenticationError, ConflictError, InvalidRequestError, NotFoundError
 from promptd.tenancy import KeyOffice, KeyRing, Scope, TenantBook, TenantDirectory, directory, is_unbroken, read_audit
-from promptd.tenancy.api_keys import new_key, parse_key
+from promptd.tenancy.api_keys import SECRET_CHARS, _checksum, new_key, parse_key
 from promptd.tenancy.store_keys import audit_log, tenant_key
 from tests.tenancy.conftest import Clock, opened, with_store
 
@@ -79,6 +79,31 @@ def test_a_key_opens_what_it_was_issued_for(tmp_path: Path, clock: Clock) -> Non
         clock.now += 60  # expired
         with pytest.raises(AuthenticationError):
             await ring.authenticate(f"Bearer {issued.key.text}")
+
+    with_store(tmp_path, run)
+
+
+def test_a_key_in_use_is_known_without_a_look(tmp_path: Path, clock: Clock) -> None:
+    """Once it was looked up, and until anything of its tenant changes or the news of that are old; nobody else is."""
+
+    async def run(store: EmbeddedStore) -> None:
+        office, ring = office_on(store, clock), await ring_on(store, clock)
+        issued = await office.issue("acme", ["infer"], by="root", expires_in_seconds=60)
+        given = f"Bearer {issued.key.text}"
+        assert ring.known(given) is None
+        principal = await ring.authenticate(given)
+        assert ring.known(given) == principal
+        body = f"pd_{issued.key.id}_{new_key().text.split('_')[2][:SECRET_CHARS]}"
+        forged = body + _checksum(body)
+        assert parse_key(forged) is not None
+        for other in (None, "", "Bearer ", issued.key.text, given[:-1], f"Bearer {forged}", "Bearer the-admin-key2"):
+            assert ring.known(other) is None
+        assert ring.known("Bearer the-admin-key") == await ring.authenticate("Bearer the-admin-key")
+        clock.now += directory.MAX_STALE_SECONDS + 0.1
+        assert ring.known(given) is None
+        assert await ring.authenticate(given) == principal == ring.known(given)
+        clock.now += 60  # expired
+        assert ring.known(given) is None
 
     with_store(tmp_path, run)
 

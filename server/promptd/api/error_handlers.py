@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from promptd.api.trail import trail_in
+from promptd.api.trail import shown_path, trail_in
 from promptd.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
@@ -149,7 +149,7 @@ class UnexpectedErrors:
         except Exception as error:
             if scope["type"] != "http" or has_begun:
                 raise
-            _log.exception("unexpected_error", path=scope["path"], error=type(error).__name__)
+            _log.exception("unexpected_error", path=shown_path(scope["path"]), error=type(error).__name__)
             answer = error_response(PromptdError("an internal error; the log has the request id"), scope)
             await answer(scope, receive, send)
 

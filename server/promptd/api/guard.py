@@ -103,7 +103,7 @@ def claim_of(route: Route, request: Request, services: Services) -> Claim:
     num_bytes = largest if told is None else min(told, largest)
     if route.is_large:
         return Claim(upload_bytes=num_bytes)
-    if route.scope is not Scope.INFER or route.method != "POST":
+    if not route.is_inference:
         return Claim()
     longest = services.engine.engine.max_model_len
     return Claim(is_inference=True, num_tokens=min(-(-num_bytes // BYTES_PER_TOKEN), longest))

@@ -68,9 +68,16 @@ class Route:
         return limits.max_upload_bytes if self.is_large else limits.max_body_bytes
 
     @property
+    def is_inference(self) -> bool:
+        """Whether it asks the model: such requests take of the server's budgets of requests and tokens."""
+        return self.scope is Scope.INFER and self.method == "POST"
+
+    @property
     def changes(self) -> bool:
-        """Whether its calls are written down when they are answered; admins' deeds are in the step that does them."""
-        return self.method != "GET" and self.tag in ("prompts", "training") and self.scope is not Scope.INFER
+        """Whether a call is written down when it is answered; deeds to a tenant are, in the step that does them."""
+        if self.method == "GET" or self.scope is Scope.INFER:
+            return False
+        return self.tag in ("prompts", "training") or self.path == "/admin/drain"
 
 
 _P = "/v1/prompts"

@@ -20,6 +20,7 @@ PHASES = ("store", "queue", "load", "prefill", "decode")
 MAX_KEPT = 64
 """Runs and lookups that a trail keeps of one request; the first ones."""
 _TRAIL = "promptd.trail"
+_OF_A_PERSON = "/v1/users/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Trail:
     runs: list[Run] = field(default_factory=list)
     error_code: str = ""
     """Of the error that was the answer; empty where there was none."""
+    is_shed: bool = False
+    """Whether a full server refused it: of such there may be as many as anybody likes."""
 
     @contextmanager
     def looking_up(self, what: str) -> Iterator[None]:
@@ -120,3 +123,8 @@ def trail_in(scope: Scope) -> Trail:
     """Return the trail that a scope carries; the first who asks begins it."""
     trail: Trail = scope.setdefault(_TRAIL, Trail())
     return trail
+
+
+def shown_path(path: str) -> str:
+    """Return a path as logs and traces show it: without the name of a person, who may have just been erased."""
+    return f"{_OF_A_PERSON}…" if path.startswith(_OF_A_PERSON) else path

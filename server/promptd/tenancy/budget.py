@@ -49,11 +49,24 @@ class Budget:
                 param=self._param,
                 code="too_much_at_once",
             )
-        free, held = self.limit - self._used - count, self._held[tenant]
-        if free < 0 or (held and held + count > ALPHA * free):
-            raise OverloadedError(f"the server has {self._used} {self._what} open and takes {self.limit} in all")
+        if not self.has_room(tenant, count):
+            raise self.refusal()
         self._held[tenant] += count
         self._used += count
+
+    def has_room(self, tenant: str, count: int) -> bool:
+        """Whether a tenant may hold `count` more."""
+        free, held = self.limit - self._used - count, self._held[tenant]
+        return free >= 0 and (not held or held + count <= ALPHA * free)
+
+    @property
+    def has_room_for_all(self) -> bool:
+        """Whether even one who held all that is held might hold one more: then nobody needs to be asked who he is."""
+        return self._used + 1 <= ALPHA * (self.limit - self._used - 1)
+
+    def refusal(self) -> OverloadedError:
+        """Return what one hears for whom there is no room."""
+        return OverloadedError(f"the server has {self._used} {self._what} open and takes {self.limit} in all")
 
     def give_back(self, tenant: str, count: int) -> None:
         """Hold `count` less."""

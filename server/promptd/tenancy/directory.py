@@ -71,9 +71,13 @@ class TenantDirectory:
         known = self.known(name)
         return known.limits.weight if known is not None else NO_LIMITS.weight
 
+    def known_owner(self, key_id: str) -> str | None:
+        """Return the tenant that a key was issued to where no look into the store is needed."""
+        return self._owners.get(key_id)
+
     async def owner_of(self, key_id: str) -> str | None:
         """Return the tenant that a key was issued to."""
-        owner = self._owners.get(key_id)
+        owner = self.known_owner(key_id)
         if owner is None:
             owner = await self.book.owner_of(key_id)
             if owner is not None:

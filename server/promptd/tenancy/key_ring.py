@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from promptd.errors import AuthenticationError
-from promptd.tenancy.api_keys import parse_key
+from promptd.tenancy.api_keys import ApiKey, parse_key
 from promptd.tenancy.directory import TenantDirectory
 from promptd.tenancy.scopes import TENANT_SCOPES, Principal, Scope
+from promptd.tenancy.tenant import Tenant
 
 STATIC_KEY_ID = "static"
 ADMIN_KEY_ID = "static-admin"
@@ -58,32 +59,49 @@ class KeyRing:
         """Return the caller behind `Authorization: Bearer KEY`; raises `AuthenticationError`."""
         if self.is_open:
             return self._open
-        scheme, _, given = (authorization or "").partition(" ")
-        given = given.strip()
-        if scheme.lower() != "bearer" or not given:
+        given = _bearer(authorization)
+        if not given:
             raise AuthenticationError("no API key: send it as 'Authorization: Bearer KEY'", code="missing_api_key")
-        found = None
-        for key, principal in self._static:  # every key is compared, so that time tells nothing
-            if hmac.compare_digest(key, given.encode()):
-                found = principal
-        if found is None:
-            found = await self._issued(given)
+        found = self._static_holder(given) or await self._issued(given)
         if found is None:
             raise AuthenticationError("this API key is not known")
         return found
 
+    def known(self, authorization: str | None) -> Principal | None:
+        """Return whom `authenticate` would, where that is certain without a look into the store; None tells nothing."""
+        if self.is_open:
+            return self._open
+        given = _bearer(authorization)
+        found, key = self._static_holder(given), parse_key(given)
+        if found is not None or key is None or self._directory is None:
+            return found
+        owner = self._directory.known_owner(key.id)
+        tenant = None if owner is None else self._directory.known(owner)
+        return None if tenant is None else self._holder(tenant, key)
+
+    def _static_holder(self, given: str) -> Principal | None:
+        found = None
+        for key, principal in self._static:  # every key is compared, so that time tells nothing
+            if hmac.compare_digest(key, given.encode()):
+                found = principal
+        return found
+
     async def _issued(self, given: str) -> Principal | None:
         """Look an issued key up; unknown, ended and foreign ones are all None."""
-        key = parse_key(given)
-        if key is None or self._directory is None:
+        key, directory = parse_key(given), self._directory
+        if key is None or directory is None:
             return None
-        owner = await self._directory.owner_of(key.id)
-        if owner is None:
-            return None
-        tenant = await self._directory.tenant(owner)
+        owner = await directory.owner_of(key.id)
+        return None if owner is None else self._holder(await directory.tenant(owner), key)
+
+    def _holder(self, tenant: Tenant, key: ApiKey) -> Principal | None:
         record = tenant.key(key.id)
         if record is None or not hmac.compare_digest(record.digest, key.digest(self.key_secret)):
             return None
-        if not record.is_active(self._clock()):
-            return None
-        return Principal(owner, frozenset(record.scopes), key.id)
+        return Principal(tenant.name, frozenset(record.scopes), key.id) if record.is_active(self._clock()) else None
+
+
+def _bearer(authorization: str | None) -> str:
+    """Return the key of `Bearer KEY`; empty where there is none."""
+    scheme, _, given = (authorization or "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""

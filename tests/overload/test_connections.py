@@ -1,0 +1,148 @@
+"""More connections than a server can have: those beyond are told so, probes are not, and it is well again with them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from promptd.connections import AbortableHttp, http_protocol
+from tests.overload.conftest import Site, running
+from tests.patience import until
+from tests.replicas import Replica, ReplicaForge
+
+PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+ASK = {"model": "tiny-llama", "prompt": [5, 6, 7], "max_tokens": 1}
+
+
+@pytest.fixture
+def site(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A server with room for eight connections, and for one more to be told so."""
+    monkeypatch.setattr(AbortableHttp, "max_connections", 8)
+    with running(model, tmp_path) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def idle(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """So many clients that have asked once and keep their connections."""
+    with contextlib.ExitStack() as stack:
+        made = []
+        for _ in range(count):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+            one.sendall(PROBE)
+            answer = b""
+            while not answer.endswith(b"}") and (part := one.recv(4096)):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+            made.append(one)
+        yield made
+
+
+def lives(http: httpx.Client) -> bool:
+    """What a probe hears."""
+    with contextlib.suppress(httpx.TransportError):
+        return http.get("/livez").status_code == 200
+    return False
+
+
+def test_one_too_many(site: Site) -> None:
+    """503 with Retry-After on the ninth, which ends with it; probes are answered; the tenth is cut off."""
+    with idle(site.port, 8), httpx.Client(base_url=site.url, timeout=60) as ninth:
+        refused = ninth.get("/v1/models")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1 and refused.headers["connection"] == "close"
+        assert refused.headers["x-request-id"]
+        until(lambda: lives(ninth), "probes are answered")  # on another connection, once that one is closed
+        with pytest.raises(httpx.TransportError), httpx.Client(base_url=site.url, timeout=60) as tenth:
+            tenth.get("/livez")
+    until(lambda: httpx.post(f"{site.url}/v1/completions", json=ASK, timeout=60).status_code == 200, "well again")
+
+
+def test_room_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server takes as many files as it may, and half of them are for connections."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
+    endless = resource.RLIM_INFINITY
+    for (soft, hard), wanted, most in (
+        ((1024, 4096), [(4096, 4096)], (4096 - 256) // 2),
+        ((1024, endless), [(65536, endless)], (65536 - 256) // 2),
+        ((1024, 1024), [], (1024 - 256) // 2),
+        ((1_000_000, 1_000_000), [], (65536 - 256) // 2),
+        ((64, 64), [], 16),
+    ):
+        asked.clear()
+        monkeypatch.setattr(resource, "getrlimit", lambda which, limits=(soft, hard): limits)
+        assert (http_protocol().max_connections, asked) == (most, wanted)
+
+
+@contextlib.contextmanager
+def files(count: int) -> Iterator[None]:
+    """This process may have so many open for a block."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] != resource.RLIM_INFINITY and before[1] < count:
+        pytest.skip(f"{count} files may not be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(count, before[0]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def seconds(url: str, count: int) -> list[float]:
+    """How long answers take, shortest first: one client, one request after the other."""
+    taken = []
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for _ in range(count):
+            began = time.perf_counter()
+            http.post("/v1/completions", json=ASK).raise_for_status()
+            taken.append(time.perf_counter() - began)
+    return sorted(taken)
+
+
+@pytest.mark.long
+def test_five_thousand_idle(forge: ReplicaForge, tmp_path: Path) -> None:
+    """Beside 5,000 idle connections and 200 whose headers trickle in: what others feel, and that it ends."""
+    stop = threading.Event()
+
+    def dawdle(port: int) -> None:
+        while not stop.is_set():  # the server cuts them off again and again
+            with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+                slow = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
+                while not stop.wait(1.0):
+                    for one in slow:
+                        one.sendall(b"G")
+
+    replica = Replica(forge, tmp_path, str(tmp_path / "store"))
+    thread = threading.Thread(target=dawdle, args=(replica.port,), daemon=True)
+    try:
+        replica.start().until_ready()
+        process = psutil.Process(replica.pid)
+        seconds(replica.url, 200)
+        rss, alone = process.memory_info().rss, seconds(replica.url, 1000)
+        with files(6000), idle(replica.port, 5000) as held:
+            thread.start()
+            beside, grown = seconds(replica.url, 1000), process.memory_info().rss - rss
+            held[0].sendall(PROBE)
+            assert held[0].recv(4096).startswith(b"HTTP/1.1 200")
+            stop.set()
+            thread.join()
+        until(lambda: len(process.net_connections("tcp")) < 10, "they are gone")
+    finally:
+        stop.set()
+        replica.close()
+    p99 = [round(1e3 * one[990], 2) for one in (alone, beside)]
+    print(json.dumps({
+        "p50_ms": [round(1e3 * one[500], 2) for one in (alone, beside)], "p99_ms": p99,
+        "kb_per_connection": round(grown / 5000 / 1e3, 1),
+    }))  # fmt: skip
+    assert p99[1] <= 1.2 * p99[0]

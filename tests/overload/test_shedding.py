@@ -1,0 +1,170 @@
+"""A full server's no costs it little: it is said before the route, and is the same that the route's guard would say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import structlog
+from pydantic import SecretStr
+
+from promptd import logs
+from promptd.api import guard, shedding
+from promptd.api.routes import ROUTES
+from tests.overload.conftest import Site, running
+from tests.patience import PATIENCE_SECONDS, until
+
+LIMIT = 10
+FLOOD, OTHER, ADMIN = "key-of-the-flood", "key-of-the-other", "key-of-the-admin"
+ASK = {"model": "tiny-llama", "prompt": [5, 6, 7], "max_tokens": 1}
+
+
+@pytest.fixture(scope="module")
+def site(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server for some tenants that has ten requests open at most."""
+    keys = {"api_keys": SecretStr(f"flood:{FLOOD},other:{OTHER}"), "admin_key": SecretStr(ADMIN)}
+    with running(model, tmp_path_factory.mktemp("shedding"), max_open_requests=LIMIT, **keys) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def full(site: Site, tenant: str) -> Iterator[None]:
+    """A server of which one tenant has all that one can have."""
+    requests = site.services.gate.budgets.requests
+    requests.take(tenant, requests.most_for_one)
+    try:
+        yield
+    finally:
+        requests.give_back(tenant, requests.most_for_one)
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of the requests that the guard of their route looked at."""
+    seen: list[str] = []
+    admit = guard.admit
+
+    async def admitting(route: guard.Route, request: guard.Request) -> None:
+        seen.append(request.url.path)
+        await admit(route, request)
+
+    monkeypatch.setattr(guard, "admit", admitting)
+    return seen
+
+
+def post(site: Site, path: str = "/v1/completions", **headers: str) -> httpx.Response:
+    """Ask."""
+    return httpx.post(f"{site.url}{path}", json=ASK, headers=headers, timeout=30)
+
+
+def told(answer: httpx.Response) -> tuple[object, ...]:
+    """All of an answer but what is another one each time."""
+    names = sorted(answer.headers.keys() - {"date", "x-request-id"})
+    return answer.status_code, answer.json(), names, answer.headers["content-type"]
+
+
+@pytest.mark.parametrize("path", sorted(route.path for route in ROUTES if route.is_inference and "{" not in route.path))
+def test_the_guard_would_say_the_same(
+    site: Site, guarded: list[str], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Status, body, headers, and what is counted, on every route that asks the model; without it the guard says so."""
+    key = {"Authorization": f"Bearer {FLOOD}", "X-Request-Id": "mine"}
+    counted = f'promptd_http_requests_total{{method="POST",route="{path}",status="503"}}'
+
+    def count() -> float:
+        lines = httpx.get(f"{site.url}/metrics", timeout=30).text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(counted))
+
+    before = count()
+    with full(site, "flood"):
+        early = post(site, path, **key)
+        assert guarded == []
+        monkeypatch.setattr(shedding, "_ROUTES", {})  # the control
+        late = post(site, path, **key)
+        assert guarded == [path]
+    assert early.status_code == 503 and early.json()["error"]["code"] == "overloaded"
+    assert 1 <= int(early.headers["retry-after"]) <= 3
+    assert told(early) == told(late)
+    assert early.headers["x-request-id"] == late.headers["x-request-id"] == "mine"
+    assert count() == before + 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer nobody's"}, 401),
+        ({"Authorization": f"Basic {FLOOD}"}, 401),
+        ({"Authorization": f"Bearer {OTHER}"}, 200),
+        ({"Authorization": f"Bearer {ADMIN}"}, 200),
+    ],
+)
+def test_others_hear_what_they_always_hear(
+    site: Site, guarded: list[str], headers: dict[str, str], status: int
+) -> None:
+    """A full server tells no more about a key than any other; who has room left gets it."""
+    with full(site, "flood"):
+        assert post(site, **headers).status_code == status
+    assert guarded == ["/v1/completions"]
+
+
+def test_issued_keys(site: Site, guarded: list[str]) -> None:
+    """One that was seen is known without a look; a scope too few is told as such; a revoked one is nobody's at once."""
+    with httpx.Client(base_url=site.url, headers={"Authorization": f"Bearer {ADMIN}"}, timeout=30) as admin:
+        made = admin.post("/admin/keys", json={"tenant": "issued"}).raise_for_status().json()
+        other = admin.post("/admin/keys", json={"tenant": "issued", "scopes": ["train"]}).raise_for_status().json()
+        key, narrow = ({"Authorization": f"Bearer {one['key']}"} for one in (made, other))
+        assert post(site, **key).status_code == 200
+        guarded.clear()
+        with full(site, "issued"):
+            assert (post(site, **key).status_code, guarded) == (503, [])
+            assert (post(site, **narrow).status_code, guarded) == (403, ["/v1/completions"])
+            admin.delete(f"/admin/keys/{made['id']}").raise_for_status()
+            assert post(site, **key).status_code == 401
+
+
+def test_an_open_server_still_looks_where_a_request_is_from(model: Path, tmp_path: Path, guarded: list[str]) -> None:
+    """Without keys a page of another site is turned away, full or not."""
+    with running(model, tmp_path, max_open_requests=LIMIT) as site, full(site, "default"):
+        assert (post(site).status_code, guarded) == (503, [])
+        foreign = post(site, Origin="https://elsewhere.example")
+        assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "host_not_allowed")
+
+
+def test_a_flood_makes_no_flood_of_lines(site: Site) -> None:
+    """What was refused is one line a second with their number, and no request's; what was not has its line."""
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        with full(site, "flood"):
+            for _ in range(5):
+                assert post(site, Authorization=f"Bearer {FLOOD}").status_code == 503
+            assert post(site, Authorization=f"Bearer {OTHER}").status_code == 200
+        until(lambda: sum(line["count"] for line in lines if line["event"] == "refused") == 5, "they are written")
+        until(lambda: [line for line in lines if line["event"] == "request"], "the other's too")
+    assert [line["status"] for line in lines if line["event"] == "request"] == [200]
+    refused = next(line for line in lines if line["event"] == "refused")
+    assert {**refused, "count": 0} == {
+        "event": "refused", "log_level": "info", "tenant": "flood", "path": "/v1/completions", "status": 503,
+        "code": "overloaded", "count": 0,
+    }  # fmt: skip
+
+
+def test_one_line_for_all_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused before the line is written is in it; what comes later is in the next one."""
+    monkeypatch.setattr(logs, "_COUNT_SECONDS", 0.01)
+
+    async def main() -> None:
+        count = logs._RefusedCount(structlog.get_logger())
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for number in (300, 2):
+                for _ in range(number):
+                    count.add("flood", "/v1/completions", 503, "overloaded")
+                while count._counts:  # noqa: ASYNC110 - written by a timer
+                    await asyncio.sleep(0.01)
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(main())
+    assert [line["count"] for line in lines] == [300, 2]
