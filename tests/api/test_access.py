@@ -157,6 +157,50 @@ def test_the_table_is_whole() -> None:
     assert {(route.method, route.path): " + ".join(route.scopes) for route in ROUTES} == ACCESS
 
 
+OWNED = ("{model:path}", "{name:path}", "{file_id}", "{job_id}")
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("PUT", "/v1/prompts/{name:path}"): {"text": "x"},
+    ("POST", "/v1/prompts/{name:path}/rollback"): {"to": 1},
+    ("POST", "/v1/prompts/{name:path}/evaluate"): {"rows": [{"text": "a", "label": "b"}]},
+}
+
+
+@pytest.fixture(scope="module")
+def owned(keyed: LiveServer) -> Iterator[tuple[httpx.Client, httpx.Client, dict[str, str]]]:
+    """Two tenants, and what the first has: by the field of a path, its name for the second."""
+    with Client(keyed.url, api_key=ADMIN_KEY) as admin:
+        keys = [admin.keys.create(tenant).key for tenant in ("owner", "other")]
+    with (
+        keyed.http(Authorization=f"Bearer {keys[0]}") as owner,
+        keyed.http(Authorization=f"Bearer {keys[1]}") as other,
+    ):
+        assert owner.put("/v1/prompts/thing", json={"text": "be kind"}).status_code == 201
+        rows = b'{"prompt": "a", "completion": "b"}\n' * 4
+        file = owner.post("/v1/files", files={"file": ("rows.jsonl", rows)}, data={"purpose": "fine-tune"}).json()["id"]
+        job = owner.post("/v1/fine_tuning/jobs", json={"model": "tiny-llama", "training_file": file}).json()["id"]
+        yield owner, other, {OWNED[0]: "owner/thing", OWNED[1]: "owner/thing", OWNED[2]: file, OWNED[3]: job}
+
+
+@pytest.mark.parametrize("route", [route for route in ACCESS if any(one in route[1] for one in OWNED)], ids=" ".join)
+def test_what_is_anothers_is_absent(
+    owned: tuple[httpx.Client, httpx.Client, dict[str, str]], route: tuple[str, str]
+) -> None:
+    """Byte for byte: what another tenant has, and what nobody has. Its owner (the control) finds it."""
+    owner, other, names = owned
+    method, path = route
+    field = next(one for one in OWNED if one in path)
+    absent = "owner/nothing" if "/" in names[field] else names[field][:-8] + "00000000"
+    told = []
+    for name in (names[field], absent):
+        url = path.replace(field, name).replace("{tenant}", "other")
+        answer = other.request(method, url, json=BODIES.get(route))
+        told.append((answer.status_code, answer.text.replace(name, "NAME")))
+    assert told[0] == told[1]
+    assert told[0][0] == 404
+    if method == "GET":
+        assert owner.get(path.replace(field, names[field])).status_code in (200, 400)  # 400: a text has no neighbours
+
+
 @pytest.mark.parametrize("route", ACCESS, ids=" ".join)
 def test_every_route_against_every_caller(
     keyed: LiveServer, callers: dict[str, Caller], route: tuple[str, str]
