@@ -9,11 +9,14 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from promptd_store import Append, EmbeddedStore, PromptCatalog, Put, encode
 
+from promptd.tenancy import Tenant, TenantBook
+from promptd.tenancy.book import Deed
 from tests.store.files import SPEC
 
 NAMES = 3
@@ -45,6 +48,19 @@ async def write(folder: Path, seed: int, *, lies: bool) -> None:
         step += 1
 
 
+async def govern(folder: Path) -> None:
+    """Raise a tenant's limit by one, for ever, each time as an admin's deed; say so after each."""
+    book = TenantBook(EmbeddedStore(folder))
+
+    def more(before: Tenant) -> tuple[Tenant, Deed]:
+        changes = {"max_prompts": (before.limits.max_prompts or 0) + 1}
+        return replace(before, limits=before.limits.changed(changes)), Deed("limits.set", changes)
+
+    while True:
+        after = await book.change("acme", "somebody", more)
+        say(op="deed", number=after.limits.max_prompts)
+
+
 async def tell(folder: Path, count: int) -> None:
     """Write a blob, then records and events, and end."""
     store = EmbeddedStore(folder)
@@ -68,6 +84,8 @@ def main() -> None:
             folder = Path(order["folder"])
             if order["do"] == "tell":
                 asyncio.run(tell(folder, order["count"]))
+            elif order["do"] == "govern":
+                asyncio.run(govern(folder))
             else:
                 asyncio.run(write(folder, order["seed"], lies=order["do"] == "lie"))
             os._exit(0)
