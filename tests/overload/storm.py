@@ -75,7 +75,8 @@ class StormClient:
         self._told = told
 
     def ask(self, port: int, body: dict[str, Any], seconds: float, **order: Any) -> Storm:
-        """Ask for so many seconds, `rate` or `at_once`; wait for all answers. `keeps` connections unless told not."""
+        """Ask for so many seconds, `rate` or `at_once`; wait for all answers. `keeps` connections unless told not,
+        `key` says who asks."""
         line = json.dumps({"port": port, "body": body, "seconds": seconds, "keeps": True, **order})
         self._asked.write(line + "\n")
         self._asked.flush()
@@ -200,7 +201,7 @@ def main() -> None:
     """Carry out orders until there are no more."""
     for line in sys.stdin:
         order = json.loads(line)
-        request = request_bytes(order["body"], keeps=order["keeps"])
+        request = request_bytes(order["body"], key=order.get("key"), keeps=order["keeps"])
         client = _Client(order["port"], request, keeps=order["keeps"])
         used, began = time.process_time(), time.monotonic()
         latest = _run(client, began + order["seconds"], order.get("rate"), order.get("at_once", 0))
