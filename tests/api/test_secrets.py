@@ -1,15 +1,18 @@
-"""Canaries: keys, prompts, texts and data of tenants, sent everywhere; then looked for in logs, metrics and bodies."""
+"""What gets out: canaries, sent everywhere, then looked for in logs, metrics and bodies; and whom a server talks to."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 import structlog
 
@@ -125,3 +128,27 @@ def test_the_scrubber(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None
     logs.configure(secrets=[STATIC])
     say_everything(STATIC)
     assert all(canary in log.getvalue() for canary in ("pd_", STATIC, TEXT))
+
+
+@pytest.mark.parametrize("settings", [{}, {"traces": "http://127.0.0.1:9"}], ids=["alone", "control: with traces"])
+def test_one_port_and_nobody_is_told(forge: ReplicaForge, tmp_path: Path, settings: dict[str, str]) -> None:
+    """A server listens where it is told, and whatever stands in what is sent to it, it connects to nobody."""
+    told, address = tmp_path / "told", "http://127.0.0.1:9/x"
+    given: dict[str, Any] = {"admin_key": ADMIN, "drain_seconds": 0, "leave_seconds": 0, "training": "worker"}
+    replica = Replica(forge, tmp_path, str(tmp_path / "store"), traits={"connects": str(told)}, **given, **settings)
+    try:
+        replica.start().until_ready()
+        with httpx.Client(base_url=replica.url, headers={"Authorization": f"Bearer {ADMIN}"}, timeout=60) as http:
+            assert http.put("/v1/prompts/p", content=library(forge.model)[0].content).status_code == 201
+            assert http.put("/v1/prompts/t", json={"text": address}).status_code == 201
+            body = {"model": "t", "prompt": address, "max_tokens": 2, "user": address}
+            assert http.post("/v1/completions", json=body).status_code == 200
+            job = {"model": MODEL, "rows": [{"prompt": address, "completion": address}] * 4}
+            assert http.post("/v1/fine_tuning/jobs", json=job).status_code == 200
+            found = psutil.Process(replica.pid).net_connections("tcp")
+            assert {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN} == {replica.port}
+        replica.signal(signal.SIGTERM)  # what is sent at the end is sent, too
+        assert replica.wait() == 0
+    finally:
+        replica.close()
+    assert (told.read_text() != "") == bool(settings), told.read_text()
