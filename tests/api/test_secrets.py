@@ -132,7 +132,7 @@ def test_the_scrubber(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_one_port_and_nobody_is_told(forge: ReplicaForge, tmp_path: Path) -> None:
-    """A server listens where it is told, and whatever stands in what is sent to it, it connects to nobody. The control sends traces."""
+    """A server listens where it is told, and whatever it is sent, it connects to nobody; the control sends traces."""
     assert connects_of(forge, tmp_path / "alone") == ""
     with Collector() as collector:
         assert str(httpx.URL(collector.url).port) in connects_of(forge, tmp_path / "traced", traces=collector.url)
