@@ -75,7 +75,11 @@ def http_protocol() -> type[AbortableHttp]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     num_files = MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, MAX_FILES)
-    return type("LimitedHttp", (AbortableHttp,), {"max_connections": max(16, (num_files - OWN_FILES) // 2)})
+
+    class LimitedHttp(AbortableHttp):
+        max_connections = max(16, (num_files - OWN_FILES) // 2)
+
+    return LimitedHttp
 
 
 def _cut(transport: asyncio.BaseTransport) -> None:
