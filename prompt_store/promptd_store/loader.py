@@ -14,12 +14,15 @@ from promptd_store.errors import StoreError
 from promptd_store.passing_thread import compute
 from promptd_store.record import PromptRecord
 
-ArtifactKey = tuple[str, str, str | None, str]
-"""Tenant, digests of the file and of its PEFT configuration, version."""
+ArtifactKey = tuple[str, str, str | None, str, str | None]
+"""Tenant, digests of the file and of its PEFT configuration, version; the tenant that it is shared with."""
 
 
 class ArtifactLoader:
-    """Keeps artifacts apart by tenant: equal bytes of two tenants are two entries."""
+    """Keeps artifacts apart by tenant: equal bytes of two tenants are two entries.
+
+    So are those that one shares with others: no latency tells one of them that another has used it.
+    """
 
     def __init__(self, store: Store, spec: BaseModelSpec, bounds: Bounds, cache_bytes: int) -> None:
         self._store = store
@@ -37,16 +40,21 @@ class ArtifactLoader:
         return await self._cache.get(_key(record), lambda: self._read(record))
 
     def discard(self, record: PromptRecord) -> None:
-        """Forget the artifact of a record."""
-        self._cache.discard(_key(record))
+        """Forget the artifact of a record, for all who see it."""
+        for key in self._keys:
+            if key[:-1] == _key(record)[:-1]:
+                self._cache.discard(key)
 
     def forget(self, tenant: str, versions: Collection[str] | None) -> int:
         """Forget a tenant's artifacts, or those of some versions; return how many."""
-        keys = cast(list[ArtifactKey], self._cache.keys)
-        gone = [key for key in keys if key[0] == tenant and (versions is None or key[3] in versions)]
+        gone = [key for key in self._keys if key[0] == tenant and (versions is None or key[3] in versions)]
         for key in gone:
             self._cache.discard(key)
         return len(gone)
+
+    @property
+    def _keys(self) -> list[ArtifactKey]:
+        return cast(list[ArtifactKey], self._cache.keys)
 
     async def _read(self, record: PromptRecord) -> PromptArtifact:
         content = await self._store.get_blob(record.tenant, record.content_digest)
@@ -62,4 +70,4 @@ class ArtifactLoader:
 
 
 def _key(record: PromptRecord) -> ArtifactKey:
-    return record.tenant, record.content_digest, record.adapter_config_digest, record.version
+    return record.tenant, record.content_digest, record.adapter_config_digest, record.version, record.granted_to

@@ -49,8 +49,13 @@ class PromptRecord:
     stored_bytes: int = 0
     """Of all that is kept for it; 0 in records that are older than the counting."""
     is_current: bool = True
-    is_granted: bool = False
-    """Whether its owner shares it with the tenant that asked for it."""
+    granted_to: str | None = None
+    """The tenant that asked for it, where its owner shares it with that one; None for its own and for public ones."""
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether its owner shares it with the tenant that asked for it."""
+        return self.granted_to is not None
 
     @property
     def digests(self) -> set[str]:
@@ -66,7 +71,7 @@ class PromptRecord:
     def to_bytes(self) -> bytes:
         """Write the immutable part."""
         plain = asdict(self)
-        del plain["is_current"], plain["is_granted"]
+        del plain["is_current"], plain["granted_to"]
         return json.dumps(stamped(plain)).encode()  # not sorted: the order of label words counts
 
     @classmethod

@@ -101,4 +101,4 @@ def as_seen(viewer: str, state: PromptName, record: PromptRecord) -> PromptRecor
     """Return a version as a tenant sees it; None where it may not."""
     if viewer == record.tenant or record.visibility == "public":
         return record
-    return replace(record, is_granted=True) if viewer in state.shared_with else None
+    return replace(record, granted_to=viewer) if viewer in state.shared_with else None

@@ -136,3 +136,22 @@ async def test_with_whom(catalog: PromptCatalog, store: Store, monkeypatch: pyte
         await catalog.shares.add("acme", "tone", "one-more")
     await catalog.shares.add("acme", "tone", "t0")
     assert MAX_SHARES == 1000
+
+
+async def test_no_latency_tells_who_else_uses_it(catalog: PromptCatalog) -> None:
+    """What the owner has decoded a grantee decodes again, once; a public one is there for everybody (the control)."""
+    await catalog.publish("acme", "shared", soft_file(1))
+    await catalog.publish("acme", "open", soft_file(2), visibility="public")
+    for viewer in ("bob", "eve"):
+        await catalog.shares.add("acme", "shared", viewer)
+
+    async def misses(viewer: str, name: str) -> int:
+        before = catalog.cache_stats.num_misses
+        await catalog.load(await catalog.resolve(viewer, f"acme/{name}"))
+        return catalog.cache_stats.num_misses - before
+
+    viewers = ("acme", "bob", "eve", "bob", "acme")
+    assert [await misses(viewer, "shared") for viewer in viewers] == [1, 1, 1, 0, 0]
+    assert [await misses(viewer, "open") for viewer in viewers] == [1, 0, 0, 0, 0]
+    await catalog.delete("acme", "shared")
+    assert catalog.cache_stats.num_artifacts == 1
