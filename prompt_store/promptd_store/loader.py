@@ -37,7 +37,8 @@ class ArtifactLoader:
 
     async def load(self, record: PromptRecord) -> PromptArtifact:
         """Return the artifact of a record."""
-        return await self._cache.get(_key(record), lambda: self._read(record))
+        owner = record.granted_to or record.tenant
+        return await self._cache.get(_key(record), lambda: self._read(record), owner=owner)
 
     def discard(self, record: PromptRecord) -> None:
         """Forget the artifact of a record, for all who see it."""

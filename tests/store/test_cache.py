@@ -1,4 +1,4 @@
-"""The host-side artifact cache: bounded by bytes, least recently used first, one load for many callers."""
+"""The host-side artifact cache: bounded by bytes, fair to its owners, one load for many callers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+import torch
 from promptd_store import ArtifactCache, PromptArtifact, PromptCatalog, Store, encode
+from promptd_store.cache import ACTIVE_SECONDS
 
 from tests.store.files import SPEC, soft, soft_file
 
@@ -36,6 +38,45 @@ async def test_oldest_goes_first() -> None:
     stats = cache.stats
     assert (stats.num_hits, stats.num_misses, stats.num_evictions) == (2, 4, 2)
     assert (stats.num_artifacts, stats.num_bytes) == (2, 2 * SIZE)
+
+
+async def test_churn_evicts_ones_own() -> None:
+    """One who goes through many evicts its own; another's stays, until that one has used nothing for a while."""
+    now, calls = [0.0], list[int]()
+    cache = ArtifactCache(4 * SIZE, clock=lambda: now[0])
+    for seed in (1, 2):
+        await cache.get(("b", seed), loader(seed, calls), owner="b")
+    for seed in range(10, 20):
+        await cache.get(("a", seed), loader(seed, calls), owner="a")
+    calls.clear()
+    for seed in (1, 2):
+        await cache.get(("b", seed), loader(seed, calls), owner="b")
+    await cache.get(("a", 19), loader(19, calls), owner="a")
+    assert calls == [] and cache.stats.num_artifacts == 4
+    now[0] += ACTIVE_SECONDS + 1
+    for seed in range(20, 24):
+        await cache.get(("a", seed), loader(seed, calls), owner="a")
+    assert {key[0] for key in cache.keys} == {"a"}  # type: ignore[index]
+    await cache.get(("b", 1), loader(1, calls), owner="b")
+    assert calls == [20, 21, 22, 23, 1]
+
+
+async def test_a_large_one_finds_room() -> None:
+    """It is kept though its owner holds most with it alone; it leaves when another needs the room."""
+    calls = list[int]()
+    cache, large = ArtifactCache(4 * SIZE), encode("soft", torch.cat([soft()] * 3))
+    assert 2 * SIZE < large.num_bytes < 4 * SIZE
+
+    async def load() -> PromptArtifact:
+        return large
+
+    for seed in (1, 2):
+        await cache.get(("b", seed), loader(seed, calls), owner="b")
+    await cache.get("large", load, owner="a")
+    assert "large" in cache.keys and cache.stats.num_bytes <= 4 * SIZE
+    for seed in (1, 2):
+        await cache.get(("b", seed), loader(seed, calls), owner="b")
+    assert "large" not in cache.keys
 
 
 async def test_too_large_is_served_but_not_kept() -> None:
