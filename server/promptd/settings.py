@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     max_open_tokens: int | None = Field(
         None, ge=1, description="Tokens, in and out, that open requests may take; else each request's longest row"
     )
-    max_open_upload_bytes: int = Field(1 << 30, ge=1, description="Bytes of uploads on their way in at a time")
+    max_open_upload_bytes: int = Field(1 << 30, ge=1, description="Bytes of files on their way, in or out, at a time")
     stall_seconds: float = Field(
         30.0, gt=0, description="A client that neither sends its body nor reads its answer for so long is let go"
     )

@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from promptd import connections
+from promptd.api import downloads
+from promptd.connections import AbortableHttp
 from promptd.engine import async_engine
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import GenerateRequest, RequestOutput
@@ -130,3 +132,42 @@ def test_what_waits_for_a_reader_is_bounded(model: Path, monkeypatch: pytest.Mon
             await engine.shutdown()
 
     asyncio.run(main())
+
+
+def test_a_download_that_is_not_read_holds_a_piece(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 MB no more than a piece or two wait in the server, and files share one budget. The control: all in one."""
+    transports: list[asyncio.WriteTransport] = []
+    begin = AbortableHttp.connection_made
+
+    def beginning(protocol: AbortableHttp, transport: asyncio.WriteTransport) -> None:
+        transports.append(transport)
+        begin(protocol, transport)
+
+    monkeypatch.setattr(AbortableHttp, "connection_made", beginning)
+    rows = b'{"text": "a", "label": "b"}\n' * 150_000
+    with (
+        running(model, tmp_path, max_open_upload_bytes=3 * len(rows)) as site,
+        httpx.Client(base_url=site.url, timeout=60) as http,
+    ):
+        upload = {"files": {"file": ("rows.jsonl", rows)}, "data": {"purpose": "fine-tune"}}
+        made = http.post("/v1/files", **upload).raise_for_status().json()  # type: ignore[arg-type]
+        path = f"/v1/files/{made['id']}/content"
+        assert http.get(path).content == rows
+        sizes = []
+        for piece in (downloads.PIECE_BYTES, 1 << 30):
+            monkeypatch.setattr(downloads, "PIECE_BYTES", piece)
+            with connect(site) as connection:
+                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                assert connection.recv(100).startswith(b"HTTP/1.1 200")
+                until(lambda: transports[-1].get_write_buffer_size() > 0, "it waits for its reader")
+                sizes.append(transports[-1].get_write_buffer_size())
+                with connect(site) as second:
+                    second.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                    assert second.recv(100).startswith(b"HTTP/1.1 200")
+                    refused = http.get(path)
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+            until(lambda: site.is_idle, "everything was given back")
+        assert http.get(path).content == rows
+    assert sizes[0] <= 256 << 10 < 2 << 20 < sizes[1]

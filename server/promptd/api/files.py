@@ -8,8 +8,9 @@ from fastapi import Form, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from promptd.api.downloads import download
 from promptd.api.schemas import User
-from promptd.api.services import principal_of, services_of
+from promptd.api.services import principal_of, services_of, visit_of
 from promptd.api.spool import content_of
 from promptd.jobs import FileRecord
 
@@ -70,8 +71,9 @@ async def get_file(file_id: str, request: Request) -> Response:
 
 async def get_file_content(file_id: str, request: Request) -> Response:
     """Download a file as it was uploaded."""
-    content = await services_of(request).files.content(principal_of(request).tenant, file_id)
-    return Response(content, media_type="application/octet-stream")
+    files, tenant = services_of(request).files, principal_of(request).tenant
+    visit_of(request).hold_bytes((await files.get(tenant, file_id)).num_bytes)
+    return download(await files.content(tenant, file_id), "application/octet-stream")
 
 
 async def delete_file(file_id: str, request: Request, erase: bool = False) -> Response:

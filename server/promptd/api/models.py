@@ -16,12 +16,18 @@ from promptd.api.services import Services, principal_of, services_of
 from promptd.errors import InvalidRequestError
 from promptd.tenancy import Scope
 
+_AT_ONCE = 200
+
 
 async def list_models(request: Request) -> Response:
     """List the base model and every prompt that the caller may name as `model`; never paged."""
     services, principal = services_of(request), principal_of(request)
     records = await services.catalog.list(principal.tenant, include_public=True)
-    data = [_base(services), *[await _prompt(services, record, principal.tenant) for record in records]]
+    data = [_base(services)]
+    for number, record in enumerate(records):
+        data.append(await _prompt(services, record, principal.tenant))
+        if number % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)  # others have their turn: there may be thousands
     return JSONResponse({"object": "list", "data": data})
 
 

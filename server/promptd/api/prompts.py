@@ -26,8 +26,9 @@ from promptd_store.passing_thread import compute
 
 from promptd.api.auth import authorize
 from promptd.api.call_notes import noting
+from promptd.api.downloads import download
 from promptd.api.schemas import PromptName, RollbackBody, User
-from promptd.api.services import principal_of, services_of
+from promptd.api.services import principal_of, services_of, visit_of
 from promptd.api.text_prompts import text_prompt
 from promptd.api.uploads import check_policy, is_text, read_upload, seal_headers
 from promptd.engine.neighbors import neighbors
@@ -188,10 +189,11 @@ async def get_content(
     """Download: `native` is the file as stored; `peft` a zip of adapter_config.json and adapter_model.safetensors."""
     services = services_of(request)
     record = await _resolve(name, request)
+    visit_of(request).hold_bytes(record.num_bytes if format == "native" else 3 * record.num_bytes)
     artifact = await services.catalog.load(record)
     headers = {"ETag": f'"{record.version}"', "X-Promptd-Version": record.version, **seal_headers(services, record)}
     if format == "native":
-        return Response(artifact.content, media_type="application/octet-stream", headers=headers)
+        return download(artifact.content, "application/octet-stream", headers)
     config, weights = await asyncio.to_thread(
         to_peft, artifact, spec=services.model.spec, base_model_name_or_path=services.model.served_name
     )
@@ -199,7 +201,7 @@ async def get_content(
     with zipfile.ZipFile(archive, "w") as zipped:
         for filename, data in (("adapter_config.json", config), ("adapter_model.safetensors", weights)):
             zipped.writestr(zipfile.ZipInfo(filename, _ZIP_TIME), data)
-    return Response(archive.getvalue(), media_type="application/zip", headers=headers)
+    return download(archive.getvalue(), "application/zip", headers)
 
 
 async def roll_back(name: str, body: RollbackBody, request: Request) -> Response:

@@ -117,7 +117,9 @@ def serve(
     ] = None,
     max_open_upload_bytes: Annotated[
         int | None,
-        typer.Option(help="Uploads on their way at a time (1 GiB).", metavar="N", rich_help_panel=_LIMITS),
+        typer.Option(
+            help="Bytes of files on their way, in or out, at a time (1 GiB).", metavar="N", rich_help_panel=_LIMITS
+        ),
     ] = None,
     stall_seconds: Annotated[
         float | None,

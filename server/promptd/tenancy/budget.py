@@ -1,4 +1,4 @@
-"""What the whole server takes at a time: open requests, their tokens, bytes of uploads on their way in.
+"""What the whole server takes at a time: open requests, their tokens, bytes of files on their way in or out.
 
 Looked at and taken in one step without an `await`, so that no burst gets past a limit. A tenant may hold no more than
 `ALPHA` times what is still free (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Trans. on Networking 6(2), 1998). So
@@ -104,5 +104,5 @@ class ServerBudgets:
         return cls(
             Budget("requests", requests),
             Budget("tokens", tokens, param="max_tokens"),
-            Budget("bytes of uploads", max_open_upload_bytes, param="body"),
+            Budget("bytes of files", max_open_upload_bytes, param="body"),
         )

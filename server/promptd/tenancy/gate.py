@@ -61,6 +61,13 @@ class Visit:
             budgets.tokens.take(tenant, claim.num_tokens)
             self._claim = replace(self._claim, num_tokens=claim.num_tokens)
 
+    def hold_bytes(self, count: int) -> None:
+        """Take what a file on its way out will hold of the server's memory; raises `OverloadedError`."""
+        budget = self._gate.budgets.upload_bytes
+        count = min(count, budget.most_for_one)
+        budget.take(self.principal.tenant, count)
+        self._claim = replace(self._claim, upload_bytes=self._claim.upload_bytes + count)
+
     def hold_tokens(self, count: int) -> None:
         """Take what a part of the request will really use of the server's tokens; raises `OverloadedError`."""
         more = self._num_open_tokens + count - self._claim.num_tokens
