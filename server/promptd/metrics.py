@@ -104,6 +104,7 @@ class BudgetCollector(Collector):
             "requests": budgets.requests,
             "tokens": budgets.tokens,
             "upload_bytes": budgets.upload_bytes,
+            "event_streams": budgets.event_streams,
         }
 
     def collect(self) -> Iterator[Metric]:

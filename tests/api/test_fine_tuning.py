@@ -16,7 +16,7 @@ from promptd.training import METHODS
 from promptd.training.job_spec import training_config
 from tests.api.conftest import MODEL, LiveServer
 from tests.api.training_server import TrainingServer, result
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.usefixtures("no_open_jobs")
 ROWS = [{"text": f"row {number}", "label": ("no", "yes")[number % 2]} for number in range(8)]
@@ -233,6 +233,24 @@ def test_bad_jobs(
     error = reply.json()["error"]
     assert (reply.status_code, error["code"], error["param"]) == (status, code, param), error
     assert told in error["message"]
+
+
+def test_readers_of_events_are_bounded(trainer: TrainingServer, file_id: str) -> None:
+    """Each looks at the store again and again: one tenant gets 4/5 of them, and 503 for more; a list is always told."""
+    budget = trainer.live.app.state.services.gate.budgets.event_streams
+    with trainer.sdk() as sdk, trainer.http() as http:
+        job = sdk.fine_tuning.jobs.create(model=MODEL, training_file=file_id)
+        path = f"/v1/fine_tuning/jobs/{job.id}/events"
+        with http.stream("GET", path, params={"stream": "true"}) as reply:
+            assert reply.status_code == 200 and budget.reading().used == 1
+            budget.take("acme", budget.most_for_one - 1)
+            refused = http.get(path, params={"stream": "true"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+            assert http.get(path).status_code == 200
+            budget.give_back("acme", budget.most_for_one - 1)
+        until(lambda: budget.reading().used == 0, "the reader has left")
+        sdk.fine_tuning.jobs.cancel(job.id)
+        assert http.get(path, params={"stream": "true"}).text.endswith("[DONE]\n\n")
 
 
 def test_infinity_is_not_json(trainer: TrainingServer) -> None:

@@ -40,7 +40,8 @@ class Site:
     def is_idle(self) -> bool:
         """Whether nothing of any request is left: no row, no block in use, no stream, nothing of any budget."""
         engine, budgets = self.services.engine, self.services.gate.budgets
-        held = [one.reading() for one in (budgets.requests, budgets.tokens, budgets.upload_bytes)]
+        kinds = (budgets.requests, budgets.tokens, budgets.upload_bytes, budgets.event_streams)
+        held = [one.reading() for one in kinds]
         is_free = all(one.used == 0 and one.num_tenants == 0 for one in held)
         return is_free and not engine.engine.has_work and not engine._streams and not engine.engine.blocks.num_used
 

@@ -13,7 +13,7 @@ from promptd.api.files import page
 from promptd.api.job_requests import idempotency_key, known_or_wanted, queue_of
 from promptd.api.job_schemas import JobBody
 from promptd.api.job_views import EVENT_PREFIX, checkpoint_views, event_view, job_view
-from promptd.api.services import Services, principal_of, services_of
+from promptd.api.services import Services, principal_of, services_of, visit_of
 from promptd.api.sse import event_stream, to_json
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobEvent, JobRecord
@@ -95,6 +95,7 @@ async def list_events(
     seq = _seq(after)
     if stream:
         await jobs.get(principal.tenant, job_id)  # an unknown job is a 404, not an empty stream
+        visit_of(request).hold_stream()
         events = jobs.follow(principal.tenant, job_id, after=seq)
         return event_stream(_until_drained(services, events))
     found = await jobs.events(principal.tenant, job_id, before=seq, limit=limit + 1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from promptd.errors import InvalidRequestError, OverloadedError
 
 ALPHA = 4
+MAX_EVENT_STREAMS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class ServerBudgets:
     requests: Budget
     tokens: Budget
     upload_bytes: Budget
+    event_streams: Budget
+    """Readers of jobs' events: each looks at its log again and again, for as long as it likes."""
 
     @classmethod
     def of(
@@ -105,4 +108,5 @@ class ServerBudgets:
             Budget("requests", requests),
             Budget("tokens", tokens, param="max_tokens"),
             Budget("bytes of files", max_open_upload_bytes, param="body"),
+            Budget("streams of events", MAX_EVENT_STREAMS),
         )

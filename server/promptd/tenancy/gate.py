@@ -28,6 +28,7 @@ class Claim:
     num_tokens: int = 0
     """At a guess; what it is found to take once it is read counts then."""
     upload_bytes: int = 0
+    num_streams: int = 0
 
 
 class Visit:
@@ -67,6 +68,11 @@ class Visit:
         count = min(count, budget.most_for_one)
         budget.take(self.principal.tenant, count)
         self._claim = replace(self._claim, upload_bytes=self._claim.upload_bytes + count)
+
+    def hold_stream(self) -> None:
+        """Take one of the server's streams of events; raises `OverloadedError`."""
+        self._gate.budgets.event_streams.take(self.principal.tenant, 1)
+        self._claim = replace(self._claim, num_streams=self._claim.num_streams + 1)
 
     def hold_tokens(self, count: int) -> None:
         """Take what a part of the request will really use of the server's tokens; raises `OverloadedError`."""
@@ -124,6 +130,7 @@ class Visit:
         budgets.requests.give_back(tenant, int(held.is_inference))
         budgets.tokens.give_back(tenant, held.num_tokens)
         budgets.upload_bytes.give_back(tenant, held.upload_bytes)
+        budgets.event_streams.give_back(tenant, held.num_streams)
         if self._has_slot:
             self._gate.slots.leave(tenant)
         for prompt in self._mentioned:
