@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from promptd import logs
 from promptd.api import guard, shedding
 from promptd.api.routes import ROUTES
+from tests.engine.harness import library
 from tests.overload.conftest import Site, running
 from tests.patience import PATIENCE_SECONDS, until
 
@@ -168,3 +169,15 @@ def test_one_line_for_all_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     with structlog.testing.capture_logs() as lines:
         asyncio.run(main())
     assert [line["count"] for line in lines] == [300, 2]
+
+
+def test_a_search_through_the_vocabulary_is_of_the_budget(site: Site, model: Path) -> None:
+    """Reading costs next to nothing, this does not: where there is no room, 503, though it asks for no inference."""
+    with httpx.Client(base_url=site.url, headers={"Authorization": f"Bearer {FLOOD}"}, timeout=30) as http:
+        assert http.put("/v1/prompts/p", content=library(model)[0].content).status_code == 201
+        assert http.get("/v1/prompts/p/neighbors").status_code == 200
+        with full(site, "flood"):
+            refused = http.get("/v1/prompts/p/neighbors")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+            assert http.get("/v1/prompts/p").status_code == 200
+    until(lambda: site.is_idle, "everything was given back")

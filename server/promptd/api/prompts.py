@@ -34,7 +34,8 @@ from promptd.api.uploads import check_policy, is_text, read_upload, seal_headers
 from promptd.engine.neighbors import neighbors
 from promptd.engine.prompt_cache import PUBLIC_SALT
 from promptd.errors import InvalidRequestError, PayloadTooLargeError
-from promptd.tenancy import Scope, salt_of
+from promptd.modeling import FrozenModel
+from promptd.tenancy import Claim, Scope, salt_of
 
 _MAX_CONFIG_CHARS = 24 << 10
 _MAX_LISTED = 100
@@ -194,14 +195,17 @@ async def get_content(
     headers = {"ETag": f'"{record.version}"', "X-Promptd-Version": record.version, **seal_headers(services, record)}
     if format == "native":
         return download(artifact.content, "application/octet-stream", headers)
-    config, weights = await asyncio.to_thread(
-        to_peft, artifact, spec=services.model.spec, base_model_name_or_path=services.model.served_name
-    )
+    archive = await asyncio.to_thread(_peft_archive, artifact, services.model)
+    return download(archive, "application/zip", headers)
+
+
+def _peft_archive(artifact: PromptArtifact, model: FrozenModel) -> bytes:
+    config, weights = to_peft(artifact, spec=model.spec, base_model_name_or_path=model.served_name)
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as zipped:
         for filename, data in (("adapter_config.json", config), ("adapter_model.safetensors", weights)):
             zipped.writestr(zipfile.ZipInfo(filename, _ZIP_TIME), data)
-    return download(archive.getvalue(), "application/zip", headers)
+    return archive.getvalue()
 
 
 async def roll_back(name: str, body: RollbackBody, request: Request) -> Response:
@@ -232,7 +236,9 @@ async def get_neighbors(name: str, request: Request, count: Annotated[int, Query
     services = services_of(request)
     record = await _resolve(name, request)
     artifact = await services.catalog.load(record)
-    found = await compute(neighbors, services.model, artifact, count)
+    visit_of(request).claim(Claim(is_inference=True))  # it takes of the processor what a request to the model takes
+    async with services.neighbor_turns:
+        found = await compute(neighbors, services.model, artifact, count)
     data = [
         {
             "index": index,

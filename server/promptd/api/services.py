@@ -107,6 +107,11 @@ class Services:
         """What all evaluations share."""
         return asyncio.Semaphore(self.max_evaluating)
 
+    @cached_property
+    def neighbor_turns(self) -> asyncio.Semaphore:
+        """One search through the vocabulary at a time, whoever asks: the model's thread has the other processors."""
+        return asyncio.Semaphore(1)
+
 
 def services_of(request: Request) -> Services:
     """Dependency: the services of this app."""
