@@ -141,3 +141,15 @@ async def test_small_catalog_cache_still_serves(store: Store) -> None:
         record = await catalog.publish("acme", f"p{seed}", soft_file(seed))
         assert (await catalog.load(record)).content == soft_file(seed)
     assert catalog.cache_stats.num_artifacts == 0
+
+
+async def test_tenants_keep_what_they_use(store: Store) -> None:
+    """One tenant goes through many prompts; another's is still decoded."""
+    catalog = PromptCatalog(store, SPEC, cache_bytes=int(3.5 * SIZE))
+    kept = await catalog.publish("b", "p", soft_file(0))
+    await catalog.load(kept)
+    for seed in range(1, 8):
+        await catalog.load(await catalog.publish("a", f"p{seed}", soft_file(seed)))
+    before = catalog.cache_stats
+    await catalog.load(kept)
+    assert before.num_evictions > 0 and catalog.cache_stats.num_misses == before.num_misses
