@@ -31,6 +31,7 @@ class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one o
     app_state: dict[str, Any]
     cycle: Any
     connections: set[Any]
+    transport: Any
     timeout_keep_alive_task: asyncio.TimerHandle | None
 
     max_connections = MAX_FILES
@@ -40,6 +41,7 @@ class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one o
         """Begin."""
         super().connection_made(transport)
         num_over = len(self.connections) - self.max_connections
+        self.transport = OnePiece(transport)
         self._cut = partial(_cut, transport)
         self._has_waited = False
         self.app_state = {**self.app_state, ABORT: self._cut, CROWDED: num_over > 0}
@@ -64,6 +66,39 @@ class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one o
             return
         self._has_waited = is_waiting
         self._look_later()
+
+
+class OnePiece:
+    """A transport whose answers' heads leave with the beginning of their bodies: one call of the system, one packet.
+
+    A head that is followed by nothing yet leaves in the loop's next turn.
+    """
+
+    def __init__(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep what is a head for a moment."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            asyncio.get_running_loop().call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what was kept, and end."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            self.write(b"")
 
 
 def http_protocol() -> type[AbortableHttp]:

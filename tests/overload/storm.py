@@ -61,10 +61,14 @@ class Storm:
         """How long each with a status took, shortest first."""
         return sorted(answer.seconds for answer in self.answers if answer.status == status)
 
-    def rate(self, status: int, seconds: float) -> float:
-        """How many a second with a status had ended in so many seconds from the beginning."""
-        ended = [answer.ended - self.began for answer in self.answers if answer.status == status]
-        return sum(one < seconds for one in ended) / seconds
+    def rate(self, status: int, seconds: float, skip: int) -> float:
+        """How many a second with a status ended in the seconds from the beginning, behind the first `skip` of them.
+
+        Rows that begin together end together: from the end of one wave to that of another.
+        """
+        ended = sorted(answer.ended - self.began for answer in self.answers if answer.status == status)
+        ended = [one for one in ended if one < seconds]
+        return (len(ended) - skip) / (ended[-1] - ended[skip - 1])
 
 
 class StormClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import resource
@@ -15,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from promptd.connections import AbortableHttp, http_protocol
+from promptd.connections import AbortableHttp, OnePiece, http_protocol
 from tests.overload.conftest import Site, running
 from tests.patience import until
 from tests.replicas import Replica, ReplicaForge
@@ -146,3 +147,35 @@ def test_five_thousand_idle(forge: ReplicaForge, tmp_path: Path) -> None:
         "kb_per_connection": round(grown / 5000 / 1e3, 1),
     }))  # fmt: skip
     assert p99[1] <= 1.2 * p99[0]
+
+
+class Wire:
+    """What is under a connection."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+        self.sent.append(data)
+
+    def close(self) -> None:
+        """End."""
+        self.sent.append(b"the end")
+
+
+@pytest.mark.anyio
+async def test_a_small_answer_leaves_in_one_piece() -> None:
+    """A head waits for the beginning of its body, no longer than a turn of the loop, and never past the end."""
+    wire = Wire()
+    piece = OnePiece(wire)  # type: ignore[arg-type]
+    head = b"HTTP/1.1 200 OK\r\n\r\n"
+    for data in (head, b"body", b"more", head):
+        piece.write(data)
+    assert wire.sent == [head + b"body", b"more"]
+    await asyncio.sleep(0)
+    assert wire.sent[2:] == [head]
+    piece.write(head)
+    piece.close()
+    await asyncio.sleep(0)
+    assert wire.sent[3:] == [head, b"the end"]

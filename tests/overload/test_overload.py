@@ -87,19 +87,19 @@ def test_ten_times_too_much(tmp_path: Path, keeps: bool) -> None:
         replica.start().until_ready()
         with storm_client() as client:
             client.ask(replica.port, body, 5, at_once=ROWS)
-            before = client.ask(replica.port, body, 15, at_once=ROWS, keeps=keeps).rate(200, 15)
+            before = client.ask(replica.port, body, 15, at_once=ROWS, keeps=keeps).rate(200, 15, ROWS)
             process = psutil.Process(replica.pid)
             rss, used = process.memory_info().rss, loop_seconds(process)
             storm = client.ask(replica.port, body, 30, rate=10 * before, keeps=keeps)
             grown, used = process.memory_info().rss - rss, loop_seconds(process) - used
             after = client.ask(replica.port, body, 20, rate=0.8 * before, keeps=keeps)
-            peak = (before + client.ask(replica.port, body, 15, at_once=ROWS, keeps=keeps).rate(200, 15)) / 2
+            peak = (before + client.ask(replica.port, body, 15, at_once=ROWS, keeps=keeps).rate(200, 15, ROWS)) / 2
     finally:
         replica.close()
         forge.close()
     check_answers(storm)
     check_answers(after)
-    goodput, refused = storm.rate(200, 30), storm.seconds(503)
+    goodput, refused = storm.rate(200, 30, ROWS), storm.seconds(503)
     ill = max((one.sent - after.began for one in after.answers if one.status != 200), default=0.0)
     print(json.dumps({
         "peak_per_s": round(peak, 2), "offered_per_s": round(len(storm.answers) / 30, 1),

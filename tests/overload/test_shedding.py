@@ -45,12 +45,13 @@ def full(site: Site, tenant: str) -> Iterator[None]:
 
 @pytest.fixture
 def guarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths of the requests that the guard of their route looked at."""
+    """The paths of requests for inference that the guard of their route looked at."""
     seen: list[str] = []
     admit = guard.admit
 
     async def admitting(route: guard.Route, request: guard.Request) -> None:
-        seen.append(request.url.path)
+        if route.is_inference:
+            seen.append(request.url.path)
         await admit(route, request)
 
     monkeypatch.setattr(guard, "admit", admitting)
