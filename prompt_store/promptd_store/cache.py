@@ -96,7 +96,7 @@ class ArtifactCache:
         self._held[owner] += artifact.num_bytes
         self._num_bytes += artifact.num_bytes
         while self._num_bytes > self._max_bytes:
-            self._remove(self._victim(owner, artifact.num_bytes))
+            self._remove(self._victim(owner))
             self._num_evictions += 1
 
     def _touch(self, key: Hashable, owner: str) -> None:
@@ -105,15 +105,13 @@ class ArtifactCache:
         self._used_at[owner] = self._clock()
         self._used_at.move_to_end(owner)
 
-    def _victim(self, asking: str, num_bytes: int) -> Hashable:
-        """Choose what leaves for what was just loaded, which itself does not count for its owner yet."""
+    def _victim(self, asking: str) -> Hashable:
+        """Choose what leaves for what was just loaded for `asking`; not that itself."""
         idle, used_at = next(iter(self._used_at.items()))
         if self._clock() - used_at > ACTIVE_SECONDS:
             return next(iter(self._by_owner[idle]))
-        held = Counter(self._held)
-        held[asking] -= num_bytes
-        owner = max(held, key=held.__getitem__)
-        return next(iter(self._by_owner[owner]))
+        holders = [owner for owner, keys in self._by_owner.items() if owner != asking or len(keys) > 1]
+        return next(iter(self._by_owner[max(holders, key=self._held.__getitem__)]))
 
     def _remove(self, key: Hashable) -> None:
         owner, artifact = self._artifacts.pop(key)
