@@ -36,6 +36,7 @@ def site(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
 def full(site: Site, tenant: str) -> Iterator[None]:
     """A server of which one tenant has all that one can have."""
     requests = site.services.gate.budgets.requests
+    until(lambda: site.is_idle, "what was answered has been given back")
     requests.take(tenant, requests.most_for_one)
     try:
         yield
