@@ -121,7 +121,7 @@ def check_encoders(scale: Scale, book: Book, root: Path) -> list[Row]:
                 contenders.texts(lengths, seed, VIRTUAL_TOKENS), is_bare=True
             ),
         }
-        for number in range(len(book.series(f"encoders/{name}/as long")), scale.num_rounds):
+        for number in range(len(book.series(f"encoders/{name}/as long")), scale.num_mixing_pairs):
             for way, run in ways.items():
                 began = time.perf_counter()
                 run(number)
