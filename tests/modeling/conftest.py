@@ -9,13 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from promptd.modeling import activations, compiled_linear, decode_kernel, kernels, norms, quantized_linear
+from promptd.modeling import (
+    activations,
+    compiled_linear,
+    decode_kernel,
+    integer_product,
+    kernels,
+    norms,
+    quantized_linear,
+)
 
 _CACHES = (
     decode_kernel.decode_kernel,
     compiled_linear._kernel,
     activations._kernel,
     norms._kernel,
+    integer_product._kernel,
     quantized_linear._kernel,
 )
 

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from promptd.modeling import activations, compiled_linear, kernels, load_model, norms, quantized_linear
+from promptd.modeling import activations, compiled_linear, integer_product, kernels, load_model, norms, quantized_linear
 from promptd.modeling.activations import GELU
 from promptd.modeling.compiled_linear import LINEAR, CompiledLinear, can_compile
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED, decode_kernel
+from promptd.modeling.integer_product import LINEAR_INT8
 from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled
 from promptd.modeling.norms import RMS_NORM
 from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.quantized_linear import QUANTIZE
+
+needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this processor has no AVX-512 VNNI")
 
 
 def loads() -> bool:
@@ -96,7 +99,9 @@ def test_a_model_is_served_with_them_and_without(
         (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, ()),
         (RMS_NORM, "total / dim + epsilon", "1.01f * total / dim + epsilon", norms._kernel, ()),
         (QUANTIZE, "(float)largest + 1.5f", "(float)largest + 3.5f", quantized_linear._kernel, ()),
-        (QUANTIZE, "bias ? bias[i] : 0.0f", "0.0f", quantized_linear._kernel, ()),
+        pytest.param(
+            LINEAR_INT8, "sums[row][i] - offsets", "sums[row][i]", integer_product._kernel, (), marks=needs_vnni
+        ),
     ],
 )
 def test_a_kernel_that_computes_something_else_is_not_used(
@@ -136,7 +141,8 @@ def test_other_processors_kernels_are_right(
     assert decode_kernel(torch.float32) is not None
     assert activations._kernel() is not None
     assert quantized_linear._kernel() is not None
-    assert len(list(fresh_kernels.iterdir())) == 4
+    assert integer_product._kernel() is None  # there is no instruction for it
+    assert len(list(fresh_kernels.iterdir())) == 5
 
 
 @pytest.mark.long

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from promptd.errors import ModelRefusedError
-from promptd.modeling import load_model, quantized_linear
+from promptd.modeling import integer_product, load_model, quantized_linear
+from promptd.modeling.integer_product import CompiledProduct, OneDnnProduct
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
 from promptd.training import forward_texts
 
@@ -43,10 +44,11 @@ def test_one_scale_for_all_rows_would_lose_the_small_ones() -> None:
     assert (quantized(rows)[:1] - quantized.bias - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-def test_a_rows_bits_do_not_depend_on_its_neighbours() -> None:
+@pytest.mark.parametrize("width", [256, 258], ids=["ours", "oneDNN"])
+def test_a_rows_bits_do_not_depend_on_its_neighbours(width: int) -> None:
     """Alone, among others, and beside a row that is not finite."""
-    quantized = layer(256)
-    rows = torch.randn(40, 256)
+    quantized = layer(width)
+    rows = torch.randn(40, width)
     rows[39, 0] = float("nan")
     together = quantized(rows)
     for count in (1, 2, 7, 16, 17, 39):
@@ -92,8 +94,8 @@ def test_what_cannot_be_is_refused(tiny_models: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("width", [1, 15, 16, 130, 768])
 @pytest.mark.usefixtures("compiler")
-def test_the_compiled_steps_are_torchs(width: int) -> None:
-    """Rows become the same integers and sizes, and sums the same numbers, but for one step of rounding."""
+def test_the_compiled_rounding_is_torchs(width: int) -> None:
+    """Rows become the same integers and sizes, but for one step of rounding."""
     kernel = quantized_linear._kernel()
     assert kernel is not None
     rows = torch.randn(50, width) * torch.logspace(-3, 3, 50).unsqueeze(1)
@@ -101,18 +103,43 @@ def test_the_compiled_steps_are_torchs(width: int) -> None:
     (integers, sizes), (expected, wanted) = (quantized_linear._quantized(one, rows) for one in (kernel, None))
     assert torch.equal(sizes, wanted)
     assert (integers.int() - expected.int()).abs().max() <= 1 and (integers != expected).float().mean() < 0.01
-    for bias in (None, torch.randn(width)):
-        found, right = (quantized_linear._rescaled(one, rows.clone(), sizes, bias) for one in (kernel, None))
-        torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 9, 17, 200, 401])
+@pytest.mark.parametrize("shape", [(48, 4), (1, 36), (131, 900)])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.usefixtures("compiler")
+def test_both_products_are_exact(num_rows: int, shape: tuple[int, int], has_bias: bool) -> None:
+    """Ours and oneDNN's are the integers' sums, scaled; the largest integers overflow nothing."""
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("this processor has no AVX-512 VNNI")
+    kernel = integer_product._kernel()
+    assert kernel is not None
+    generator = torch.Generator().manual_seed(num_rows)
+    weight = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    rows = torch.randint(0, 256, (num_rows, shape[1]), generator=generator, dtype=torch.uint8)
+    weight[0], rows[0] = 127, 255
+    scales, sizes = torch.rand(shape[0], generator=generator), torch.rand(num_rows, 1, generator=generator)
+    bias = torch.randn(shape[0], generator=generator) if has_bias else None
+    wanted = (rows.double() - 128) @ weight.double().t() * scales * sizes + (0 if bias is None else bias)
+    for product in (CompiledProduct(weight, scales, bias, 128, kernel), OneDnnProduct(weight, scales, bias, 128)):
+        torch.testing.assert_close(product(rows, sizes).double(), wanted, rtol=1e-5, atol=1e-3)
+
+
+def test_inputs_that_no_instruction_takes_go_to_onednn(compiler: None) -> None:
+    """A number of inputs that is not a multiple of four; the control is one that is."""
+    assert isinstance(layer(130)._multiplied, OneDnnProduct)
+    assert isinstance(layer(132)._multiplied, CompiledProduct) == torch.cpu._is_vnni_supported()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 17, 40])
+@pytest.mark.parametrize("width", [41, 44], ids=["oneDNN", "ours"])
 @pytest.mark.usefixtures("compiler")
-def test_what_is_not_a_number_shows_in_its_row(bad: float, place: int) -> None:
+def test_what_is_not_a_number_shows_in_its_row(bad: float, place: int, width: int) -> None:
     """Wherever in a row it stands, also at an end that fills no vector."""
-    quantized = layer(41)
-    rows = torch.randn(5, 41)
+    quantized = layer(width)
+    rows = torch.randn(5, width)
     clean = quantized(rows)
     rows[2, place] = bad
     found = quantized(rows)

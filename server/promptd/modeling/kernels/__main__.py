@@ -8,6 +8,7 @@ from pathlib import Path
 from promptd.modeling.activations import GELU
 from promptd.modeling.compiled_linear import LINEAR
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED
+from promptd.modeling.integer_product import LINEAR_INT8
 from promptd.modeling.kernels import CAPABILITIES, compiled
 from promptd.modeling.norms import RMS_NORM
 from promptd.modeling.quantized_linear import QUANTIZE
@@ -16,7 +17,7 @@ parser = argparse.ArgumentParser(prog="python -m promptd.modeling.kernels", desc
 parser.add_argument("folder", type=Path)
 folder: Path = parser.parse_args().folder
 for capability in CAPABILITIES:
-    for source in (LINEAR, GELU, RMS_NORM, QUANTIZE):
+    for source in (LINEAR, LINEAR_INT8, GELU, RMS_NORM, QUANTIZE):
         compiled(source, (), folder, capability)
     for define in STORED.values():
         compiled(DECODE_ATTENTION, (define,), folder, capability)

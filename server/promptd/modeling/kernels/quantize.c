@@ -1,5 +1,5 @@
-/* Around a product in 8-bit integers: rows of float32 numbers become integers with a scale a row, and sums of integers
- * become float32 numbers again. A NaN or an infinity in a row makes what comes of that row not finite.
+/* Rows of float32 numbers become 8-bit integers with a scale a row, for a product in integers. A NaN or an infinity in a
+ * row makes its size, and with it what comes of the row, not finite.
  *
  * Compiled by kernels/__init__.py.
  */
@@ -41,17 +41,5 @@ void promptd_quantize(const float *rows, int64_t num_rows, int64_t num_inputs, i
             bytes small = __builtin_convertvector(whole, bytes);
             memcpy(to + i, &small, num_inputs - i < LANES ? num_inputs - i : LANES);
         }
-    }
-}
-
-/* sums [num_rows, num_outputs] times each row's size, plus a bias of [num_outputs] where there is one; in place. */
-void promptd_rescale(float *sums, int64_t num_rows, int64_t num_outputs, const float *sizes, const float *bias,
-                     int64_t num_threads)
-{
-#pragma omp parallel for schedule(static) num_threads(num_rows * num_outputs > ALONE ? num_threads : 1)
-    for (int64_t row = 0; row < num_rows; row++) {
-        float *at = sums + row * num_outputs;
-        for (int64_t i = 0; i < num_outputs; i++)
-            at[i] = at[i] * sizes[row] + (bias ? bias[i] : 0.0f);
     }
 }
