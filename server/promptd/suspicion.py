@@ -7,6 +7,7 @@ another's prompt, nor a good one in a chain with a bad one, taken out of service
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Quarantine:
         """Raise `QuarantinedError` for the first version that is not served."""
         for record in records:
             try:
-                owner = self.tenants.known(record.tenant) or await self.tenants.tenant(record.tenant)
+                owner = await self.tenants.tenant(record.tenant, max_outage_seconds=math.inf)
             except StoreUnavailableError:  # served all the same: a row with non-finite numbers still fails by itself
                 continue
             if owner.is_quarantined(record.version):

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from promptd_store import PromptArtifact
 
+from promptd.tenancy.directory import MAX_OUTAGE_SECONDS
 from tests.engine.harness import library
 from tests.patience import PATIENCE_SECONDS, until
 from tests.redis_server import RedisServer, running_redis
@@ -19,6 +20,7 @@ from tests.replicas import Replica, ReplicaForge, running_replicas
 ROUNDS = 10
 GIVE_UP_SECONDS = 0.5
 """After which servers give up on an answer of Redis."""
+LONG_AGO_SECONDS = MAX_OUTAGE_SECONDS + 5
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +132,44 @@ def test_control_without_memory_nothing_is_served(
         redis.kill()
         assert complete(http, "p0").status_code == 503
         assert complete(http, "tiny-llama").status_code == 200
+        redis.start()
+
+
+@pytest.mark.long
+def test_a_minute_without_redis(
+    forge: ReplicaForge, redis: RedisServer, tmp_path: Path, prompts: tuple[PromptArtifact, ...]
+) -> None:
+    """A server that read its tenants long ago serves them on, limits and all: under a key of its environment to the
+    end, under an issued one for half a minute, since nobody could tell it that this one has ended."""
+    static, admin_key = "the-key-of-globex", "the-key-of-the-admin"
+    settings = {"admin_key": admin_key, "api_keys": f"globex:{static}"}
+    limits = {"requests_per_minute": 600, "tokens_per_minute": 60_000, "max_concurrent_requests": 2}
+    store = f"{redis.url}?socket_timeout={GIVE_UP_SECONDS}"
+    with running_replicas(forge, tmp_path, store, 1, **settings) as (replica,), client(replica) as http:
+        admin = {"Authorization": f"Bearer {admin_key}"}
+        issued = http.post("/admin/keys", json={"tenant": "acme"}, headers=admin).raise_for_status().json()["key"]
+        headers = {"acme": {"Authorization": f"Bearer {issued}"}, "globex": {"Authorization": f"Bearer {static}"}}
+        for tenant, own in headers.items():
+            http.patch(f"/admin/tenants/{tenant}", json=limits, headers=admin).raise_for_status()
+            http.put("/v1/prompts/tone", content=prompts[0].content, headers=own).raise_for_status()
+
+        def ask(tenant: str) -> int:
+            body = {"model": "tone", "prompt": "the quick", "max_tokens": 2}
+            return http.post("/v1/completions", json=body, headers=headers[tenant]).status_code
+
+        began = time.monotonic()
+        while time.monotonic() - began < LONG_AGO_SECONDS:
+            assert [ask(tenant) for tenant in headers] == [200, 200]
+            time.sleep(1)
+        redis.kill()
+        began, seen = time.monotonic(), []
+        while (seconds := time.monotonic() - began) < 2 * MAX_OUTAGE_SECONDS:
+            seen.append((seconds, ask("acme"), ask("globex")))
+            time.sleep(0.5)
+        redis.start()
+        until(lambda: [ask(tenant) for tenant in headers] == [200, 200], pause_seconds=0.1)
+    late = [one for one in seen if one[0] > MAX_OUTAGE_SECONDS]
+    print(f"issued key: last served {max(at for at, status, _ in seen if status == 200):.0f} s after Redis was gone")
+    assert {status for _, _, status in seen[1:]} == {200}  # the first request may find out that Redis is gone
+    assert {status for at, status, _ in seen[1:] if at < MAX_OUTAGE_SECONDS - 5} == {200}
+    assert {status for _, status, _ in late} == {503} and len(late) > 10

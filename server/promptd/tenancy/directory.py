@@ -2,7 +2,8 @@
 
 Every change of a tenant is an entry of one log. This server reads that log a few times a second, whatever the number of
 tenants, and drops what was changed. While the log cannot be read, nothing is trusted longer than `MAX_STALE_SECONDS`
-without being read again; and while the store does not answer at all, what is known stays good for `MAX_OUTAGE_SECONDS`.
+without being read again; and while the store does not answer at all, what was known stays good: keys for
+`MAX_OUTAGE_SECONDS`, limits for as long as that lasts.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class TenantDirectory:
         self._changes = LogTail(CHANGES_LOG)
         self._polled_at = float("-inf")
 
-    async def tenant(self, name: str) -> Tenant:
-        """Return a tenant as it was less than a second ago."""
+    async def tenant(self, name: str, *, max_outage_seconds: float = MAX_OUTAGE_SECONDS) -> Tenant:
+        """Return a tenant as it was less than a second ago, or, for so long an outage of the store, before that."""
         known = self.known(name)
         if known is not None:
             return known
@@ -49,7 +50,7 @@ class TenantDirectory:
             tenant = await self.book.read(name)
         except StoreUnavailableError:
             stale = self._tenants.get(name)
-            if stale is None or now - stale[1] > MAX_OUTAGE_SECONDS:
+            if stale is None or now - max(stale[1], self._polled_at) > max_outage_seconds:
                 raise
             return stale[0]
         if num_changes == self._num_changes:  # else it may have been read before a change that was dropped already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -169,7 +170,8 @@ class Gate:
         visit = Visit(self, principal)
         try:
             visit.claim(claim)  # first, and without a look into the store: a flood must not cost a thing
-            tenant = self._directory.known(principal.tenant) or await self._directory.tenant(principal.tenant)
+            # How long a key is good while the store is away was looked at before; limits are for as long as it is.
+            tenant = await self._directory.tenant(principal.tenant, max_outage_seconds=math.inf)
             if tenant.erased_at is not None:  # a key of the environment outlives its tenant
                 raise AuthenticationError("this API key is not known")
             visit.limits = tenant.limits

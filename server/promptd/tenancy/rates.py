@@ -2,7 +2,7 @@
 
 An allowance belongs to a minute of the clock. What a server has taken it gives out without asking anybody; the sum of
 what all have taken never exceeds the limit, so neither does what is given out. What a server has not given out by the
-end of the minute is lost with it.
+end of the minute is lost with it. While the store is away each server counts alone, up to the whole limit.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ class RateMeter:
                 return window
             if window.left is not None and window.left < missing:
                 raise self._exceeded(kind, limit, window)
-            stored = await self._store.get(key)
+            try:
+                stored = await self._store.get(key)
+            except StoreUnavailableError:
+                return self._alone(kind, window, missing, limit)
             plain = {"number": 0, "taken": 0} if stored is None else json.loads(stored.value)
             taken = plain["taken"] if plain["number"] == window.number else 0
             window.left = max(0, limit - taken)
@@ -124,9 +127,18 @@ class RateMeter:
                 await self._store.transact([Check(key, None if stored is None else stored.etag)], [Put(key, value)])
             except CheckFailedError:
                 continue
+            except StoreUnavailableError:
+                return self._alone(kind, window, missing, limit)
             window.left -= part
             window.taken += part
         raise StoreUnavailableError(f"the {kind} of tenant {tenant!r} are taken by too many servers at once")
+
+    def _alone(self, kind: str, window: _Window, missing: int, limit: int) -> _Window:
+        """Add to a window what is missing without asking, as long as this server alone has not given out all."""
+        if window.taken + missing > limit:
+            raise self._exceeded(kind, limit, window)
+        window.taken += missing
+        return window
 
     def _exceeded(self, kind: str, limit: int, window: _Window) -> RateLimitError:
         wait = self._seconds_left()

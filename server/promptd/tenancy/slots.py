@@ -1,7 +1,7 @@
 """Requests that one tenant may have open at a time, on all servers together.
 
 Each server holds some of a tenant's slots. Those that it does not need any more it gives back a little later, so that
-steady work costs no step in the store.
+steady work costs no step in the store. While the store is away each server counts alone, up to the whole limit.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from promptd_store import Store, StoreUnavailableError
@@ -50,9 +51,10 @@ class SlotPool:
                 if self._holdings.get(tenant) is not holding:
                     continue  # it was forgotten while this request waited
                 if not self._has_free(holding):
-                    await self._take(tenant, holding, limit)
+                    with suppress(StoreUnavailableError):  # then this server counts alone
+                        await self._take(tenant, holding, limit)
                 break
-        if holding.used >= limit:  # the limit was lowered below what is held
+        if holding.used >= limit:  # the store is away, or the limit was lowered below what is held
             raise _full(limit)
         holding.used += 1
 
