@@ -10,15 +10,17 @@ from fastapi.responses import JSONResponse
 import promptd
 from promptd.api.services import services_of
 
-#: A step over a full batch takes well under a second; ten mean that the engine hangs.
+#: A step over a full batch takes well under a second: after ten others had better be asked.
 MAX_SILENT_SECONDS = 10.0
+#: A step of a large model on few cores may take longer than that, and who restarts the server ends all that it does.
+MAX_STALLED_SECONDS = 120.0
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def livez(request: Request) -> Response:
     """Whether the engine makes steps while it has work; idle is healthy."""
     silent = services_of(request).engine.seconds_since_progress()
-    if silent > MAX_SILENT_SECONDS:
+    if silent > MAX_STALLED_SECONDS:
         return JSONResponse({"status": "stalled", "seconds_since_progress": min(silent, 1e9)}, status_code=503)
     return JSONResponse({"status": "ok"})
 
