@@ -120,6 +120,7 @@ promptd_install_services() {
     local missing=()
     PATH="$PATH:/usr/sbin" command -v redis-server >/dev/null || missing+=(redis-server)
     PATH="$PATH:/usr/sbin" command -v haproxy >/dev/null || missing+=(haproxy)
+    PATH="$PATH:/usr/sbin" command -v nginx >/dev/null || missing+=(nginx)
     command -v promtool >/dev/null || missing+=(prometheus)
     command -v cc >/dev/null || missing+=(gcc libc6-dev)
     [ ${#missing[@]} -gt 0 ] || return 0

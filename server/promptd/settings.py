@@ -127,6 +127,15 @@ class Settings(BaseSettings):
             parse_keys(value)
         return value
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _check_port(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                "Kubernetes has set PROMPTD_PORT, for a Service called promptd: the pod needs enableServiceLinks: false"
+            )
+        return value
+
     @model_validator(mode="after")
     def _check_tensor_parallel(self) -> Settings:
         if self.tensor_parallel > 1 and self.training == "inline":

@@ -198,6 +198,13 @@ def test_doctor_finds_what_is_wrong(tmp_path: Path) -> None:
     assert result.exit_code == 1 and failed == ["model", "store", "port"]
 
 
+def test_doctor_names_a_bad_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and no traceback, whichever command reads it."""
+    monkeypatch.setenv("PROMPTD_PORT", "tcp://10.96.0.1:80")
+    result = run("doctor")
+    assert result.exit_code == 1 and "--port: Kubernetes" in result.stderr and "Traceback" not in result.output
+
+
 def test_no_server_is_one_line(tmp_path: Path) -> None:
     """Without a server the command says where it looked and what to do."""
     url = f"http://127.0.0.1:{free_port()}"

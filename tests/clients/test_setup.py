@@ -142,21 +142,21 @@ def test_which_torch_is_installed(
 @pytest.mark.parametrize(
     ("present", "uid", "apt", "said", "installed"),
     [
-        (("redis-server", "haproxy", "promtool", "cc"), "1000", True, "", ""),
+        (("redis-server", "haproxy", "nginx", "promtool", "cc"), "1000", True, "", ""),
         (
-            ("haproxy", "promtool", "cc"),
+            ("haproxy", "nginx", "promtool", "cc"),
             "1000",
             True,
             "sudo apt-get update && sudo apt-get install -y --no-install-recommends redis",
             "",
         ),
-        (("haproxy", "promtool", "cc"), "0", True, "Installing redis-server for the tests", "redis-server"),
+        (("haproxy", "nginx", "promtool", "cc"), "0", True, "Installing redis-server for the tests", "redis-server"),
         (
             (),
             "0",
             True,
-            "Installing redis-server haproxy prometheus gcc libc6-dev for",
-            "redis-server haproxy prometheus gcc libc6-dev",
+            "Installing redis-server haproxy nginx prometheus gcc libc6-dev for",
+            "redis-server haproxy nginx prometheus gcc libc6-dev",
         ),
         ((), "0", False, "needs root", ""),
     ],

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from promptd_store import VolatileStoreError, open_store
+from pydantic import ValidationError
 
 from promptd.api.routes import ROUTES
 from promptd.modeling.kernels import FOLDER_VARIABLE
@@ -185,16 +185,6 @@ def test_haproxy_takes_its_configuration(tmp_path: Path) -> None:
     assert checked_by_haproxy(tmp_path / "broken.cfg").returncode != 0
 
 
-@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin") is None, reason="nginx is not installed")
-def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
-    """nginx -t, with addresses that exist for the containers' names."""
-    text = re.sub(r"promptd-\d:8000", "127.0.0.1:8000", (DOCKER / "nginx.conf").read_text())
-    (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/nginx.pid; error_log stderr;\n{text}")
-    words = [program("nginx"), "-t", "-c", tmp_path / "nginx.conf", "-p", tmp_path]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0 and "[warn]" not in done.stderr, done.stderr
-
-
 def manifests() -> Iterator[dict[str, Any]]:
     """The Kubernetes objects."""
     yield from yaml.safe_load_all((DOCKER / "kubernetes" / "promptd.yaml").read_text())
@@ -234,6 +224,28 @@ def test_kubernetes() -> None:
     )
     needs = float(command[3]) + Settings.model_fields["drain_seconds"].default + 5
     assert pods["promptd"]["spec"]["terminationGracePeriodSeconds"] > needs
+
+
+def service_links(service: dict[str, Any]) -> dict[str, str]:
+    """What Kubernetes puts into the environment of each pod for a Service, unless the pod does without."""
+    word = service["metadata"]["name"].upper().replace("-", "_")
+    found = {f"{word}_SERVICE_HOST": "10.96.0.1"}
+    for one in service["spec"]["ports"]:
+        address = f"tcp://10.96.0.1:{one['port']}"
+        found |= {f"{word}_SERVICE_PORT": str(one["port"]), f"{word}_PORT": address}
+    return found
+
+
+def test_no_service_changes_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PROMPTD_PORT is also what Kubernetes tells of a Service: pods do without. The control: with it nothing starts."""
+    for one in manifests():
+        if one["kind"] == "Deployment":
+            assert one["spec"]["template"]["spec"]["enableServiceLinks"] is False
+    for service in (one for one in manifests() if one["kind"] == "Service"):
+        for name, value in service_links(service).items():
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match="enableServiceLinks: false"):
+        Settings()
 
 
 def test_the_autoscaler_and_prometheus_ask_for_what_there_is(server: LiveServer) -> None:  # noqa: F811

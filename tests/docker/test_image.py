@@ -57,9 +57,10 @@ class Container:
             self._outer = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
 
     @property
-    def pid(self) -> int:
-        """Of the first process inside, as it is called outside."""
-        return int(Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text().split()[0])
+    def pid(self) -> int | None:
+        """Of the first process inside, as it is called outside; None before it is there."""
+        children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text().split()
+        return int(children[0]) if children else None
 
     def run(self, words: list[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command beside the server, as `docker exec` does."""
@@ -72,10 +73,11 @@ class Container:
         """What its HEALTHCHECK says."""
         assert self._outer.poll() is None, self._log.read_text()
         check = self._image.stage.last("HEALTHCHECK")
-        return self.run(check.words).returncode == 0
+        return self.pid is not None and self.run(check.words).returncode == 0
 
     def stop(self) -> int:
         """Send it its STOPSIGNAL and return how it ended."""
+        assert self.pid is not None
         os.kill(self.pid, signal.Signals[self._image.stage.last("STOPSIGNAL").rest])
         return self._outer.wait(END_SECONDS)
 

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from promptd.commands.console import ApiKey, BaseModel, err, out, quiet_loading
+from promptd.commands.launch import read_settings
 
 Verdict = Literal["ok", "warn", "FAIL"]
 _COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
@@ -45,9 +46,7 @@ def doctor(
     [dim]promptd doctor --model ./my-model[/]
     [dim]promptd doctor --url https://prompts.example.com[/]
     """
-    from promptd.settings import Settings
-
-    settings = Settings()
+    settings = read_settings({})
     at = (host or settings.host, settings.port if port is None else port)
     questions: list[Callable[[], Finding]] = [
         check_python,
@@ -55,7 +54,7 @@ def doctor(
         check_device,
         check_kernels,
         lambda: check_model(model or settings.model),
-        lambda: check_store(store or settings.store),
+        lambda: check_store(store or settings.store, settings.blobs),
         lambda: check_port(*at),
     ]
     if url is not None:
@@ -137,19 +136,23 @@ def check_model(model: str | None) -> Finding:
     return Finding("ok", "model", answer + f"{spec.max_model_len} tokens, {spec.serving_dtype}; equals transformers")
 
 
-def check_store(address: str) -> Finding:
+def check_store(address: str, blobs: str | None = None) -> Finding:
     """Is the Redis there and safe, or can the folder be made and written to?"""
     from promptd_store import is_shared
 
-    return check_shared_store(address) if is_shared(address) else check_folder(Path(address))
+    if is_shared(address):
+        return check_shared_store(address, blobs)
+    if blobs is not None:
+        return Finding("FAIL", "store", "a store in a folder keeps its blobs there: PROMPTD_BLOBS is for redis://")
+    return check_folder(Path(address))
 
 
-def check_shared_store(address: str) -> Finding:
-    """Does the Redis answer, and would it keep what it acknowledges?"""
+def check_shared_store(address: str, blobs: str | None) -> Finding:
+    """Does the Redis answer, would it keep what it acknowledges, and is the place for large files of use?"""
     from promptd_store import StoreError, VolatileStoreError, open_store, shown_address
 
     async def look() -> None:
-        await (await open_store(address)).close()
+        await (await open_store(address, blobs=blobs)).close()
 
     try:
         asyncio.run(look())
@@ -157,7 +160,8 @@ def check_shared_store(address: str) -> Finding:
         return Finding("FAIL", "store", "; ".join(error.faults))
     except StoreError as error:
         return Finding("FAIL", "store", str(error))
-    return Finding("ok", "store", f"{shown_address(address)} answers and keeps what it acknowledges")
+    beside = "" if blobs is None else f"; large files in {blobs}"
+    return Finding("ok", "store", f"{shown_address(address)} answers and keeps what it acknowledges{beside}")
 
 
 def check_folder(folder: Path) -> Finding:
