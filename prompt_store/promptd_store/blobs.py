@@ -16,6 +16,7 @@ from pathlib import Path
 from promptd_store.base import BlobInfo, Content, HasBlob
 from promptd_store.errors import BlobCorruptError, BlobNotFoundError
 from promptd_store.names import check_tenant
+from promptd_store.synced import SyncedFolders, sync_folder, write_synced
 
 STALE_TEMP_SECONDS = 3600.0
 QUARANTINE_SECONDS = 30 * 86400.0
@@ -36,7 +37,7 @@ class BlobFolder:
         for folder in (self._blobs, self._quarantine):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_file = root / "blobs.lock"
-        self._safe_folders: set[Path] = set()
+        self._folders = SyncedFolders(self._blobs)
         for folder in self._blobs.iterdir():
             self._sweep(folder, STALE_TEMP_SECONDS)
 
@@ -49,7 +50,7 @@ class BlobFolder:
                 _renew(path)
                 sync_folder(path.parent)
                 return "sha256:" + digest
-        self._make_folder(path.parent)
+        self._folders.make(path.parent)
         temp = path.parent / f".tmp-{uuid.uuid4().hex}"
         try:
             write_synced(temp, data)
@@ -120,7 +121,6 @@ class BlobFolder:
         found = self.scan(tenant)
         with self._locked():
             shutil.rmtree(self._blobs / tenant, ignore_errors=True)
-            self._safe_folders = {one for one in self._safe_folders if one.parent.name != tenant}
             sync_folder(self._blobs)
         return len(found)
 
@@ -157,16 +157,6 @@ class BlobFolder:
             if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
                 path.rename(self._quarantine / f"{tenant}.{path.name}.{time.time_ns()}")
                 sync_folder(path.parent)
-
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder whose own name survives a power cut; each process makes sure of that once."""
-        if folder in self._safe_folders:
-            return
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(self._blobs)
-        sync_folder(folder.parent)
-        self._safe_folders.add(folder)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -223,20 +213,3 @@ def delete_corpses(
     if gone:
         sync_folder(folder)
     return gone
-
-
-def write_synced(path: Path, data: Content) -> None:
-    """Write a new file whose bytes are durable; its name is once the folder is synced."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,10 +27,11 @@ from promptd_store.base import (
     Record,
     Subscription,
 )
-from promptd_store.blobs import BlobFolder, sync_folder
+from promptd_store.blobs import BlobFolder
 from promptd_store.errors import StoreUnavailableError, TenantErasedError
 from promptd_store.names import ERASED, check_tenant
 from promptd_store.record_file import RecordFile
+from promptd_store.synced import sync_folder
 
 POLL_SECONDS = 0.1
 """How late an event of another process may be seen; this process's own are seen at once."""

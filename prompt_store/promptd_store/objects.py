@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from promptd_store.base import Content
-from promptd_store.blobs import corpses, delete_corpses, sync_folder, write_synced
+from promptd_store.blobs import corpses, delete_corpses
 from promptd_store.errors import StoreAddressError, StoreUnavailableError
+from promptd_store.names import PUBLIC_TENANT
+from promptd_store.synced import SyncedFolders, sync_folder, write_synced
+
+_S3_CONFIG = {"connect_timeout": 3, "read_timeout": 8, "retries": {"mode": "standard", "total_max_attempts": 2}}
+_S3_TRIES = 2
+"""s3fs' own, around botocore's: whoever waits for a bucket that does not answer is told so in half a minute."""
 
 
 class Objects(Protocol):
-    """Blocking; names are `<tenant>/<aa>/<rest>`. What `put` returned from is durable."""
+    """Blocking; names are `<tenant>/<aa>/<rest>`, and one that no tenant has. What `put` returned from is durable."""
 
     def put(self, name: str, data: Content) -> None:
         """Write an object that is not there yet."""
@@ -49,18 +56,18 @@ class FolderObjects:
             self._root, self._aside = root / "objects", root / "quarantine"
             for folder in (self._root, self._aside):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_folder(root)
+            with contextlib.suppress(PermissionError):  # then it is not ours, and was there before
+                sync_folder(root.parent)
         except OSError as error:
             raise StoreUnavailableError(f"cannot open the blobs' folder {root}: {error.strerror}") from error
+        self._folders = SyncedFolders(self._root)
 
     def put(self, name: str, data: Content) -> None:
         """Write, sync, name, sync the name."""
         path = self._root / name
-        if not path.parent.is_dir():
-            path.parent.parent.mkdir(mode=0o700, exist_ok=True)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(self._root)
-            sync_folder(path.parent.parent)
-        temp = path.with_name(f".tmp-{path.name}")
+        self._folders.make(path.parent)
+        temp = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
         try:
             write_synced(temp, data)
             temp.rename(path)
@@ -102,7 +109,11 @@ class BucketObjects:
             from fsspec.core import url_to_fs
 
             self._files: Any
-            self._files, root = url_to_fs(url)
+            is_s3 = url.startswith("s3://")
+            options = {"config_kwargs": _S3_CONFIG} if is_s3 else {}
+            self._files, root = url_to_fs(url, use_listings_cache=False, **options)  # others write there, too
+            if is_s3:
+                self._files.retries = _S3_TRIES
         except (ImportError, ValueError) as error:
             raise StoreAddressError(f"blobs cannot be kept at {url!r}: {error}") from error
         self._root = root.rstrip("/")
@@ -155,5 +166,16 @@ class BucketObjects:
 
 
 def open_objects(address: str) -> Objects:
-    """Open a folder, or a bucket by its URL."""
-    return BucketObjects(address) if "://" in address else FolderObjects(Path(address))
+    """Open a folder, or a bucket by its URL, and see that an object can be written there, read and deleted.
+
+    Raises `StoreUnavailableError` where it cannot, `StoreAddressError` for an address that is none.
+    """
+    objects = BucketObjects(address) if "://" in address else FolderObjects(Path(address))
+    name = f"{PUBLIC_TENANT}/00/probe.{secrets.token_hex(8)}"
+    try:
+        objects.put(name, b"probe")
+        objects.get(name)
+        objects.delete(name)
+    except Exception as error:  # each kind of bucket has errors of its own
+        raise StoreUnavailableError(f"blobs cannot be kept in {address}: {error}") from error
+    return objects

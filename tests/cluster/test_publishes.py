@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import random
-import shutil
-import subprocess
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -21,6 +18,7 @@ from promptd_store.objects import FolderObjects
 from promptd_store.redis_backend.store import RedisStore
 
 from tests.engine.harness import frozen
+from tests.power import OwnSyncs, build_recorder, cut_redis
 from tests.redis_server import RedisServer
 from tests.replicas import Replica, ReplicaForge, running_replicas
 from tests.store.files import SPEC, soft_file
@@ -145,109 +143,83 @@ def test_ten_thousand_publications(forge: ReplicaForge, redis: RedisServer, tmp_
     publish_and_kill(forge, redis, tmp_path, num_publishes=10_000, num_kills=50)
 
 
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-static void synced(int fd) {
-    char link[64], path[4096], line[4200];
-    struct stat status;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 0 || fstat(fd, &status) || !S_ISREG(status.st_mode)) return;
-    path[length] = 0;
-    int log = open(getenv("SYNC_LOG"), O_WRONLY | O_APPEND | O_CREAT, 0600);
-    int size = snprintf(line, sizeof line, "%lld %s\n", (long long)status.st_size, path);
-    if (write(log, line, size) != size) abort();
-    close(log);
-}
-int fsync(int fd) { int done = ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd); if (!done) synced(fd); return done; }
-int fdatasync(int fd) {
-    int done = ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
-    if (!done) synced(fd);
-    return done;
-}
-"""
-
-
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that writes down how much of each file was synced."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler to build the recorder of syncs")
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    words = ["cc", "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"]
-    subprocess.run(words, check=True, capture_output=True, timeout=60)
-    return folder / "shim.so"
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that writes down what Redis has synced."""
+    return build_recorder(tmp_path_factory.mktemp("recorder"))
 
 
-def cut_power(folder: Path, log: Path) -> int:
-    """Drop from every append-only file what was never synced; return how many bytes went."""
-    synced: dict[str, int] = {}
-    for line in log.read_text().splitlines() if log.exists() else ():
-        size, path = line.split(" ", 1)
-        synced[path] = int(size)
-    dropped = 0
-    for path in (folder / "appendonlydir").glob("*.incr.aof"):
-        kept = synced.get(str(path), 0)
-        dropped += path.stat().st_size - kept
-        os.truncate(path, kept)
-    return dropped
+async def write_and_kill(server: RedisServer, blobs: Path, count: int, first: int) -> list[tuple[str, str]]:
+    """Publish, files into Redis and beside it, and kill Redis amid it; return what was acknowledged."""
+    url = f"{server.url}?socket_timeout=1"
+    stores = [
+        await RedisStore.open(url, objects=FolderObjects(blobs), inline_bytes=size, allow_volatile=True)
+        for size in (0, 1 << 20)
+    ]
+    catalogs = [PromptCatalog(store, SPEC) for store in stores]
+    acknowledged: list[tuple[str, str]] = []
 
+    async def publish(number: int) -> None:
+        record = await catalogs[number % 2].publish("default", f"p{number % 7}", soft_file(number))
+        acknowledged.append((record.name, record.version))
 
-def lost_at_power_cut(folder: Path, shim: Path, monkeypatch: pytest.MonkeyPatch, fsync: str) -> int:
-    """Write, pull the plug amid it, start again on what was synced; return how many acknowledged writes are gone."""
-    log = folder / "synced"
-    monkeypatch.setenv("LD_PRELOAD", str(shim))
-    monkeypatch.setenv("SYNC_LOG", str(log))
-    server = RedisServer(folder / "redis", appendfsync=fsync)
-
-    async def write() -> list[tuple[str, str]]:
-        store = await RedisStore.open(server.url + "?socket_timeout=1", allow_volatile=True)
-        catalog = PromptCatalog(store, SPEC)
-        acknowledged: list[tuple[str, str]] = []
-
-        async def publish(number: int) -> None:
-            record = await catalog.publish("default", f"p{number % 7}", soft_file(number))
-            acknowledged.append((record.name, record.version))
-
-        writers = asyncio.gather(*(publish(number) for number in range(300)), return_exceptions=True)
-        async with asyncio.timeout(60):
-            while len(acknowledged) < 100:
-                assert not writers.done(), writers.result()[:3]
-                await asyncio.sleep(0.001)
-        kept = list(acknowledged)
-        await asyncio.to_thread(server.kill)
-        await writers
+    writers = asyncio.gather(*(publish(first + number) for number in range(3 * count)), return_exceptions=True)
+    async with asyncio.timeout(60):
+        while len(acknowledged) < count:
+            assert not writers.done(), writers.result()[:3]
+            await asyncio.sleep(0.001)
+    kept = list(acknowledged)
+    await asyncio.to_thread(server.kill)
+    await writers
+    for store in stores:
         await store.close()
-        return kept
+    return kept
 
-    async def look(acknowledged: list[tuple[str, str]]) -> int:
-        store = await RedisStore.open(server.url, allow_volatile=True)
-        lost = len(await broken(store, PromptCatalog(store, SPEC), acknowledged))
-        assert [fault async for fault in find_faults(store)] == []
-        await store.close()
-        return lost
 
-    acknowledged = asyncio.run(write())
-    cut_power(folder / "redis", log)
-    monkeypatch.delenv("LD_PRELOAD")
-    server.start()
-    lost = asyncio.run(look(acknowledged))
-    server.close()
+async def look(server: RedisServer, blobs: Path, acknowledged: list[tuple[str, str]]) -> int:
+    """How many of these are gone; nothing that is left may point to what is not."""
+    store = await RedisStore.open(server.url, objects=FolderObjects(blobs), allow_volatile=True)
+    lost = len(await broken(store, PromptCatalog(store, SPEC), acknowledged))
+    assert [fault async for fault in find_faults(store)] == []
+    await store.close()
     return lost
 
 
-def test_a_power_cut_loses_nothing(tmp_path: Path, shim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def lost_at_power_cuts(
+    folder: Path, recorder: Path, monkeypatch: pytest.MonkeyPatch, fsync: str, *, count: int = 100, num_cuts: int = 1
+) -> int:
+    """Write, pull the plug amid it, start again on what was synced, so many times; return what is gone of it all."""
+    log, redis, blobs = folder / "synced", folder / "redis", folder / "blobs"
+    monkeypatch.setenv("LD_PRELOAD", str(recorder))
+    monkeypatch.setenv("SYNC_LOG", str(log))
+    folder.mkdir()
+    syncs, server = OwnSyncs(monkeypatch), RedisServer(redis, appendfsync=fsync)
+    acknowledged: list[tuple[str, str]] = []
+    num_bytes = num_files = 0
+    for number in range(num_cuts):
+        acknowledged += asyncio.run(write_and_kill(server, blobs, count, first=3 * count * number))
+        num_bytes += cut_redis(redis, log)
+        num_files += syncs.cut(blobs)
+        server.start()
+    lost = asyncio.run(look(server, blobs, acknowledged))
+    server.close()
+    print(
+        f"{num_cuts} power cuts, appendfsync {fsync}: {lost} of {len(acknowledged)} lost; what was never synced: "
+        f"{num_bytes} bytes of Redis, {num_files} blobs"
+    )
+    return lost
+
+
+def test_a_power_cut_loses_nothing(tmp_path: Path, recorder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that were not synced are dropped: with `appendfsync always` none of them was acknowledged.
 
     The control is a Redis that leaves syncing to the system: it loses everything.
     """
-    assert lost_at_power_cut(tmp_path / "always", shim, monkeypatch, "always") == 0
-    assert lost_at_power_cut(tmp_path / "no", shim, monkeypatch, "no") >= 90
+    assert lost_at_power_cuts(tmp_path / "always", recorder, monkeypatch, "always") == 0
+    assert lost_at_power_cuts(tmp_path / "no", recorder, monkeypatch, "no") >= 90
+
+
+@pytest.mark.long
+def test_fifty_power_cuts(tmp_path: Path, recorder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 publications and 50 power cuts over one store."""
+    assert lost_at_power_cuts(tmp_path / "always", recorder, monkeypatch, "always", count=200, num_cuts=50) == 0

@@ -20,6 +20,7 @@ from promptd_store import (
     CheckFailedError,
     Put,
     StoreUnavailableError,
+    VolatileStoreError,
 )
 from promptd_store.objects import BucketObjects, FolderObjects
 from promptd_store.redis_backend.store import RedisStore
@@ -378,10 +379,12 @@ async def test_what_killed_writers_leave_is_swept(server: RedisServer, tmp_path:
 
 
 async def test_a_place_that_was_not_told(server: RedisServer, tmp_path: Path) -> None:
-    """A server that was started without the blobs' place says so, instead of losing or serving anything."""
+    """A process that was started without the blobs' place is refused, or says so: nothing is lost, nothing served."""
     one = await RedisStore.open(server.url, objects=FolderObjects(tmp_path / "blobs"), inline_bytes=0)
     digest = await one.put_blob("acme", b"far away")
-    other = await RedisStore.open(server.url)
+    with pytest.raises(VolatileStoreError, match="was not told where"):
+        await RedisStore.open(server.url)
+    other = await RedisStore.open(server.url, allow_volatile=True)
     with pytest.raises(StoreUnavailableError, match="was not told where"):
         await other.get_blob("acme", digest)
     assert await one.get_blob("acme", digest) == b"far away"

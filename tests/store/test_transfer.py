@@ -20,12 +20,14 @@ from promptd_store import (
     copy_store,
     find_faults,
 )
+from promptd_store.objects import FolderObjects
 from promptd_store.record import PromptName
 from promptd_store.redis_backend.store import RedisStore
 from promptd_store.transfer import Transferred
 from typer.testing import CliRunner
 
 from promptd.cli import app
+from promptd.commands.doctor import check_store
 from tests.redis_server import RedisServer
 from tests.store.files import SPEC, soft_file
 
@@ -157,6 +159,13 @@ async def test_a_newer_release_beside_this_one(store: Store) -> None:
             kind.from_bytes(b'{"schema_version": 99}')
 
 
+def run(*words: str, code: int = 0) -> str:
+    """Run `promptd store`; return what it prints."""
+    done = CliRunner().invoke(app, ["store", *words])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
 def test_the_commands(redis_server: RedisServer, tmp_path: Path) -> None:
     """Backup, restore, copy, verify and gc from the terminal, over a folder and over Redis."""
     folder, backup, url = tmp_path / "store", tmp_path / "backup", f"{redis_server.url}?prefix={uuid.uuid4().hex}:"
@@ -167,11 +176,6 @@ def test_the_commands(redis_server: RedisServer, tmp_path: Path) -> None:
         await store.close()
 
     asyncio.run(fill())
-
-    def run(*words: str, code: int = 0) -> str:
-        done = CliRunner().invoke(app, ["store", *words])
-        assert done.exit_code == code, done.output
-        return done.output
 
     run("copy", str(folder), url)
     run("verify", "--store", url)
@@ -186,3 +190,28 @@ def test_the_commands(redis_server: RedisServer, tmp_path: Path) -> None:
     run("verify", "--store", str(folder))
     next((folder / "blobs").glob("acme/*/*")).write_bytes(b"damaged")
     assert "set aside" in run("verify", "--store", str(folder), code=1)
+
+
+def test_the_commands_find_large_files(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the servers were told, too. The control: without that each of them is a fault."""
+    url, place = f"{redis_server.url}?prefix={uuid.uuid4().hex}:", tmp_path / "place"
+
+    async def fill() -> None:
+        store = await RedisStore.open(url, objects=FolderObjects(place), inline_bytes=0)
+        await filled(store)
+        await store.close()
+
+    asyncio.run(fill())
+    monkeypatch.setenv("PROMPTD_STORE", url)
+    assert "was not told where" in run("verify", code=1)
+    monkeypatch.setenv("PROMPTD_BLOBS", str(place))
+    run("verify")
+    assert check_store(url, str(place)).answer.endswith(f"large files in {place}")
+    run("backup", str(tmp_path / "backup"))
+    monkeypatch.delenv("PROMPTD_BLOBS")
+    run("verify", "--store", str(tmp_path / "backup"))
+    (tmp_path / "file").write_text("x")
+    for store, blobs in ((url, tmp_path / "file"), (str(tmp_path / "backup"), place)):
+        assert check_store(store, str(blobs)).verdict == "FAIL"

@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from promptd_store.base import BlobInfo, Content
@@ -22,7 +25,16 @@ from promptd_store.redis_backend.link import RedisLink
 
 INLINE_BYTES = 1 << 20
 """Blobs up to this size lie in Redis, where there is another place for larger ones."""
+OUTSIDE_SECONDS = 120.0
+"""How long a place outside may take for one object: a bucket, or a folder of another machine, may never answer."""
+OUTSIDE_THREADS = 8
+"""Calls that wait for that place at a time: they have threads of their own, so that nothing else waits with them."""
 MICROSECONDS = 1_000_000
+MARK = "mark"
+"""Name of the object that says whose place it is."""
+MARK_SECONDS = 10.0
+"""How long the first process of a store may take to leave its mark."""
+POLL_SECONDS = 0.05
 PAGE = 1000
 
 _T = TypeVar("_T")
@@ -36,6 +48,37 @@ class RedisBlobs:
         self._prefix = prefix
         self._objects = objects
         self._inline_bytes = inline_bytes
+        self._threads = ThreadPoolExecutor(OUTSIDE_THREADS, thread_name_prefix="promptd-blobs")
+
+    async def faults(self) -> list[str]:
+        """Say what is wrong with the place outside: it and the store have the same mark, left there by the first start.
+
+        So no process looks for blobs where they are not, and none sweeps away those of another store.
+        """
+        if self._objects is None:
+            is_needed = await self._link.command("EXISTS", self._prefix + "place")
+            return ["large files lie outside Redis, and this process was not told where (blobs)"] if is_needed else []
+        own = secrets.token_hex(16)
+        until = time.monotonic() + MARK_SECONDS
+        while True:
+            stored = await self._link.script(scripts.PLACE, self._prefix + "place", own)
+            *pending, wanted = stored.decode().split()
+            found = await self._read(MARK)
+            if found is None and pending and (wanted == own or time.monotonic() > until):  # or the first one has died
+                await self._outside(partial(_leave_mark, mark=wanted))
+                found = wanted.encode()
+            if found is not None or not pending:
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        if found is None:
+            return ["large files lie elsewhere: give all servers and workers the same place (blobs)"]
+        if found.decode() != wanted:
+            return [
+                f"the blobs' place is another store's: take an empty one, or delete its {MARK!r} if that one is gone"
+            ]
+        if pending:
+            await self._link.script(scripts.SETTLE, self._prefix + "place", wanted)
+        return []
 
     async def put(self, tenant: str, data: Content) -> str:
         """Store bytes durably and return their digest; an equal blob that is already there is only renewed."""
@@ -133,6 +176,10 @@ class RedisBlobs:
         await self.sweep(tenant, older_than_seconds=-1)
         return len(found)
 
+    def close(self) -> None:
+        """Let go of the threads; a call that still waits ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     async def _renewed(self, tenant: str, digest: str) -> bool:
         """Make a blob that is whole younger; False where there is none."""
         found = await self._step(scripts.GET_BLOB, tenant, digest)
@@ -169,11 +216,12 @@ class RedisBlobs:
             raise StoreUnavailableError("this blob lies outside Redis, and this process was not told where (blobs)")
         objects = self._objects
         try:
-            return await asyncio.to_thread(work, objects)
+            async with asyncio.timeout(OUTSIDE_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work, objects)
         except StoreUnavailableError:
             raise
         except Exception as error:  # each kind of bucket has errors of its own
-            what = error.strerror if isinstance(error, OSError) else type(error).__name__
+            what = getattr(error, "strerror", None) or type(error).__name__
             raise StoreUnavailableError(f"the blobs' place failed: {what}") from error
 
     async def _step(self, script: scripts.Script, tenant: str, *args: str | Content | int) -> Any:
@@ -181,6 +229,10 @@ class RedisBlobs:
 
     def _index(self, tenant: str) -> str:
         return f"{self._prefix}blobs:{check_tenant(tenant)}"
+
+
+def _leave_mark(objects: Objects, mark: str) -> None:
+    objects.put(MARK, mark.encode())
 
 
 def _info(digest: str, entry: bytes) -> BlobInfo:

@@ -4,7 +4,7 @@ Keys, behind the prefix: `tick` the newest number given; `record:<key>` etag, ne
 ranges; `log:<log>` a stream whose ids are seqs; `logs` all logs; `feed` a short stream of what was appended where;
 `lease:<key>` a hash; `blob:<tenant>:<hex>` bytes; `blobs:<tenant>` a hash of what there is; `done:<nonce>` the answer
 of a transaction, for a caller that never got it; `deleted` how much was deleted since its files were rewritten;
-`quarantine:…` corrupt bytes.
+`place` the mark of the place where large blobs lie; `quarantine:…` corrupt bytes.
 
 etags, seqs and lease epochs are ticks: microseconds of the server's clock, one more where that would not grow. So they
 do not come back either where a failover has lost the newest writes.
@@ -384,3 +384,14 @@ redis.call('INCRBY', p .. 'deleted', num)
 return num
 """
 )
+
+# KEYS: place. ARGV: a mark, for the first who comes. Answers the store's mark, behind `pending` while it is left there.
+PLACE = Script(
+    """
+redis.call('SET', KEYS[1], 'pending ' .. ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
+"""
+)
+
+# KEYS: place. ARGV: the mark, which is there now.
+SETTLE = Script("return redis.call('SET', KEYS[1], ARGV[1])")

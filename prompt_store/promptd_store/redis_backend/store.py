@@ -75,13 +75,15 @@ class RedisStore:
         """Connect and check what Redis promises.
 
         Blobs of more than `inline_bytes` go to `objects`, where given. Raises `VolatileStoreError` for a Redis that
-        would lose data, unless that is allowed: then each fault is only told. Raises `StoreUnavailableError` where no
-        Redis answers in time, or one whose data a newer release has written.
+        would lose data, or for a place that is another store's, unless that is allowed: then each fault is only told.
+        Raises `StoreUnavailableError` where no Redis answers in time, or one whose data a newer release has written.
         """
         store = cls(parse_target(address), objects, inline_bytes)
         try:
             await store._connected(connect_seconds)
             found = await faults(store._link, store.target.num_replicas)
+            if not found or allow_volatile:  # else nothing is written to it
+                found += await store._blobs.faults()
             if found and not allow_volatile:
                 raise VolatileStoreError(store.target.shown, found)
             for fault in found:
@@ -251,6 +253,7 @@ class RedisStore:
         self._is_closed = True
         await self._feed.close()
         await self._link.close()
+        self._blobs.close()
 
     async def _transact(
         self,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from promptd.commands.console import err, fail, out
-from promptd.commands.launch import BlobsAddress
 
 if TYPE_CHECKING:
     from promptd_store import Store
@@ -28,6 +27,15 @@ StoreOption = Annotated[
         metavar="DIR_OR_URL",
     ),
 ]
+BlobsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--blobs",
+        envvar="PROMPTD_BLOBS",
+        help="Where a Redis keeps its large files: as its servers were told.",
+        metavar="DIR_OR_URL",
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of the backup.", metavar="DIR")]
 
 app = typer.Typer(
@@ -39,7 +47,7 @@ app = typer.Typer(
 
 
 @app.command()
-def backup(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsAddress = None) -> None:
+def backup(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> None:
     """Copy a store into a folder, which is a store itself; again and again into the same one: only what is new goes.
 
     [dim]promptd store backup /backup/promptd[/]
@@ -49,7 +57,7 @@ def backup(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsAd
 
 
 @app.command()
-def restore(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsAddress = None) -> None:
+def restore(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> None:
     """Copy a backup into an empty store.
 
     [dim]promptd store restore /backup/promptd --store ./promptd-data[/]
@@ -74,7 +82,7 @@ def copy(
 
 
 @app.command()
-def verify(store: StoreOption = "./promptd-data", blobs: BlobsAddress = None) -> None:
+def verify(store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> None:
     """Read everything and say what is lost or damaged, a line each; the status is 1 if anything is.
 
     [dim]promptd store verify --store redis://redis/0[/]
@@ -97,7 +105,7 @@ def verify(store: StoreOption = "./promptd-data", blobs: BlobsAddress = None) ->
 @app.command()
 def gc(
     store: StoreOption = "./promptd-data",
-    blobs: BlobsAddress = None,
+    blobs: BlobsOption = None,
     keep_versions: Annotated[
         int | None, typer.Option(min=1, help="Also delete all but so many versions of each prompt.", metavar="N")
     ] = None,
