@@ -51,13 +51,13 @@ from promptd_store.errors import (
     UserErasedError,
     VolatileStoreError,
 )
-from promptd_store.garbage import collect_garbage, drop_unnamed, trim_changes, trim_events
+from promptd_store.garbage import Garbage, collect_garbage, drop_unnamed, trim_changes, trim_events
 from promptd_store.holdings import (
     PROMPTS,
     STORED_BYTES,
+    PromptsHeld,
     Recount,
     check_room,
-    count_prompts,
     day_of,
     held_key,
     hold,
@@ -74,7 +74,7 @@ from promptd_store.peft import read_peft, to_peft, write_peft
 from promptd_store.reading import read_prompt
 from promptd_store.record import PromptRecord
 from promptd_store.retention import prune_unused, prune_versions
-from promptd_store.scanning import scan_records, scan_tenants
+from promptd_store.scanning import scan_records, scan_tenants, show_records
 from promptd_store.template import render_template, template_fields
 from promptd_store.transfer import copy_store
 
@@ -101,6 +101,7 @@ __all__ = [
     "Content",
     "EmbeddedStore",
     "Event",
+    "Garbage",
     "HasBlob",
     "Lease",
     "LeaseLostError",
@@ -117,6 +118,7 @@ __all__ = [
     "PromptNotFoundError",
     "PromptRecord",
     "PromptRef",
+    "PromptsHeld",
     "Put",
     "Record",
     "RecordTooNewError",
@@ -138,7 +140,6 @@ __all__ = [
     "check_tenant",
     "collect_garbage",
     "copy_store",
-    "count_prompts",
     "day_of",
     "decode",
     "drop_unnamed",
@@ -164,6 +165,7 @@ __all__ = [
     "render_template",
     "scan_records",
     "scan_tenants",
+    "show_records",
     "shown_address",
     "template_fields",
     "to_native",

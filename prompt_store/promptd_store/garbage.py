@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
-from promptd_store.base import Store
+from promptd_store.base import BlobInfo, Record, Store
 from promptd_store.names import CHANGES_LOG
-from promptd_store.scanning import scan_records
+from promptd_store.scanning import show_records
 
 UNUSED_FOR_SECONDS = 24 * 3600.0
 KEEP_EVENTS_SECONDS = 7 * 24 * 3600.0
@@ -24,22 +24,44 @@ def digests_of(value: bytes) -> set[str]:
     return {match.decode() for match in _DIGEST.findall(value)}
 
 
-async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: float = UNUSED_FOR_SECONDS) -> list[str]:
-    """Delete a tenant's unreferenced blobs and return their digests.
+class Garbage:
+    """Finds a tenant's blobs that no record names, in whatever part of the server. Begin it, then show it all records.
 
-    A blob is kept while any record of its tenant, of whatever part of the server, contains its digest. A writer
-    puts the blob first and the record last; the age limit covers the time in between, because every put renews it.
+    A writer puts the blob first and the record last; the age limit covers the time in between, because every put
+    renews it.
     """
-    used: set[str] = set()
-    async for record in scan_records(store, f"{{{tenant}}}:"):
-        used |= digests_of(record.value)
-    deleted = []
-    for blob in await store.scan_blobs(tenant):
-        if blob.digest in used:
-            continue
-        if await store.delete_blob(tenant, blob.digest, unused_for_seconds=unused_for_seconds):
-            deleted.append(blob.digest)
-    return deleted
+
+    def __init__(self, store: Store, tenant: str, blobs: Sequence[BlobInfo]) -> None:
+        self._store = store
+        self._tenant = tenant
+        self._unnamed = {blob.digest: blob.last_put for blob in blobs}
+
+    @classmethod
+    async def begin(cls, store: Store, tenant: str) -> Garbage:
+        """Look which blobs there are."""
+        return cls(store, tenant, await store.scan_blobs(tenant))
+
+    def see(self, record: Record) -> None:
+        """Keep what a record names."""
+        for digest in digests_of(record.value):
+            self._unnamed.pop(digest, None)
+
+    async def collect(self, *, unused_for_seconds: float = UNUSED_FOR_SECONDS) -> list[str]:
+        """Delete what is left, old enough, and was not put since; return the digests."""
+        return [
+            digest
+            for digest, last_put in self._unnamed.items()
+            if await self._store.delete_blob(
+                self._tenant, digest, unused_for_seconds=unused_for_seconds, last_put=last_put
+            )
+        ]
+
+
+async def collect_garbage(store: Store, tenant: str, *, unused_for_seconds: float = UNUSED_FOR_SECONDS) -> list[str]:
+    """Delete a tenant's unreferenced blobs and return their digests."""
+    garbage = await Garbage.begin(store, tenant)
+    await show_records(store, tenant, garbage.see)
+    return await garbage.collect(unused_for_seconds=unused_for_seconds)
 
 
 async def drop_unnamed(store: Store, tenant: str, digests: Collection[str]) -> int:

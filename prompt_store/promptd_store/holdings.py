@@ -6,13 +6,13 @@ So a quota is exact however many servers write, holds from the step that sets it
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 
-from promptd_store.base import Add, Check, Put, Store
+from promptd_store.base import Add, Check, Put, Record, Store
 from promptd_store.errors import CheckFailedError, LimitReachedError
 from promptd_store.names import prompt_key, versions_prefix
 from promptd_store.record import PromptName, PromptRecord
-from promptd_store.scanning import scan_records
 
 PROMPTS = "prompts"
 """Names that point to something."""
@@ -56,14 +56,20 @@ async def number_held(store: Store, tenant: str, what: str) -> int:
     return 0 if stored is None else int(stored.value)
 
 
-async def count_prompts(store: Store, tenant: str) -> dict[str, int]:
-    """Count a tenant's prompts and the bytes of their versions, record by record."""
-    num_names = num_bytes = 0
-    async for stored in scan_records(store, prompt_key(tenant, "")):
-        num_names += bool(PromptName.from_bytes(stored.value).current)
-    async for stored in scan_records(store, versions_prefix(tenant)):
-        num_bytes += PromptRecord.from_bytes(stored.value).held_bytes
-    return {PROMPTS: num_names, STORED_BYTES: num_bytes}
+class PromptsHeld:
+    """Counts a tenant's prompts and the bytes of their versions. Show it all records."""
+
+    def __init__(self, tenant: str) -> None:
+        self.held: Counter[str] = Counter()
+        self._names = prompt_key(tenant, "")
+        self._versions = versions_prefix(tenant)
+
+    def see(self, record: Record) -> None:
+        """Count one record."""
+        if record.key.startswith(self._names):
+            self.held[PROMPTS] += bool(PromptName.from_bytes(record.value).current)
+        elif record.key.startswith(self._versions):
+            self.held[STORED_BYTES] += PromptRecord.from_bytes(record.value).held_bytes
 
 
 class Recount:

@@ -27,6 +27,8 @@ async def prune_versions(store: Store, tenant: str, *, keep: int) -> list[str]:
     prefix = prompt_key(tenant, "")
     async for stored in scan_records(store, prefix):
         name, state = stored.key.removeprefix(prefix), PromptName.from_bytes(stored.value)
+        if state.next_number - 1 <= keep:  # it never had more
+            continue
         current = {one.number for one in state.current.values()}
         found = await store.scan(versions_prefix(tenant, name))
         for record in (PromptRecord.from_bytes(one.value) for one in found[:-keep]):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 
 from promptd_store.base import Record, Store
 
 PAGE = 500
+SHOWN_AT_ONCE = 32
+"""Records that are looked at before the event loop's other tasks have their turn."""
 _LAST_CHAR = "\U0010ffff"
 
 
@@ -25,3 +28,14 @@ async def scan_records(store: Store, prefix: str, *, after: str = "") -> AsyncIt
         for record in page:
             yield record
         after = page[-1].key
+
+
+async def show_records(store: Store, tenant: str, *viewers: Callable[[Record], None]) -> None:
+    """Show all records of a tenant to everybody who has to see them: each is read once."""
+    num_shown = 0
+    async for record in scan_records(store, f"{{{tenant}}}:"):
+        for see in viewers:
+            see(record)
+        num_shown += 1
+        if num_shown % SHOWN_AT_ONCE == 0:
+            await asyncio.sleep(0)

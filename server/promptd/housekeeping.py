@@ -6,28 +6,28 @@ import asyncio
 import os
 import secrets
 import time
-from collections import Counter
 
 import structlog
 from promptd_store import (
     PROMPTS,
     STORED_BYTES,
+    Garbage,
+    PromptsHeld,
     Recount,
     Store,
     StoreError,
-    collect_garbage,
-    count_prompts,
     day_of,
     events_log,
     held_key,
     scan_tenants,
+    show_records,
     trim_changes,
     trim_events,
 )
 from promptd_store.names import ERASED, PUBLIC_TENANT
 
-from promptd.jobs import TRAINING_JOBS, TRAINING_STEPS, count_files, count_jobs, steps_of
-from promptd.jobs.retention import forget_old_jobs, trim_signals
+from promptd.jobs import TRAINING_JOBS, TRAINING_STEPS, JobsHeld, steps_of
+from promptd.jobs.retention import OldJobs, trim_signals
 from promptd.metrics import HousekeepingMetrics
 from promptd.retention import Retention
 from promptd.tenancy import ERASURES_LOG, note_stored_bytes, trim_calls
@@ -108,25 +108,26 @@ class Housekeeper:
             return
         if retention is not None:
             await self._prune(retention, tenant)
-        deleted = await collect_garbage(self._store, tenant, unused_for_seconds=self._min_age_seconds)
+        recount = await Recount.begin(self._store, tenant, (PROMPTS, STORED_BYTES, TRAINING_JOBS))
+        garbage = await Garbage.begin(self._store, tenant)
+        prompts, jobs = PromptsHeld(tenant), JobsHeld(tenant)
+        old_jobs = OldJobs(tenant, keep_seconds=self._keep_jobs_seconds)
+        await show_records(self._store, tenant, garbage.see, prompts.see, jobs.see, old_jobs.see)
+        if await recount.end(prompts.held + jobs.held):
+            _log.info("recounted", tenant=tenant)
+        deleted = await garbage.collect(unused_for_seconds=self._min_age_seconds)
         await self._store.sweep_blobs(tenant, older_than_seconds=self._min_age_seconds)
         num_trimmed = await trim_events(self._store, events_log(tenant))
-        await self._count(tenant)
-        num_jobs = await forget_old_jobs(self._store, tenant, keep_seconds=self._keep_jobs_seconds)
+        await self._note_day(tenant)
+        num_jobs = await old_jobs.forget(self._store)
         if tenant == PUBLIC_TENANT:
             num_trimmed += await trim_signals(self._store) + await trim_changes(self._store)
             num_trimmed += await trim_events(self._store, ERASURES_LOG, keep_newest=True)
             num_trimmed += await trim_calls(self._store)
         self._metrics.count(len(deleted), num_trimmed, num_jobs)
 
-    async def _count(self, tenant: str) -> None:
-        """Put right what was not counted, note what lies in the store today, drop the counts of days gone by."""
-        recount = await Recount.begin(self._store, tenant, (PROMPTS, STORED_BYTES, TRAINING_JOBS))
-        counted: Counter[str] = Counter()
-        for count in (count_prompts, count_files, count_jobs):
-            counted.update(await count(self._store, tenant))
-        if await recount.end(counted):
-            _log.info("recounted", tenant=tenant)
+    async def _note_day(self, tenant: str) -> None:
+        """Note what lies in the store today, drop the counts of days gone by."""
         today = day_of(time.time())
         await note_stored_bytes(self._store, tenant, today)
         days = await self._store.scan(held_key(tenant, f"{TRAINING_STEPS}:"))

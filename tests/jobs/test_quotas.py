@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from promptd_store import STORED_BYTES, LimitReachedError, Put, Store, number_held, quota_key
+from promptd_store import STORED_BYTES, LimitReachedError, Put, Store, number_held, quota_key, show_records
 
 from promptd.errors import NotFoundError, RateLimitError
 from promptd.jobs import (
@@ -16,9 +16,8 @@ from promptd.jobs import (
     JobProgress,
     JobQueue,
     JobRequest,
+    JobsHeld,
     TrainingFiles,
-    count_files,
-    count_jobs,
     steps_of,
 )
 from promptd.tenancy import UsageLedger
@@ -31,9 +30,10 @@ DAY = "2027-01-15"
 
 async def check_counts(store: Store) -> None:
     """The counts are what the records say."""
-    jobs, files = await count_jobs(store, "acme"), await count_files(store, "acme")
-    assert await number_held(store, "acme", TRAINING_JOBS) == jobs[TRAINING_JOBS]
-    assert await number_held(store, "acme", STORED_BYTES) == jobs[STORED_BYTES] + files[STORED_BYTES]
+    jobs = JobsHeld("acme")
+    await show_records(store, "acme", jobs.see)
+    for what in (TRAINING_JOBS, STORED_BYTES):
+        assert await number_held(store, "acme", what) == jobs.held[what]
 
 
 async def with_rows(queue: JobQueue, num_steps: int = 0) -> JobRequest:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from promptd_store import Store
+from promptd_store import Store, show_records
 
 from promptd.errors import NotFoundError
 from promptd.jobs import JobQueue, JobRequest
-from promptd.jobs.retention import forget_old_jobs, trim_signals
+from promptd.jobs.retention import OldJobs, trim_signals
 from tests.jobs.conftest import Clock, created, make_worker, result_of, spec_of
 
 pytestmark = pytest.mark.anyio
 
 DAY = 86400.0
+
+
+async def forget(store: Store, clock: Clock) -> int:
+    """Forget what ended a day ago and longer; return how many jobs."""
+    old = OldJobs("acme", keep_seconds=DAY, clock=clock)
+    await show_records(store, "acme", old.see)
+    return await old.forget(store)
 
 
 async def test_old_ended_jobs_are_forgotten(store: Store, queue: JobQueue, clock: Clock) -> None:
@@ -25,9 +32,9 @@ async def test_old_ended_jobs_are_forgotten(store: Store, queue: JobQueue, clock
     clock.now += DAY
     young = await created(queue)
     await queue.cancel("acme", young.id)
-    assert await forget_old_jobs(store, "acme", keep_seconds=DAY, clock=clock) == 0
+    assert await forget(store, clock) == 0
     clock.now += 1
-    assert await forget_old_jobs(store, "acme", keep_seconds=DAY, clock=clock) == 1
+    assert await forget(store, clock) == 1
     assert {job.id for job in await queue.list("acme")} == {waiting.id, young.id}
     with pytest.raises(NotFoundError):
         await queue.events("acme", old.id)

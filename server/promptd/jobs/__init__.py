@@ -3,8 +3,8 @@
 from promptd.jobs.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS, Claim, JobClaims, JobData
 from promptd.jobs.erasure import JobEraser
 from promptd.jobs.events import JobEvent
-from promptd.jobs.files import FileRecord, TrainingFiles, count_files
-from promptd.jobs.holdings import TRAINING_JOBS, TRAINING_STEPS, count_jobs, steps_of, trained_prefix
+from promptd.jobs.files import FileRecord, TrainingFiles
+from promptd.jobs.holdings import TRAINING_JOBS, TRAINING_STEPS, JobsHeld, steps_of, trained_prefix
 from promptd.jobs.ledger import JobLimits, JobRef
 from promptd.jobs.queue import JobQueue, JobRequest
 from promptd.jobs.record import (
@@ -42,9 +42,8 @@ __all__ = [
     "JobResult",
     "JobSpec",
     "JobState",
+    "JobsHeld",
     "TrainingFiles",
-    "count_files",
-    "count_jobs",
     "steps_of",
     "trained_prefix",
 ]

@@ -145,12 +145,6 @@ class TrainingFiles:
             raise _no_file(file_id) from None
 
 
-async def count_files(store: Store, tenant: str) -> dict[str, int]:
-    """Count the bytes of a tenant's files, record by record."""
-    found = await store.scan(file_key(tenant, ""))
-    return {STORED_BYTES: sum(FileRecord.from_bytes(one.value).num_bytes for one in found)}
-
-
 def _no_file(file_id: str) -> NotFoundError:
     return NotFoundError(f"no file {file_id[:80]!r}", param="file_id", code="file_not_found")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from promptd_store import STORED_BYTES, Add, Store, day_of, hold, scan_records
+from promptd_store import STORED_BYTES, Add, Record, day_of, hold
 
-from promptd.jobs.keys import job_key
+from promptd.jobs.files import FileRecord
+from promptd.jobs.keys import file_key, job_key
 from promptd.jobs.record import JobRecord
 
 TRAINING_JOBS = "training_jobs"
@@ -47,11 +48,19 @@ def holds(changes: Sequence[tuple[JobRecord | None, JobRecord]], now: float, *, 
     return adds + [Add(trained_prefix(tenant) + counted, amount) for counted, amount in trained.items() if amount]
 
 
-async def count_jobs(store: Store, tenant: str) -> dict[str, int]:
-    """Count a tenant's open jobs and what they keep, record by record."""
-    num_jobs = num_bytes = 0
-    async for stored in scan_records(store, job_key(tenant, "")):
-        job = JobRecord.from_bytes(stored.value)
-        num_jobs += not job.state.is_ended
-        num_bytes += job.held_bytes
-    return {TRAINING_JOBS: num_jobs, STORED_BYTES: num_bytes}
+class JobsHeld:
+    """Counts a tenant's open jobs, what they keep, and its files. Show it all records."""
+
+    def __init__(self, tenant: str) -> None:
+        self.held: Counter[str] = Counter()
+        self._jobs = job_key(tenant, "")
+        self._files = file_key(tenant, "")
+
+    def see(self, record: Record) -> None:
+        """Count one record."""
+        if record.key.startswith(self._jobs):
+            job = JobRecord.from_bytes(record.value)
+            self.held[TRAINING_JOBS] += not job.state.is_ended
+            self.held[STORED_BYTES] += job.held_bytes
+        elif record.key.startswith(self._files):
+            self.held[STORED_BYTES] += FileRecord.from_bytes(record.value).num_bytes

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from promptd_store import Check, CheckFailedError, Store, scan_records, trim_events
+from promptd_store import Check, CheckFailedError, Record, Store, trim_events
 
 from promptd.jobs.keys import SIGNALS, job_key, job_log, once_key
 from promptd.jobs.record import JobRecord
@@ -17,19 +17,31 @@ KEEP_SIGNALS_SECONDS = 3600.0
 PAGE = 1000
 
 
-async def forget_old_jobs(
-    store: Store, tenant: str, *, keep_seconds: float = KEEP_JOBS_SECONDS, clock: Callable[[], float] = time.time
-) -> int:
-    """Delete a tenant's jobs that ended longer ago than this; return how many. The prompts that they made stay."""
-    oldest_kept, num_forgotten = clock() - keep_seconds, 0
-    async for stored in scan_records(store, job_key(tenant, "")):
-        job = JobRecord.from_bytes(stored.value)
-        if job.finished_at is None or job.finished_at >= oldest_kept:
-            continue
-        with contextlib.suppress(CheckFailedError):  # another process forgets it too
-            await forget_job(store, job, stored.etag)
-            num_forgotten += 1
-    return num_forgotten
+class OldJobs:
+    """Finds a tenant's jobs that ended longer ago than this. Show it all records."""
+
+    def __init__(
+        self, tenant: str, *, keep_seconds: float = KEEP_JOBS_SECONDS, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._jobs = job_key(tenant, "")
+        self._oldest_kept = clock() - keep_seconds
+        self._old: list[tuple[JobRecord, str]] = []
+
+    def see(self, record: Record) -> None:
+        """Look at one record."""
+        if record.key.startswith(self._jobs):
+            job = JobRecord.from_bytes(record.value)
+            if job.finished_at is not None and job.finished_at < self._oldest_kept:
+                self._old.append((job, record.etag))
+
+    async def forget(self, store: Store) -> int:
+        """Delete them; return how many. The prompts that they made stay."""
+        num_forgotten = 0
+        for job, etag in self._old:
+            with contextlib.suppress(CheckFailedError):  # another process forgets it too
+                await forget_job(store, job, etag)
+                num_forgotten += 1
+        return num_forgotten
 
 
 async def forget_job(store: Store, job: JobRecord, etag: str) -> None:
