@@ -19,8 +19,11 @@ START_SECONDS = 60
 CONFIG = Path(__file__).parents[1] / "docker" / "haproxy.cfg"
 
 
-def configured(ports: Sequence[int], bind: int, metrics: int, *, retries: bool) -> str:
-    """The shipped configuration with these servers for the containers' names; `retries` False sends nothing twice."""
+def configured(ports: Sequence[int], bind: int, metrics: int, *, retries: bool, checks: bool = True) -> str:
+    """The shipped configuration with these servers for the containers' names.
+
+    Without `retries` it sends nothing twice, without `checks` it never asks a server how it is.
+    """
     text = CONFIG.read_text()
     servers = "\n".join(f"    server replica{number} 127.0.0.1:{port}" for number, port in enumerate(ports))
     text, num_templates = re.subn(r"^    server-template .*$", servers, text, flags=re.MULTILINE)
@@ -32,6 +35,9 @@ def configured(ports: Sequence[int], bind: int, metrics: int, *, retries: bool) 
     assert (num_templates, num_binds) == (2, 2)
     if not retries:
         text = text.replace("retries 2", "retries 0").replace("    option redispatch\n", "")
+    if not checks:
+        text, num_checks = re.subn(r"^    default-server check .*$", "", text, flags=re.MULTILINE)
+        assert num_checks == 2
     return text
 
 
@@ -62,11 +68,13 @@ class HAProxy:
 
 
 @contextlib.contextmanager
-def running_haproxy(folder: Path, ports: Sequence[int], *, retries: bool = True) -> Iterator[HAProxy]:
+def running_haproxy(
+    folder: Path, ports: Sequence[int], *, retries: bool = True, checks: bool = True
+) -> Iterator[HAProxy]:
     """Run it for a block, which begins when it sees all servers up."""
     folder.mkdir(parents=True, exist_ok=True)
     bind, metrics = free_port(), free_port()
-    (folder / "haproxy.cfg").write_text(configured(ports, bind, metrics, retries=retries))
+    (folder / "haproxy.cfg").write_text(configured(ports, bind, metrics, retries=retries, checks=checks))
     with (folder / "haproxy.log").open("wb") as log:
         process = subprocess.Popen(
             [program("haproxy"), "-db", "-f", folder / "haproxy.cfg"], stdout=log, stderr=subprocess.STDOUT

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import math
+import threading
 from typing import Any
 
 import openai
@@ -14,7 +16,7 @@ from promptd_store import PromptArtifact, encode
 
 from tests.api.conftest import MODEL, LiveServer
 from tests.engine.harness import Case, assert_matches_oracle, greedy
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 
 TEXT = list(range(5, 25))
 
@@ -172,6 +174,31 @@ def test_an_ensemble_of_texts_takes_the_majority(server: LiveServer) -> None:
     answer = ask(server, ensemble=["p1", "p2", "p1"])
     assert answer["choices"][0]["text"] == ask(server, model="p1")["choices"][0]["text"]
     assert sum(answer["choices"][0]["votes"].values()) == 3
+
+
+def test_a_cold_prompt_holds_nobody_up(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are on their way for as long as that takes: others are meanwhile decoded from first to last token."""
+    store, hidden = server.app.state.services.catalog.store, server.model.spec.hidden_size
+    asked, is_there, get_blob = threading.Event(), threading.Event(), store.get_blob
+
+    async def slow(tenant: str, digest: str) -> bytes:
+        asked.set()
+        await asyncio.to_thread(is_there.wait, PATIENCE_SECONDS)
+        content: bytes = await get_blob(tenant, digest)
+        return content
+
+    with server.http() as http, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        put = http.put("/v1/prompts/cold", content=encode("soft", 0.1 * torch.ones(3, hidden)).content)
+        monkeypatch.setattr(store, "get_blob", slow)
+        waiting = pool.submit(ask, server, model="cold")
+        try:
+            assert asked.wait(PATIENCE_SECONDS)
+            assert ask(server, max_tokens=100)["usage"]["completion_tokens"] == 100
+            assert not waiting.done()
+        finally:
+            is_there.set()
+        assert waiting.result()["prompt_versions"] == [put.json()["version"]]
+        http.delete("/v1/prompts/cold")
 
 
 def test_a_lost_client_frees_its_row(server: LiveServer) -> None:

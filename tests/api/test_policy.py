@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from promptd.app import create_app
 from promptd.engine.engine import Engine
 from promptd.engine.runner import Answers, Runner
 from promptd.engine.scheduler import Schedule
-from promptd.errors import InvalidRequestError
+from promptd.errors import InvalidRequestError, NumericalError
 from promptd.settings import Settings
 from promptd.vetting import Vetting, read_probes
 from tests.api.conftest import MODEL, LiveServer, serve
@@ -134,6 +134,30 @@ def test_a_probe_suite(server: LiveServer, tmp_path: Path, monkeypatch: pytest.M
             probe(PROBES[0], {**PROBES[1], "label": label})
             statuses.add(http.put("/v1/prompts/probed", content=content).status_code)
         assert statuses == {201, 422}  # one of the two is the more likely one
+
+
+def test_what_has_passed_is_not_tried_again(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look beforehand and the upload behind it are one trial; another tenant's is another, as the time would tell.
+
+    The control: what was refused is tried again, and so is what differs.
+    """
+    services, (one, other) = server.app.state.services, library(server.folder)[2:4]
+    tried: list[tuple[str, str]] = []
+
+    async def note(vetting: Vetting, artifact: PromptArtifact, tenant: str, token_ids: Sequence[int]) -> None:
+        tried.append((tenant, artifact.version))
+        if len(tried) == 1:
+            raise NumericalError("not finite")
+
+    monkeypatch.setattr(Vetting, "try_out", note)
+    monkeypatch.setattr(services, "vetting", Vetting(services.engine))
+    with client(server) as http, client(server, "eve") as eve:
+        assert code_of(http.put("/v1/prompts/a", content=one.content)) == (422, "non_finite_output")
+        for params in ({"dry_run": True}, {}):
+            http.put("/v1/prompts/a", params=params, content=one.content).raise_for_status()
+        http.put("/v1/prompts/b", content=other.content).raise_for_status()
+        eve.put("/v1/prompts/a", content=one.content).raise_for_status()
+    assert tried == [("acme", one.version)] * 2 + [("acme", other.version), ("eve", one.version)]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import torch
-from promptd_store import encode
+from promptd_store import BaseModelSpec, encode
 
 from tests.bench.book import Book, Row, paired_ratio
 from tests.bench.models import folder_of, frozen
 from tests.bench.scale import Scale
+from tests.bench.server import serving
 from tests.haproxy import running_haproxy
 from tests.overload.wire import ask
 from tests.redis_server import running_redis
@@ -134,28 +135,20 @@ def _compared(scale: Scale, book: Book, root: Path, label: str, name: str, model
     )
 
 
-def measure_publishes(forge: ReplicaForge, folder: Path, scale: Scale, model_seconds: float | None) -> list[float]:
-    """Publish new versions over HTTP, one after the other; return the milliseconds of each.
-
-    `model_seconds` is what the pass takes in which each prompt is tried, None: what it takes the model.
-    """
-    spec, times, content = frozen(forge.model).spec, [], b""
+def measure_publishes(http: httpx.Client, spec: BaseModelSpec, scale: Scale) -> list[float]:
+    """Publish new versions on a server, one after the other; return the milliseconds of each."""
+    times, content = [], b""
     num_tokens = scale.publish_bytes // (4 * spec.hidden_size)
-    with (
-        running_redis(folder / "redis") as redis,
-        running_replicas(forge, folder, redis.url, 1, traits=_traits(model_seconds)) as (server,),
-        httpx.Client(base_url=server.url, timeout=60) as http,
-    ):
-        for number in range(scale.num_publishes):
-            vectors = 0.1 * torch.randn(num_tokens, spec.hidden_size, generator=torch.Generator().manual_seed(number))
-            content = encode("soft", vectors, base_fingerprint=spec.fingerprint).content
-            began = time.perf_counter()
-            answer = http.put(f"/v1/prompts/p{number % NUM_NAMES}", content=content)
-            times.append(1e3 * (time.perf_counter() - began))
-            answer.raise_for_status()
-        stored = http.get(f"/v1/prompts/p{(scale.num_publishes - 1) % NUM_NAMES}/content").content
-        if stored != content:
-            raise RuntimeError("what was published last is not what is stored")
+    for number in range(scale.num_publishes):
+        vectors = 0.1 * torch.randn(num_tokens, spec.hidden_size, generator=torch.Generator().manual_seed(number))
+        content = encode("soft", vectors, base_fingerprint=spec.fingerprint).content
+        began = time.perf_counter()
+        answer = http.put(f"/v1/prompts/p{number % NUM_NAMES}", content=content)
+        times.append(1e3 * (time.perf_counter() - began))
+        answer.raise_for_status()
+    stored = http.get(f"/v1/prompts/p{(scale.num_publishes - 1) % NUM_NAMES}/content").content
+    if stored != content:
+        raise RuntimeError("what was published last is not what is stored")
     return times
 
 
@@ -163,11 +156,11 @@ def check_publish(scale: Scale, book: Book, root: Path) -> list[Row]:
     """Publications through a whole server: a trial, then bytes, pointer and log of calls, each synced to the disk."""
     name = scale.latency_models[0]
     rows = []
-    for label, model_seconds in ((f"tried on {name}", None), ("whose trial takes no time", 0.0)):
-        key = f"publish/{label}"
+    for label, started in ((f"tried on {name}", _as_users_do), ("whose trial takes no time", _without_a_model)):
+        key, model = f"publish/{label}", folder_of(name, root)
         if not book.series(key):
-            with _forged(folder_of(name, root)) as (forge, folder):
-                book.add(key, measure_publishes(forge, folder, scale, model_seconds))
+            with started(model) as http:
+                book.add(key, measure_publishes(http, frozen(model).spec, scale))
         times = book.series(key)
         median, p99 = statistics.median(times), statistics.quantiles(times, n=100)[98]
         rows.append(
@@ -179,6 +172,29 @@ def check_publish(scale: Scale, book: Book, root: Path) -> list[Row]:
             )
         )
     return rows
+
+
+@contextlib.contextmanager
+def _as_users_do(model: Path) -> Iterator[httpx.Client]:
+    """`promptd serve` over a Redis, with as many threads as all that is measured."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_redis(Path(folder)) as redis,
+        serving(model, redis.url) as (http, _),
+    ):
+        yield http
+
+
+@contextlib.contextmanager
+def _without_a_model(model: Path) -> Iterator[httpx.Client]:
+    """The same with a model whose passes take no time."""
+    with (
+        _forged(model) as (forge, folder),
+        running_redis(folder / "redis") as redis,
+        running_replicas(forge, folder, redis.url, 1, traits=_traits(0.0)) as (server,),
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        yield http
 
 
 @contextlib.contextmanager

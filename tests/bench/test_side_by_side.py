@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
 from tests.bench.__main__ import CHECKS, main
 from tests.bench.fleet import measure_publishes, measure_replicas
 from tests.bench.memory import measure_growth, measure_resident
+from tests.bench.models import frozen
 from tests.bench.scale import SMOKE
-from tests.replicas import ReplicaForge
+from tests.redis_server import running_redis
+from tests.replicas import ReplicaForge, running_replicas
 
 QUICK = ["w1", "mixing", "overhead", "encoders", "seq2seq", "resident", "first-use"]
 IN_PROCESSES = sorted(set(CHECKS) - set(QUICK))
@@ -64,7 +67,12 @@ def test_one_server_and_two_are_asked_in_turn(forge: ReplicaForge, tmp_path: Pat
 
 def test_publications_are_timed(forge: ReplicaForge, tmp_path: Path) -> None:
     """Each of them, and what was published last is there."""
-    assert len(measure_publishes(forge, tmp_path, SMOKE, None)) == SMOKE.num_publishes
+    with (
+        running_redis(tmp_path / "redis") as redis,
+        running_replicas(forge, tmp_path, redis.url, 1) as (server,),
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        assert len(measure_publishes(http, frozen(forge.model).spec, SMOKE)) == SMOKE.num_publishes
 
 
 @pytest.mark.long

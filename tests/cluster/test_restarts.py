@@ -15,7 +15,7 @@ import typer.testing
 from promptd.api.leaving import Leaving
 from promptd.cli import app
 from promptd.errors import ConflictError
-from tests.cluster.load import Load
+from tests.cluster.load import Ended, Load
 from tests.haproxy import HAProxy, running_haproxy
 from tests.patience import PATIENCE_SECONDS, until
 from tests.redis_server import RedisServer
@@ -171,16 +171,19 @@ async def killing(load: Load, replicas: list[Replica], proxy: HAProxy, num_kills
     return kills
 
 
+def late(load: Load, kills: list[float]) -> list[Ended]:
+    """The failed requests that no kill explains: they began a second after it, or later."""
+    return [one for one in load.faults if not any(one.started < at + 1 and one.ended > at for at in kills)]
+
+
 def kill(replicas: list[Replica], folder: Path, num_kills: int) -> None:
     """SIGKILLs under load: only what ran on the server is lost, detectably, and new requests are fine after 1 s."""
     with running_haproxy(folder, [replica.port for replica in replicas]) as proxy:
         load = Load(proxy.url, 8, MODEL)
         kills = asyncio.run(killing(load, replicas, proxy, num_kills))
-    late = [one for one in load.faults if not any(one.started < at + 1 and one.ended > at for at in kills)]
-    print(
-        f"{num_kills} SIGKILLs: {len(load.faults)} of {len(load.ended)} requests failed, {len(late)} of them new ones"
-    )
-    assert late == []
+    new = late(load, kills)
+    print(f"{num_kills} SIGKILLs: {len(load.faults)} of {len(load.ended)} requests failed, {len(new)} of them new ones")
+    assert new == []
     assert len(load.faults) <= num_kills * load.num_clients
     assert len(load.ended) >= 2 * num_kills * load.num_clients
 
@@ -194,3 +197,13 @@ def test_a_killed_server_takes_only_its_own_requests(replicas: list[Replica], tm
 def test_twenty_kills(replicas: list[Replica], tmp_path: Path) -> None:
     """The same, twenty times."""
     kill(replicas, tmp_path, 20)
+
+
+@pytest.mark.long
+def test_control_without_checks_new_requests_fail(replicas: list[Replica], tmp_path: Path) -> None:
+    """A balancer that never asks its servers goes on sending to the dead one: the same look finds it out."""
+    ports = [replica.port for replica in replicas]
+    with running_haproxy(tmp_path, ports, retries=False, checks=False) as proxy:
+        load = Load(proxy.url, 8, MODEL)
+        kills = asyncio.run(killing(load, replicas, proxy, 1))
+    assert late(load, kills)
