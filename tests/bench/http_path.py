@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
-import psutil
 
 from promptd.bench import Lengths, Workload
 from promptd.bench.report import Sample
@@ -21,7 +20,7 @@ from tests.bench.lean_client import LeanClient, lean_client
 from tests.bench.models import folder_of, frozen
 from tests.bench.rows import make_engine, request
 from tests.bench.scale import Scale
-from tests.bench.server import serving
+from tests.bench.server import process_of, serving
 from tests.collector import Collector
 
 FIRST_TARGET_MS, TOKEN_TARGET = 5.0, 0.05
@@ -69,8 +68,7 @@ class _Server:
     def __init__(self, client: LeanClient, http: httpx.Client) -> None:
         self._client = client
         self._port = http.base_url.port or 80
-        listening = (one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
-        self._process = next(one.pid for one in listening if one.laddr.port == self._port)
+        self._process = process_of(http).pid
         self.loop_seconds = self.client_seconds = 0.0
         """CPU time of the server's event loop and of the client, for the answers so far."""
 

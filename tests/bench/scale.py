@@ -71,6 +71,9 @@ class Scale:
     num_fleet_rounds: int = 5
     publish_bytes: int = 160_000
     num_publishes: int = 1000
+    soak_seconds: float = 3600.0
+    soak_pause_seconds: float = 0.4
+    num_soak_prompts: int = 100
 
 
 FULL = Scale()
@@ -130,4 +133,7 @@ SMOKE = Scale(
     num_fleet_rounds=1,
     publish_bytes=1024,
     num_publishes=5,
+    soak_seconds=0.5,
+    soak_pause_seconds=0.0,
+    num_soak_prompts=5,
 )

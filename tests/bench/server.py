@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import torch
 
 from promptd.demo import DEMO_MODEL_PATH
@@ -60,6 +61,13 @@ def serving(model: Path, store: Path | str | None = None, *arguments: str) -> It
         finally:
             server.terminate()
             server.wait(timeout=60)
+
+
+def process_of(http: httpx.Client) -> psutil.Process:
+    """Return the process that listens where the client asks, on this machine."""
+    port = http.base_url.port or 80
+    listening = (one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
+    return psutil.Process(next(one.pid for one in listening if one.laddr.port == port))
 
 
 def _is_ready(http: httpx.Client) -> bool:
@@ -137,9 +145,9 @@ def check_after_job(scale: Scale, book: Book, root: Path) -> list[Row]:
         missing = scale.num_trained - len(book.series(key))
         if missing > 0:
             with serving(folder_of(name, root)) as (http, _):
-                _after_job(http, "warm-up")
+                train_and_ask(http, "warm-up")
                 for number in range(missing):
-                    book.add(key, [_after_job(http, f"trained-{number}")])
+                    book.add(key, [train_and_ask(http, f"trained-{number}")])
         times = book.series(key)
         median, worst = statistics.median(times), max(times)
         rows.append(
@@ -153,7 +161,7 @@ def check_after_job(scale: Scale, book: Book, root: Path) -> list[Row]:
     return rows
 
 
-def _after_job(http: httpx.Client, name: str) -> float:
+def train_and_ask(http: httpx.Client, name: str) -> float:
     """Train a prompt for two steps; return the milliseconds from its last event to its first token."""
     rows = [{"prompt": f"line {number}", "completion": " end"} for number in range(12)]
     body = {
