@@ -26,6 +26,7 @@ from promptd.modeling.compiled_linear import CompiledLinear, can_compile
 from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint, stored_tensors
+from promptd.modeling.freed_memory import keep_freed_memory
 from promptd.modeling.frozen import FrozenModel
 from promptd.modeling.frozen_linear import replace_linears
 from promptd.modeling.norms import fuse_norms
@@ -85,6 +86,8 @@ def _load(
 ) -> FrozenModel:
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     _check_quantization(quantization, target)
+    if target.type == "cpu":
+        keep_freed_memory()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     choice = choose(config)
     sizes = choice.sizes
