@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ class OwnSyncs:
         """By inode: bytes of a file."""
         self._names: dict[int, set[str]] = {}
         """By inode: what was in a folder."""
+        self._lock = threading.Lock()
         self._fsync = os.fsync
         monkeypatch.setattr(os, "fsync", self._noting)
 
@@ -98,9 +100,8 @@ class OwnSyncs:
 
     def _noting(self, descriptor: int) -> None:
         status = os.fstat(descriptor)
-        names = set(os.listdir(descriptor)) if stat.S_ISDIR(status.st_mode) else None
+        inode, names = status.st_ino, set(os.listdir(descriptor)) if stat.S_ISDIR(status.st_mode) else set()
         self._fsync(descriptor)
-        if names is None:
-            self._sizes[status.st_ino] = status.st_size
-        else:
-            self._names[status.st_ino] = names
+        with self._lock:  # of two threads that sync one folder the first to look may be the last to be done
+            self._sizes[inode] = max(status.st_size, self._sizes.get(inode, 0))
+            self._names[inode] = names | self._names.get(inode, set())

@@ -17,7 +17,7 @@ from promptd_store.synced import SyncedFolders, sync_folder, write_synced
 
 _S3_CONFIG = {"connect_timeout": 3, "read_timeout": 8, "retries": {"mode": "standard", "total_max_attempts": 2}}
 _S3_TRIES = 2
-"""s3fs' own, around botocore's: whoever waits for a bucket that does not answer is told so in half a minute."""
+"""s3fs' own, around botocore's."""
 
 
 class Objects(Protocol):

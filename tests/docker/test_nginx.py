@@ -21,7 +21,7 @@ from tests.ports import NO_CERTIFICATES, free_port
 from tests.redis_server import program
 
 CONFIG = Path(__file__).parents[2] / "docker" / "nginx.conf"
-NAMES = [f"prompt-{number}" for number in range(20)]
+NAMES = [f"prompt-{number}" for number in range(21)]  # odd: turn by turn would give the second round to the others
 LARGE_BYTES = 65 << 20
 """More than nginx takes by itself, and more than it would keep in memory."""
 

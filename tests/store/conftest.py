@@ -13,6 +13,7 @@ from promptd_store.objects import FolderObjects
 from promptd_store.redis_backend.store import RedisStore
 
 from tests.redis_server import RedisServer, running_redis
+from tests.s3_server import S3Server, running_s3
 from tests.store.files import SPEC
 from tests.store.forge import Forge
 
@@ -30,6 +31,23 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     """A real Redis that syncs every write, for all tests of the session; each has a key prefix of its own."""
     with running_redis(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server for all tests of the session, where everybody's requests go."""
+    with running_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    """A place of a test's own, in a bucket of its own."""
+    name = f"test-{uuid.uuid4().hex}"
+    s3.make_bucket(name)
+    return f"s3://{name}/blobs"
 
 
 @pytest.fixture(params=["embedded", "redis", "redis with a folder"])

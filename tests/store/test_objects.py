@@ -27,18 +27,19 @@ def name_of(number: int) -> tuple[str, bytes]:
     """A name in one of some folders, and the bytes behind it."""
     data = b"%d" % number * 1000
     digest = hashlib.sha256(data).hexdigest()
-    return f"acme/{number % 4:02x}/{digest}.{secrets.token_hex(8)}", data
+    tenant = "eve" if number % 4 == 1 else "acme"
+    return f"{tenant}/{number % 4:02x}/{digest}.{secrets.token_hex(8)}", data
 
 
 def lost_at_power_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Write from two processes' places, cut the power, and count the objects that are gone or not whole.
 
-    One folder is there and not synced: another process is about to do that.
+    One tenant's folder is there and not synced: another process is about to do that.
     """
     folder.mkdir()
     syncs = OwnSyncs(monkeypatch)
     places = [FolderObjects(folder / "blobs") for _ in range(2)]
-    (folder / "blobs" / "objects" / "acme" / "01").mkdir(parents=True)
+    (folder / "blobs" / "objects" / "eve" / "01").mkdir(parents=True)
     wanted = dict(map(name_of, range(40)))
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda at: places[at[0] % 2].put(*at[1]), enumerate(wanted.items())))
@@ -124,8 +125,8 @@ async def test_a_place_that_does_not_answer(
         place.answers.clear()
         calls = asyncio.gather(*(store.get_blob("acme", digest) for _ in range(40)), return_exceptions=True)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            assert await asyncio.to_thread(lambda: 1) == 1
             answers = await calls
+            assert await asyncio.to_thread(lambda: 1) == 1
         assert {type(answer) for answer in answers} == {StoreUnavailableError}
         assert "the blobs' place failed: TimeoutError" in str(answers[0])
         monkeypatch.undo()

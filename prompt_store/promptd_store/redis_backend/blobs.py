@@ -25,7 +25,7 @@ from promptd_store.redis_backend.link import RedisLink
 
 INLINE_BYTES = 1 << 20
 """Blobs up to this size lie in Redis, where there is another place for larger ones."""
-OUTSIDE_SECONDS = 120.0
+OUTSIDE_SECONDS = 60.0
 """How long a place outside may take for one object: a bucket, or a folder of another machine, may never answer."""
 OUTSIDE_THREADS = 8
 """Calls that wait for that place at a time: they have threads of their own, so that nothing else waits with them."""
