@@ -100,6 +100,7 @@ def test_ten_times_too_much(tmp_path: Path, keeps: bool) -> None:
     check_answers(storm)
     check_answers(after)
     goodput, refused = storm.rate(200, 30, ROWS), storm.seconds(503)
+    assert len(refused) > 100
     ill = max((one.sent - after.began for one in after.answers if one.status != 200), default=0.0)
     print(json.dumps({
         "peak_per_s": round(peak, 2), "offered_per_s": round(len(storm.answers) / 30, 1),
