@@ -7,7 +7,6 @@ import gc
 import math
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,8 +21,6 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than load balancers keep idle connections, so that it is they who close them."""
 FLUSH_SECONDS = 5
 """After the time to drain: for the last answers to reach their clients."""
-TURN_SECONDS = 0.0005
-"""After so long a thread that computes in Python gives way to one that waits for its turn."""
 
 
 class LeavingServer(uvicorn.Server):
@@ -82,21 +79,6 @@ def lasting_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-@contextmanager
-def short_turns() -> Iterator[None]:
-    """For a block, threads take turns at Python ten times as often as by default.
-
-    Whoever answers a request lets go of the interpreter at every call of the system, a dozen times, and the engine's
-    thread takes it each time: to have it back, the event loop would wait for up to 5 ms each time, too.
-    """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(TURN_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
 async def run_server(app: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Start the application, serve until a signal comes, and end both in order."""
     config = uvicorn.Config(
@@ -110,5 +92,5 @@ async def run_server(app: FastAPI, settings: Settings, listener: socket.socket, 
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + FLUSH_SECONDS,
     )
     async with app.router.lifespan_context(app):
-        with lasting_heap(), short_turns():
+        with lasting_heap():
             await LeavingServer(config, app, settings.leave_seconds, on_ready).serve(sockets=[listener])
