@@ -146,8 +146,8 @@ def test_a_flood_makes_no_flood_of_lines(site: Site) -> None:
                 assert post(site, Authorization=f"Bearer {OTHER}").status_code == 503
             assert post(site, Authorization=f"Bearer {FLOOD}").status_code == 200
         until(lambda: sum(line["count"] for line in lines if line.get("count") and line["tenant"] == "other") == 5)
-        until(lambda: [line for line in lines if line["event"] == "request"], "the other's too")
-    assert [line["status"] for line in lines if line["event"] == "request"] == [200]
+        until(lambda: 200 in [line["status"] for line in lines if line["event"] == "request"], "the other's too")
+    assert 503 not in [line["status"] for line in lines if line["event"] == "request"]
     refused = next(line for line in lines if line["event"] == "refused" and line["tenant"] == "other")
     assert {**refused, "count": 0} == {
         "event": "refused", "log_level": "info", "tenant": "other", "path": "/v1/completions", "status": 503,
