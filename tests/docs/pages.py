@@ -16,7 +16,7 @@ RUN_LANGUAGES = ("console", "python")
 
 _FENCE = re.compile(r"^```(?P<language>\S*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARY = re.compile(r"<!-- numbers vary -->\n$")
-_NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+?) -->\n$", re.DOTALL)
+_NOT_RUN = re.compile(r"<!-- not run: (?P<reason>(?:(?!-->).)+) -->\n$", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ def test_page(page: Path, address: str, tmp_path: Path, monkeypatch: pytest.Monk
         write_adapters(tmp_path, *ADAPTERS[page.name])
     monkeypatch.chdir(tmp_path)
     url = f"http://{address}"
+    with Client(url) as client:  # what earlier pages and examples left: each reader's server is a fresh one
+        for prompt in client.prompts.list():
+            if "/" not in prompt.id:
+                client.prompts.delete(prompt.id)
     try:
         with Terminal(tmp_path, {"PROMPTD_URL": url}) as terminal:
             reader = Reader(address, terminal)
