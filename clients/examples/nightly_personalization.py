@@ -1,7 +1,8 @@
 """Every night a prompt for each of 100 users, learned from the few rows that they made that day.
 
 Each user sorts voice commands into folders of their own, so the same words belong elsewhere for everyone, and no prompt
-for all can be right. Run it again (the next night): every user's training goes on from the prompt that they have.
+for all can be right. The first night begins with the prompt of the task, which knows what commands mean; run it again
+(the next night): every user's training goes on from the prompt that they have.
 
 $ python clients/examples/nightly_personalization.py            # writes nightly/report.html
 """
@@ -24,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 ROWS = Path(__file__).parents[2] / "server" / "promptd" / "demo" / "data" / "snips-intent.jsonl"
 FOLDERS = {"home": " home", "work": " work", "fun": " fun"}  # folder -> the word that stands for it
+TASK = "snips-intent"
 METHOD = "prompt_tuning"
 Rows = list[dict[str, str]]
 
@@ -41,12 +43,13 @@ def day_of(user: int, num_rows: int) -> tuple[Rows, Rows]:
 
 
 def start(client: Client, days: dict[str, tuple[Rows, Rows]], num_steps: int) -> list[Job]:
-    """Start a job for each user in one call; whoever has a prompt already goes on from it."""
-    jobs: list[Any] = [{"name": name, "rows": today, **_goes_on(client, name)} for name, (today, _) in days.items()]
-    settings = {"num_virtual_tokens": 10, "num_steps": num_steps, "batch_size": 8, "num_evaluations": 3}
+    """Start a job for each user in one call; whoever has a prompt already goes on from it, others from the task's."""
+    jobs: list[Any] = [
+        {"name": name, "rows": today, "base_prompt": _latest(client, name)} for name, (today, _) in days.items()
+    ]
+    settings = {"num_virtual_tokens": 20, "num_steps": num_steps, "batch_size": 8, "num_evaluations": 3}
     outcomes = client.jobs.create_many(
         jobs,
-        behind=["snips-intent"],  # what commands mean is known already; only the user's own part is learned
         template="{text} I keep this at",
         label_words=FOLDERS,
         method={"type": METHOD, METHOD: {"hyperparameters": settings}},
@@ -58,11 +61,11 @@ def start(client: Client, days: dict[str, tuple[Rows, Rows]], num_steps: int) ->
     return [job for job in outcomes if isinstance(job, Job)]
 
 
-def _goes_on(client: Client, name: str) -> dict[str, str]:
+def _latest(client: Client, name: str) -> str:
     try:
-        return {"base_prompt": client.prompts.get(name).name}
+        return client.prompts.get(name).name
     except NotFoundError:
-        return {}
+        return TASK
 
 
 def watch(client: Client, jobs: list[Job]) -> list[Job]:
