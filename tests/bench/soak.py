@@ -21,6 +21,8 @@ from tests.bench.server import process_of, serving, train_and_ask
 GROWTH_TARGET = 0.02
 """Of resident memory, from the middle third to the last; the first third fills caches."""
 _NUM_SAMPLES, _NUM_JOBS, _VIRTUAL_TOKENS = 90, 12, 16
+_TEXT_BYTES = 32 << 20
+"""Of K/V of texts: so few that all pages are in use long before the first third is over."""
 _SAMPLED = ("rss", "files", "threads", "prompt_bytes")
 
 
@@ -116,7 +118,8 @@ def _soak(scale: Scale, book: Book, folder: Path) -> None:
     model = frozen(folder)
     budget = model.bytes_per_slot * _VIRTUAL_TOKENS * max(2, scale.num_soak_prompts // 5)
     book.note("soak/budget", budget)
-    with serving(folder, None, "--prompt-cache-bytes", str(budget), "--max-num-seqs", "8") as (http, _):
+    limits = ("--prompt-cache-bytes", str(budget), "--kv-cache-bytes", str(_TEXT_BYTES), "--max-num-seqs", "8")
+    with serving(folder, None, *limits) as (http, _):
         process, traffic = process_of(http), _Traffic(http, scale, model.spec.hidden_size)
         begun, turns = time.monotonic(), 0
         for number in range(_NUM_SAMPLES):
