@@ -248,3 +248,9 @@ def test_two_threads_run_one_model(tiny_seq2seq: dict[str, Path], monkeypatch: p
     monkeypatch.setattr(model.family, "place", placed)
     assert answer(short) == alone[0]
     assert len(beside) > 4 and set(beside) == {alone[1]}
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_half_precision_is_served(tiny_seq2seq: dict[str, Path], family: str) -> None:
+    """Loading proves that packed rows are transformers' own in bfloat16, too."""
+    assert load_model(tiny_seq2seq[family], dtype="bfloat16").dtype is torch.bfloat16

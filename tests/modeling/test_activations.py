@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2LMHeadModel
 
 from promptd.modeling import activations
-from promptd.modeling.activations import Gelu
+from promptd.modeling.activations import Gelu, fuse_activations
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -49,3 +51,10 @@ def test_gradients_are_torchs() -> None:
     (found,) = torch.autograd.grad(Gelu()(numbers).sum(), numbers)
     (expected,) = torch.autograd.grad(nn.functional.gelu(numbers, approximate="tanh").sum(), numbers)
     assert torch.equal(found, expected)
+
+
+def test_half_precision_keeps_its_own(tiny_models: dict[str, Path]) -> None:
+    """Transformers rounds after each step there; the control is the same model in float32."""
+    model = GPT2LMHeadModel.from_pretrained(tiny_models["gpt2"])
+    assert fuse_activations(model.bfloat16()) == 0
+    assert fuse_activations(model.float()) == model.config.n_layer

@@ -7,6 +7,7 @@ import functools
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from promptd.modeling.kernels import load_kernel
@@ -48,9 +49,14 @@ def _passes(kernel: ctypes._NamedFuncPointer) -> bool:
     return torch.allclose(out, nn.functional.gelu(trial, approximate="tanh"), atol=1e-6)
 
 
-def fuse_activations(model: nn.Module) -> int:
-    """Replace GPT-2's GELU, and return how many there were."""
+def fuse_activations(model: PreTrainedModel) -> int:
+    """Replace GPT-2's GELU in a float32 model, and return how many there were.
+
+    In half precision transformers rounds after each of its six steps, and one pass would be another function.
+    """
     count = 0
+    if model.dtype is not torch.float32:
+        return count
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, NewGELUActivation):

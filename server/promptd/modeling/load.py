@@ -58,7 +58,7 @@ def load_model(
     part of the model, beside other processes that load the others: see `tensor_parallel`.
     Raises `ModelRefusedError` where the model would not be served exactly.
     """
-    return in_passing_thread(
+    model = in_passing_thread(
         _load,
         model_folder(path_or_id),
         device=device,
@@ -70,6 +70,9 @@ def load_model(
         served_name=served_name,
         rank=rank,
     )
+    if model.device.type == "cpu":
+        keep_freed_memory()  # not before: weights want fresh memory, which lies in huge pages
+    return model
 
 
 def _load(
@@ -86,8 +89,6 @@ def _load(
 ) -> FrozenModel:
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     _check_quantization(quantization, target)
-    if target.type == "cpu":
-        keep_freed_memory()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     choice = choose(config)
     sizes = choice.sizes
