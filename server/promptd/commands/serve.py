@@ -256,6 +256,7 @@ def serve(
 
 
 def _start(settings: Settings, listener: socket.socket) -> None:
+    import promptd.modeling.heavy_imports  # noqa: F401, before the store imports torch  # isort: skip
     from promptd_store import StoreError
 
     from promptd import logs

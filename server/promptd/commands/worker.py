@@ -72,6 +72,7 @@ def worker(
 
 def _start(settings: Settings, listener: socket.socket | None) -> None:
     err().print(f"[bold]promptd worker[/] loading {settings.model or 'the embedded demo model'} …")
+    import promptd.modeling.heavy_imports  # noqa: F401, before the store imports torch  # isort: skip
     from promptd_store import StoreError
 
     from promptd import logs

@@ -1,7 +1,7 @@
 """Imports torch and the heavy half of transformers, which takes most of a start, without garbage collections.
 
 They make a million objects that stay; each collection on the way walks them all and finds nothing, which is a fifth of
-the time. Imported before everything else that imports either.
+the time. The commands that load a model import this before anything else that imports either.
 """
 
 import gc

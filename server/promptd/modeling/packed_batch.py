@@ -80,7 +80,8 @@ class PackedBatch:
     """Rows packed into one `[1, num_tokens]` forward pass over a `KVPool`.
 
     `is_causal` rows are read left to right and store their keys and values; others are sources, read whole. Where
-    adjacent rows begin with the same span, a prompt say, it is read once for all of them, unless `shares_spans` is off.
+    adjacent rows begin with the same span, a prompt say, it is read once for all of them, unless `shares_spans` is off:
+    then only the kernel of single tokens does so, whose bits do not depend on it.
     """
 
     def __init__(
