@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promptd_store import PromptArtifact
 from promptd_store.passing_thread import in_passing_thread
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, MT5Config, MT5ForConditionalGeneration
 
 from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
@@ -22,7 +22,7 @@ from promptd.llm import LLM
 from promptd.modeling import load_model
 from tests.engine.harness import Case, assert_greedy, greedy, make_engine, run
 from tests.engine.seq2seq_oracle import FIRST, LAST, Row, library, oracle
-from tests.family_models import SEQ2SEQ
+from tests.family_models import SEQ2SEQ, T5_SIZES, make_encoder_tokenizer, write_model
 
 #: Limits that bring out sources that wait for room, eviction of prefixes and preemption of rows.
 LIMITS = {
@@ -91,6 +91,17 @@ def test_any_mix_equals_one_at_a_time(
     for case in cases:
         if case.aborts is None:
             assert len(case.tokens) == case.params.max_tokens
+        assert_matches_oracle(folder, case)
+
+
+def test_mt5_equals_transformers(tmp_path: Path) -> None:
+    """Its classes and its configuration are its own: what it says is not scaled, and no field tells so."""
+    config = MT5Config(**{**T5_SIZES, "feed_forward_proj": "gated-gelu"})
+    folder = write_model(lambda: MT5ForConditionalGeneration(config), make_encoder_tokenizer(), tmp_path / "mt5")
+    prompts = ((), *((prompt,) for prompt in library(folder)))
+    cases = [Case(chain, text(random.Random(n), 9 + n), greedy(6), n // 3) for n, chain in enumerate(prompts)]
+    run(make_engine(folder), cases)
+    for case in cases:
         assert_matches_oracle(folder, case)
 
 

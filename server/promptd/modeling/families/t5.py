@@ -84,9 +84,9 @@ class T5Family(Seq2SeqFamily):
             yield block.layer[1].EncDecAttention.k, block.layer[1].EncDecAttention.v
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scale as the first version does, then predict."""
+        """Scale as the first version does, then predict; mT5 never does."""
         config: Any = self.hf.config
-        if config.scale_decoder_outputs:
+        if getattr(config, "scale_decoder_outputs", False):
             hidden = hidden * config.d_model**-0.5
         logits: torch.Tensor = self.hf.lm_head(hidden)  # type: ignore[operator]
         return logits
