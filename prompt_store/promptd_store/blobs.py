@@ -9,14 +9,13 @@ import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from promptd_store.base import BlobInfo, Content, HasBlob
 from promptd_store.errors import BlobCorruptError, BlobNotFoundError
 from promptd_store.names import check_tenant
-from promptd_store.synced import SyncedFolders, sync_folder, write_synced
+from promptd_store.synced import TEMP, SyncedTree, sync_folder
 
 STALE_TEMP_SECONDS = 3600.0
 QUARANTINE_SECONDS = 30 * 86400.0
@@ -37,7 +36,7 @@ class BlobFolder:
         for folder in (self._blobs, self._quarantine):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_file = root / "blobs.lock"
-        self._folders = SyncedFolders(self._blobs)
+        self._tree = SyncedTree(self._blobs)
         for folder in self._blobs.iterdir():
             self._sweep(folder, STALE_TEMP_SECONDS)
 
@@ -45,21 +44,8 @@ class BlobFolder:
         """Store bytes durably and return their digest; an equal blob that is already there is only renewed."""
         digest = hashlib.sha256(data).hexdigest()
         path = self._path(tenant, digest)
-        with self._locked():
-            if self._holds(path, len(data)):
-                _renew(path)
-                sync_folder(path.parent)
-                return "sha256:" + digest
-        self._folders.make(path.parent)
-        temp = path.parent / f".tmp-{uuid.uuid4().hex}"
-        try:
-            write_synced(temp, data)
-            with self._locked():
-                temp.rename(path)
-                sync_folder(path.parent)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
+        if not (self._holds(path, len(data)) and self._renewed(path)):
+            self._tree.write(path, data, self._locked())
         return "sha256:" + digest
 
     def get(self, tenant: str, digest: str) -> bytes:
@@ -131,7 +117,7 @@ class BlobFolder:
 
     def _sweep(self, folder: Path, older_than_seconds: float) -> list[str]:
         gone = []
-        for temp in folder.glob("*/.tmp-*"):
+        for temp in folder.glob(f"*/{TEMP}*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - temp.stat().st_mtime > older_than_seconds:
                     temp.unlink()
@@ -142,7 +128,7 @@ class BlobFolder:
         return self._blobs / check_tenant(tenant) / digest[:2] / digest
 
     def _holds(self, path: Path, num_bytes: int) -> bool:
-        """Whether a file has what its name says; read in pieces."""
+        """Whether a file has what its name says. Not behind the lock, for which all writers wait: it may be large."""
         try:
             if path.stat().st_size != num_bytes:
                 return False
@@ -150,6 +136,14 @@ class BlobFolder:
                 return hashlib.file_digest(stream, "sha256").hexdigest() == path.name
         except FileNotFoundError:
             return False
+
+    def _renewed(self, path: Path) -> bool:
+        """Make a file younger; False where it has gone."""
+        with self._locked(), contextlib.suppress(FileNotFoundError):
+            _renew(path)
+            sync_folder(path.parent)
+            return True
+        return False
 
     def _set_aside(self, tenant: str, path: Path) -> None:
         """Move a corrupt file away, unless a writer has replaced it by a good one in the meantime."""

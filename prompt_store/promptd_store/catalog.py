@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
-from promptd_store.base import Append, Check, Content, HasBlob, Lease, Put, Store
+from promptd_store.base import Append, Check, Content, HasBlob, Lease, Store
 from promptd_store.bounds import Bounds
 from promptd_store.cache import CacheStats
 from promptd_store.chains import check_front, exact_name, extend, in_front
@@ -29,13 +28,13 @@ from promptd_store.errors import (
 from promptd_store.listing import PromptListing
 from promptd_store.loader import ArtifactLoader
 from promptd_store.manifest import PromptKind
-from promptd_store.namebook import NameBook, StoredName
-from promptd_store.names import PromptRef, check_name, check_tenant, digest_key, parse_pin, version_key
+from promptd_store.namebook import NameBook
+from promptd_store.names import PromptRef
 from promptd_store.naming_blobs import naming_blobs
 from promptd_store.passing_thread import compute
-from promptd_store.preconditions import check_preconditions
-from promptd_store.publication import check_publication, is_same_publication
-from promptd_store.record import ANY_BASE, PromptName, PromptRecord, Visibility
+from promptd_store.pointers import Pointers
+from promptd_store.publication import check_publication
+from promptd_store.record import PromptRecord, Visibility
 from promptd_store.remembered import OUTAGE_SECONDS, RememberedNames
 from promptd_store.sharing import PromptShares
 from promptd_store.users import raise_if_erased, user_checks
@@ -67,6 +66,7 @@ class PromptCatalog:
         self._clock = clock
         self._names = NameBook(store)
         self._visible = VisiblePrompts(self._names, spec)
+        self._pointers = Pointers(self._names, self._visible, spec, clock)
         self._listing = PromptListing(self._names, spec)
         self._remembered = RememberedNames(outage_seconds)
         self.shares = PromptShares(self._names)
@@ -110,7 +110,7 @@ class PromptCatalog:
         all_checks = [*checks, *await user_checks(self.store, tenant, user)]
         front = await self._front(tenant, behind, visibility)
         before = (await self._names.read(tenant, name)).state
-        self._check_preconditions(before, if_match, if_none_match)
+        self._pointers.check(before, if_match, if_none_match)
         artifact = await self._decoded(content, kind, num_virtual_tokens, adapter_config)  # before a byte is written
         write = partial(
             write_draft,
@@ -128,31 +128,9 @@ class PromptCatalog:
             created_at=int(self._clock()),
         )
         draft = await (write() if examine is None else examined(self.store, examine(artifact), write))
-        base = draft.record.base_fingerprint or ANY_BASE
-
-        async def step(needs: Sequence[HasBlob], stored: StoredName) -> PromptRecord:
-            current = stored.state.current_for(self.spec.fingerprint)
-            self._check_preconditions(stored.state, if_match, if_none_match)
-            if current is not None and current.version == draft.record.version:
-                present = await self._names.version(tenant, name, current.number)
-                if present is not None and is_same_publication(present, draft.record):
-                    return current.applied_to(present)
-            number = stored.state.next_number
-            moved = stored.state.moved(base, number, draft.record.version, visibility)
-            record = replace(draft.record, number=number, etag=moved.current[base].etag)
-            puts = [
-                Put(version_key(tenant, name, number), record.to_bytes()),
-                Put(digest_key(tenant, name, record.version), str(number).encode()),
-            ]
-            event = self._event("prompt.published", record)
-            size = record.held_bytes
-            noted = () if note is None else (note(record),)
-            needed = [*all_checks, *needs]
-            await self._names.move(stored, moved, event, puts=puts, checks=needed, appends=noted, num_bytes=size)
-            return record
 
         async def move(needs: Sequence[HasBlob]) -> PromptRecord:
-            return await self._names.retry(tenant, name, partial(step, needs))
+            return await self._pointers.to_draft(draft, if_match, if_none_match, [*all_checks, *needs], note)
 
         try:
             return await naming_blobs(self.store, tenant, draft.blobs, move)
@@ -176,7 +154,7 @@ class PromptCatalog:
     ) -> PromptArtifact:
         """Check an upload as `publish` does, and store nothing."""
         check_publication(tenant, name, self._reserved_names, "private", None)
-        self._check_preconditions((await self._names.read(tenant, name)).state, if_match, if_none_match)
+        self._pointers.check((await self._names.read(tenant, name)).state, if_match, if_none_match)
         return await self._decoded(content, kind, num_virtual_tokens, adapter_config)
 
     async def resolve(self, tenant: str, ref: str) -> PromptRecord:
@@ -244,39 +222,13 @@ class PromptCatalog:
 
     async def rollback(self, tenant: str, name: str, to: int | str, *, if_match: str | None = None) -> PromptRecord:
         """Point the name to an earlier version, `3` or `sha256:…`, of this base model."""
-        number, version = parse_pin(str(to))
-        _check_owned(tenant, name)
-
-        async def step(stored: StoredName) -> PromptRecord:
-            record = await self._visible.find(tenant, name, number, version, viewer=tenant)
-            current = stored.state.current_for(self.spec.fingerprint)
-            if record is None:
-                raise PromptNotFoundError(f"no prompt '{name}@{to}'", param="prompt")
-            self._check_preconditions(stored.state, if_match)
-            if current is not None and current.number == record.number:
-                return current.applied_to(record)
-            base = record.base_fingerprint or ANY_BASE
-            moved = stored.state.moved(base, record.number, record.version, record.visibility)
-            await self._names.move(stored, moved, self._event("prompt.rolled_back", record))
-            return moved.current[base].applied_to(record)
-
-        return await self._names.retry(tenant, name, step)
+        return await self._pointers.back(tenant, name, to, if_match)
 
     async def delete(self, tenant: str, name: str, *, if_match: str | None = None) -> Records:
         """Delete a name with all its versions, for every base model; return them. Its numbers are never given again."""
-        _check_owned(tenant, name)
-
-        async def step(stored: StoredName) -> Records:
-            if not stored.state.current:
-                raise PromptNotFoundError(f"no prompt {name!r}", param="prompt")
-            self._check_preconditions(stored.state, if_match)
-            records = await self._names.versions(tenant, name)
-            await self._names.remove(stored, records, self._event("prompt.deleted", records[-1]))
-            for record in records:
-                self._loader.discard(record)
-            return records
-
-        return await self._names.retry(tenant, name, step)
+        records = await self._pointers.to_nothing(tenant, name, if_match)
+        self._loader.discard(records)
+        return records
 
     def forget(self, tenant: str, versions: Collection[str] | None = None) -> int:
         """Drop what this process has in memory of a tenant's prompts, or of some versions; return how many files."""
@@ -308,21 +260,3 @@ class PromptCatalog:
             raise
         check_front(front, visibility)
         return front
-
-    def _check_preconditions(self, state: PromptName, if_match: str | None, if_none_match: str | None = None) -> None:
-        current = state.current_for(self.spec.fingerprint)
-        check_preconditions(current.etag if current else None, if_match, if_none_match)
-
-    def _event(self, what: str, record: PromptRecord) -> dict[str, object]:
-        return {
-            "type": what,
-            "version": record.version,
-            "number": record.number,
-            "base_fingerprint": record.base_fingerprint,
-            "at": int(self._clock()),
-        }
-
-
-def _check_owned(tenant: str, name: str) -> None:
-    check_tenant(tenant)
-    check_name(name)

@@ -148,6 +148,7 @@ class TenantErasedError(StoreError):
 
     def __init__(self, tenant: str) -> None:
         super().__init__(f"tenant {tenant!r} was erased", param="tenant")
+        self.tenant = tenant
 
 
 class UserErasedError(StoreError):
@@ -162,6 +163,11 @@ class LeaseLostError(StoreError):
 
     default_status = 409
     default_code = "lease_lost"
+
+    @classmethod
+    def of(cls, key: str, owner: str, epoch: int) -> LeaseLostError:
+        """Say which lease."""
+        return cls(f"lease {key!r} of {owner!r} (epoch {epoch}) is lost", param=key)
 
 
 class BlobNotFoundError(StoreError):

@@ -70,11 +70,8 @@ async def drop_unnamed(store: Store, tenant: str, digests: Collection[str]) -> i
     One that is put or named meanwhile stays. What was set aside of them goes, too.
     """
     last_puts = {digest: info.last_put for digest in digests if (info := await store.find_blob(tenant, digest))}
-    unnamed, after = set(digests), ""
-    while unnamed and (page := await store.scan(f"{{{tenant}}}:", after=after, limit=PAGE)):
-        for record in page:
-            unnamed -= digests_of(record.value)
-        after = page[-1].key
+    unnamed = set(digests)
+    await show_records(store, tenant, lambda record: unnamed.difference_update(digests_of(record.value)))
     num_deleted = 0
     for digest in sorted(unnamed):
         if digest in last_puts:

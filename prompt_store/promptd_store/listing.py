@@ -85,9 +85,13 @@ class _OwnNames:
         self._tenant = tenant
         self._passed = after
         self._search = search
+        self._is_whole = False
 
     async def next(self, num: int) -> list[StoredName]:
+        if self._is_whole:  # a search that found few has looked at all
+            return []
         found = await self._names.names(self._tenant, after=self._passed, limit=num, search=self._search)
+        self._is_whole = len(found) < num
         self._passed = found[-1].name if found else self._passed
         return found
 

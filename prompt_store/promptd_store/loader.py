@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import cast
 
 from promptd_store.artifact import BaseModelSpec, PromptArtifact
@@ -40,10 +40,11 @@ class ArtifactLoader:
         owner = record.granted_to or record.tenant
         return await self._cache.get(_key(record), lambda: self._read(record), owner=owner)
 
-    def discard(self, record: PromptRecord) -> None:
-        """Forget the artifact of a record, for all who see it."""
+    def discard(self, records: Iterable[PromptRecord]) -> None:
+        """Forget the artifacts of records, for all who see them."""
+        gone = {_key(record)[:-1] for record in records}
         for key in self._keys:
-            if key[:-1] == _key(record)[:-1]:
+            if key[:-1] in gone:
                 self._cache.discard(key)
 
     def forget(self, tenant: str, versions: Collection[str] | None) -> int:

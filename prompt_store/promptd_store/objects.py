@@ -13,7 +13,7 @@ from promptd_store.base import Content
 from promptd_store.blobs import corpses, delete_corpses
 from promptd_store.errors import StoreAddressError, StoreUnavailableError
 from promptd_store.names import PUBLIC_TENANT
-from promptd_store.synced import SyncedFolders, sync_folder, write_synced
+from promptd_store.synced import SyncedTree, sync_folder
 
 _S3_CONFIG = {"connect_timeout": 3, "read_timeout": 8, "retries": {"mode": "standard", "total_max_attempts": 2}}
 _S3_TRIES = 2
@@ -61,20 +61,11 @@ class FolderObjects:
                 sync_folder(root.parent)
         except OSError as error:
             raise StoreUnavailableError(f"cannot open the blobs' folder {root}: {error.strerror}") from error
-        self._folders = SyncedFolders(self._root)
+        self._tree = SyncedTree(self._root)
 
     def put(self, name: str, data: Content) -> None:
-        """Write, sync, name, sync the name."""
-        path = self._root / name
-        self._folders.make(path.parent)
-        temp = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
-        try:
-            write_synced(temp, data)
-            temp.rename(path)
-            sync_folder(path.parent)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
+        """Write a file."""
+        self._tree.write(self._root / name, data)
 
     def get(self, name: str) -> bytes:
         """Read a file."""

@@ -27,7 +27,7 @@ async def open_store(
     scheme, separator, _ = address.partition("://")
     if not separator:
         if blobs is not None:
-            raise StoreAddressError("a store in a folder keeps its blobs there: blobs is for redis://")
+            raise StoreAddressError("a store in a folder keeps its blobs there: blobs (PROMPTD_BLOBS) is for redis://")
         return await asyncio.to_thread(EmbeddedStore, Path(address))
     if scheme.removesuffix("+sentinel") not in ("redis", "rediss"):
         raise StoreAddressError(f"store {scheme}:// is neither a folder nor redis://, rediss:// or …+sentinel://")

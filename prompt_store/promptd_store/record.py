@@ -57,6 +57,10 @@ class PromptRecord:
         """Whether its owner shares it with the tenant that asked for it."""
         return self.granted_to is not None
 
+    def name_for(self, viewer: str) -> str:
+        """Return what a tenant names it by: `name`, or `owner/name` where it is another's."""
+        return self.name if self.tenant == viewer else f"{self.tenant}/{self.name}"
+
     @property
     def digests(self) -> set[str]:
         """The blobs that it needs."""

@@ -202,9 +202,7 @@ class RecordFile:
         if isinstance(check, Lease):
             row = self._connection.execute("SELECT owner, epoch FROM leases WHERE key = ?", (check.key,)).fetchone()
             if row != (check.owner, check.epoch):
-                raise LeaseLostError(
-                    f"lease {check.key!r} of {check.owner!r} (epoch {check.epoch}) is lost", param=check.key
-                )
+                raise LeaseLostError.of(check.key, check.owner, check.epoch)
             return
         record = self.get(check.key)
         actual = None if record is None else record.etag

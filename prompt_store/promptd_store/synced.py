@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import uuid
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from promptd_store.base import Content
+
+TEMP = ".tmp-"
+"""What the name of a file begins with that is being written."""
 
 
 def write_synced(path: Path, data: Content) -> None:
@@ -25,14 +30,27 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class SyncedFolders:
-    """Folders `<tenant>/<aa>` below a root, which is there and whose own name is durable."""
+class SyncedTree:
+    """Files `<tenant>/<aa>/<rest>` below a root, which is there and whose own name is durable."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._synced: set[Path] = set()
 
-    def make(self, folder: Path) -> None:
+    def write(self, path: Path, data: Content, naming: AbstractContextManager[None] | None = None) -> None:
+        """Write a file that is there whole or not at all; durable on return. It gets its name within `naming`."""
+        self._make(path.parent)
+        temp = path.with_name(f"{TEMP}{uuid.uuid4().hex}")
+        try:
+            write_synced(temp, data)
+            with naming or nullcontext():
+                temp.rename(path)
+                sync_folder(path.parent)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+
+    def _make(self, folder: Path) -> None:
         """Make a folder whose own name is durable; each process makes sure of that itself, once.
 
         That it is there says nothing: another process may have made it and not synced it yet.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from promptd_store import BaseModelSpec, EmbeddedStore, PromptCatalog, Store
-from promptd_store.objects import FolderObjects
+from promptd_store.objects import BucketObjects, FolderObjects, Objects
 from promptd_store.redis_backend.store import RedisStore
 
 from tests.redis_server import RedisServer, running_redis
@@ -50,7 +50,10 @@ def bucket(s3: S3Server) -> str:
     return f"s3://{name}/blobs"
 
 
-@pytest.fixture(params=["embedded", "redis", "redis with a folder"])
+BACKENDS = ["embedded", "redis", "redis with a folder", pytest.param("redis with a bucket", marks=pytest.mark.long)]
+
+
+@pytest.fixture(params=BACKENDS)
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StoreFactory]:
     """A function that opens the same store once more, as another process would. A new backend adds a branch here."""
     async with contextlib.AsyncExitStack() as stack:
@@ -62,7 +65,11 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
                 store = EmbeddedStore(tmp_path / "store", poll_seconds=0.01)
             else:
                 server = request.getfixturevalue("redis_server")
-                objects = FolderObjects(tmp_path / "blobs") if request.param == "redis with a folder" else None
+                objects: Objects | None = None
+                if request.param == "redis with a folder":
+                    objects = FolderObjects(tmp_path / "blobs")
+                elif request.param == "redis with a bucket":
+                    objects = BucketObjects(request.getfixturevalue("bucket"))
                 store = await RedisStore.open(f"{server.url}?prefix={prefix}", objects=objects, inline_bytes=0)
             stack.push_async_callback(store.close)
             return store

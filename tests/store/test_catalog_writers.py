@@ -38,23 +38,25 @@ async def test_preconditions(catalog: PromptCatalog) -> None:
         await catalog.publish("acme", "tone", soft_file(3), if_match=third.etag)
 
 
-async def test_if_match_has_one_winner(open_store: StoreFactory) -> None:
+@pytest.mark.parametrize(("num_writers", "num_rounds"), [(6, 4), pytest.param(50, 100, marks=pytest.mark.long)])
+async def test_if_match_has_one_winner(open_store: StoreFactory, num_writers: int, num_rounds: int) -> None:
     """Of writers over two stores that all saw the same etag, exactly one wins each round."""
     catalogs = [PromptCatalog(await open_store(), SPEC) for _ in range(2)]
     etag = (await catalogs[0].publish("acme", "tone", soft_file(0))).etag
-    for round_number in range(4):
+    for round_number in range(num_rounds):
 
-        async def attempt(writer: int, seen: str = etag, base: int = 10 * round_number) -> str | None:
+        async def attempt(writer: int, seen: str = etag, first: int = 1 + num_writers * round_number) -> str | None:
             try:
-                record = await catalogs[writer % 2].publish("acme", "tone", soft_file(1 + base + writer), if_match=seen)
+                content = soft_file(first + writer)
+                record = await catalogs[writer % 2].publish("acme", "tone", content, if_match=seen)
                 return record.etag
             except PreconditionFailedError:
                 return None
 
-        won = [one for one in await asyncio.gather(*map(attempt, range(6))) if one is not None]
+        won = [one for one in await asyncio.gather(*map(attempt, range(num_writers))) if one is not None]
         assert len(won) == 1
         etag = won[0]
-    assert (await catalogs[0].resolve("acme", "tone")).number == 5
+    assert (await catalogs[0].resolve("acme", "tone")).number == num_rounds + 1
 
 
 async def test_unconditional_writers_all_succeed(open_store: StoreFactory) -> None:

@@ -5,15 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
-from promptd_store import Append, BlobCorruptError, BlobNotFoundError, EmbeddedStore, Put, Store, StoreUnavailableError
+from promptd_store import (
+    Append,
+    BlobCorruptError,
+    BlobNotFoundError,
+    EmbeddedStore,
+    HasBlob,
+    Put,
+    Store,
+    StoreUnavailableError,
+)
 
+from tests.patience import PATIENCE_SECONDS
 from tests.store.forge import Forge
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +116,28 @@ async def test_failed_sync_is_not_acknowledged(store: Store, tmp_path: Path, mon
     assert caught.value.retryable and caught.value.status == 503
     assert blob_files(tmp_path) == []
     await store.put_blob("acme", b"x")
+
+
+async def test_what_is_put_again_holds_nobody_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file that is there already is read, which takes long where it is large, others write."""
+    await store.put_blob("acme", b"large")
+    is_read, go_on, digest_of = threading.Event(), threading.Event(), hashlib.file_digest
+
+    def slow(stream: BinaryIO, name: str) -> object:
+        is_read.set()
+        go_on.wait(PATIENCE_SECONDS)
+        return digest_of(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", slow)
+    again = asyncio.create_task(store.put_blob("acme", b"large"))
+    try:
+        assert await asyncio.to_thread(is_read.wait, PATIENCE_SECONDS)
+        async with asyncio.timeout(PATIENCE_SECONDS / 2):
+            small = await store.put_blob("acme", b"small")
+            await store.transact([HasBlob("acme", small)], [Put("{acme}:k", b"v")])
+    finally:
+        go_on.set()
+    assert await store.get_blob("acme", await again) == b"large"
 
 
 async def test_leftovers_of_killed_writers_are_removed(store: Store, tmp_path: Path) -> None:

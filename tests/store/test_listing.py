@@ -193,6 +193,7 @@ async def test_a_page_reads_what_it_shows(store: Store) -> None:
     ):
         ids, num_calls, num_records = await costs(**what)
         assert (ids[0], len(ids), num_calls, num_records) == (first, 50, 2, 102), what
+    assert await costs(search="user-0999") == (["user-0999"], 5, 2 + 100), "what finds few looks at no name twice"
     ids, num_calls, num_records = await costs(after=parse_name("zoe/public-0199"))
     assert ids == [f"zoe/public-{number:04}" for number in range(200, 250)]
     assert num_calls == 5 and num_records == 100 + 1 + 3 * 51, "all that is granted, the cursor's, and three a line"

@@ -61,7 +61,7 @@ def test_a_power_cut_takes_nothing_acknowledged(tmp_path: Path, monkeypatch: pyt
     controls: list[tuple[Any, str, Callable[..., Any]]] = [
         (objects, "sync_folder", lambda folder: None),
         (synced, "sync_folder", lambda folder: None),
-        (objects, "write_synced", Path.write_bytes),
+        (synced, "write_synced", Path.write_bytes),
     ]
     for number, control in enumerate(controls):
         with monkeypatch.context() as careless:

@@ -22,7 +22,10 @@ from promptd_store import (
 from promptd_store.redis_backend import link
 from promptd_store.redis_backend.store import CONNECT_SECONDS, RedisStore
 from promptd_store.redis_backend.target import parse_target
+from typer.testing import CliRunner
 
+from promptd.cli import app
+from promptd.commands.doctor import check_store
 from tests.ports import free_port
 from tests.redis_server import RedisServer, running_redis
 
@@ -95,6 +98,19 @@ async def test_every_fault_has_its_line(server: RedisServer) -> None:
         assert len(str(caught.value).splitlines()) == 2
     finally:
         cli(server, "config", "set", "appendonly", "yes", "maxmemory-policy", "noeviction")
+
+
+def test_a_volatile_redis_from_the_terminal(server: RedisServer) -> None:
+    """Commands take what the servers were told to take, and say each fault; else they refuse it."""
+    cli(server, "config", "set", "appendonly", "no")
+    try:
+        for allowed, code, verdict in ((False, 1, "FAIL"), (True, 0, "warn")):
+            told = {"PROMPTD_ALLOW_VOLATILE_STORE": str(allowed)}
+            done = CliRunner().invoke(app, ["store", "verify", "--store", server.url], env=told)
+            assert done.exit_code == code and "set appendonly yes" in " ".join(done.output.split()), done.output
+            assert check_store(server.url, None, allowed).verdict == verdict
+    finally:
+        cli(server, "config", "set", "appendonly", "yes")
 
 
 async def test_a_newer_release_has_written_it(server: RedisServer) -> None:

@@ -212,6 +212,10 @@ def test_the_commands_find_large_files(
     run("backup", str(tmp_path / "backup"))
     monkeypatch.delenv("PROMPTD_BLOBS")
     run("verify", "--store", str(tmp_path / "backup"))
+    monkeypatch.setenv("PROMPTD_STORE", f"{redis_server.url}?prefix={uuid.uuid4().hex}:")
+    monkeypatch.setenv("PROMPTD_BLOBS", str(tmp_path / "another"))
+    run("restore", str(tmp_path / "backup"))
+    run("verify")
     (tmp_path / "file").write_text("x")
     for store, blobs in ((url, tmp_path / "file"), (str(tmp_path / "backup"), place)):
         assert check_store(store, str(blobs)).verdict == "FAIL"

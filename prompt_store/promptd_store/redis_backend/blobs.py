@@ -20,8 +20,9 @@ from promptd_store.blobs import QUARANTINE_SECONDS, digest_hex
 from promptd_store.errors import BlobCorruptError, BlobNotFoundError, StoreUnavailableError, TenantErasedError
 from promptd_store.names import check_tenant
 from promptd_store.objects import Objects
-from promptd_store.redis_backend import scripts
+from promptd_store.redis_backend import blob_scripts as scripts
 from promptd_store.redis_backend.link import RedisLink
+from promptd_store.redis_backend.scripts import Script
 
 INLINE_BYTES = 1 << 20
 """Blobs up to this size lie in Redis, where there is another place for larger ones."""
@@ -71,7 +72,9 @@ class RedisBlobs:
                 break
             await asyncio.sleep(POLL_SECONDS)
         if found is None:
-            return ["large files lie elsewhere: give all servers and workers the same place (blobs)"]
+            key = self._prefix + "place"
+            what = "large files lie elsewhere: give all servers and workers the same place (blobs)"
+            return [f"{what}; where it was never used, or is gone for good, delete Redis' key {key!r}"]
         if found.decode() != wanted:
             return [
                 f"the blobs' place is another store's: take an empty one, or delete its {MARK!r} if that one is gone"
@@ -224,7 +227,7 @@ class RedisBlobs:
             what = getattr(error, "strerror", None) or type(error).__name__
             raise StoreUnavailableError(f"the blobs' place failed: {what}") from error
 
-    async def _step(self, script: scripts.Script, tenant: str, *args: str | Content | int) -> Any:
+    async def _step(self, script: Script, tenant: str, *args: str | Content | int) -> Any:
         return await self._link.script(script, self._index(tenant), self._prefix, tenant, *args)
 
     def _index(self, tenant: str) -> str:

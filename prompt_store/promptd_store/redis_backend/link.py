@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -56,6 +57,23 @@ class RedisLink:
         self._probe: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
         self._is_closed = False
+
+    async def connect(self, seconds: float) -> None:
+        """Wait so long for the first answer; raises `StoreUnavailableError`."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                await self.command("PING")
+                return
+            except StoreUnavailableError as error:
+                if not self.is_up:  # else it has answered: it refuses, and would again
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                            await self.until_up()
+                    if self.is_up:
+                        continue
+                cause = error.__cause__ or error
+                raise StoreUnavailableError(f"no store at {self._target.shown}: {cause}") from error
 
     @property
     def is_up(self) -> bool:

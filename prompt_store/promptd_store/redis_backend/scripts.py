@@ -1,10 +1,10 @@
 """The atomic steps, in Lua, of commands no newer than Redis 7.0. Redis runs one at a time: each leaves a whole state.
 
-Keys, behind the prefix: `tick` the newest number given; `record:<key>` etag, newline, value; `records` all keys, for
-ranges; `log:<log>` a stream whose ids are seqs; `logs` all logs; `feed` a short stream of what was appended where;
-`lease:<key>` a hash; `blob:<tenant>:<hex>` bytes; `blobs:<tenant>` a hash of what there is; `done:<nonce>` the answer
-of a transaction, for a caller that never got it; `deleted` how much was deleted since its files were rewritten;
-`place` the mark of the place where large blobs lie; `quarantine:…` corrupt bytes.
+Those of blobs are in `blob_scripts`. Keys, behind the prefix: `tick` the newest number given; `record:<key>` etag,
+newline, value; `records` all keys, for ranges; `log:<log>` a stream whose ids are seqs; `logs` all logs; `feed` a short
+stream of what was appended where; `lease:<key>` a hash; `blob:<tenant>:<hex>` bytes; `blobs:<tenant>` a hash of what
+there is; `done:<nonce>` the answer of a transaction, for a caller that never got it; `deleted` how much was deleted
+since its files were rewritten; `place` the mark of the place where large blobs lie; `quarantine:…` corrupt bytes.
 
 etags, seqs and lease epochs are ticks: microseconds of the server's clock, one more where that would not grow. So they
 do not come back either where a failover has lost the newest writes.
@@ -16,7 +16,6 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from promptd_store.blobs import QUARANTINE_SECONDS
 from promptd_store.names import ERASED, PUBLIC_TENANT
 
 FEED_LENGTH = 10_000
@@ -24,7 +23,7 @@ DONE_SECONDS = 60
 MOST_LOOKED_AT = 5000
 """Keys that a search passes before it lets others have their turn."""
 
-_TOMBSTONES = f"p .. 'record:{ERASED}'"
+TOMBSTONES = f"p .. 'record:{ERASED}'"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Script:
         return hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - Redis' own naming
 
 
-_CLOCK = """
+CLOCK = """
 local p = ARGV[1]
 local function now()
   local time = redis.call('TIME')
@@ -50,7 +49,7 @@ local function whole(number) return string.format('%.0f', number) end
 """
 
 _TICK = (
-    _CLOCK
+    CLOCK
     + """
 local function tick()
   local number = math.max(now(), tonumber(redis.call('GET', KEYS[1]) or '0') + 1)
@@ -93,7 +92,7 @@ end
 local known = {{}}
 local function erased(key)
   local tenant = string.match(key, '^{{([^}}]*)}}')
-  if tenant and known[tenant] == nil then known[tenant] = redis.call('EXISTS', {_TOMBSTONES} .. tenant) == 1 end
+  if tenant and known[tenant] == nil then known[tenant] = redis.call('EXISTS', {TOMBSTONES} .. tenant) == 1 end
   return tenant and known[tenant] and tenant
 end
 local behind = at
@@ -159,11 +158,12 @@ return answer
 SCAN = Script(
     f"""
 local p, limit, wanted, from = ARGV[1], tonumber(ARGV[4]), ARGV[5], ARGV[6] + 1
+local find, lower = string.find, string.lower
 local most = wanted == '' and limit or {MOST_LOOKED_AT}
 local keys = redis.call('ZRANGEBYLEX', p .. 'records', ARGV[2], ARGV[3], 'LIMIT', 0, most)
 local answer = {{#keys == most and keys[most] or ''}}
 for _, key in ipairs(keys) do
-  if string.find(string.lower(string.sub(key, from)), wanted, 1, true) then
+  if find(lower(key), wanted, from, true) then
     answer[#answer + 1] = key
     answer[#answer + 1] = redis.call('GET', p .. 'record:' .. key)
     if #answer > 2 * limit then
@@ -195,7 +195,7 @@ return {epoch, expires}
 
 # ARGV: prefix, key, owner, epoch, ttl in microseconds. Answers the expiry; nothing where it is lost.
 RENEW = Script(
-    _CLOCK
+    CLOCK
     + """
 local key = p .. 'lease:' .. ARGV[2]
 local lease = redis.call('HMGET', key, 'owner', 'epoch')
@@ -259,104 +259,6 @@ return num
 """
 )
 
-_BLOB = (
-    _CLOCK
-    + f"local function erased() return redis.call('EXISTS', {_TOMBSTONES} .. ARGV[2]) == 1 end"
-    + """
-local index, hex = p .. 'blobs:' .. ARGV[2], ARGV[3]
-local blob = p .. 'blob:' .. ARGV[2] .. ':' .. hex
-local function entry()
-  local stored = redis.call('HGET', index, hex)
-  if not stored then return end
-  return string.match(stored, '^(%d+) (%d+) (.*)$')
-end
-local function enter(size, place)
-  redis.call('HSET', index, hex, whole(now()) .. ' ' .. size .. ' ' .. place)
-end
-"""
-)
-
-# ARGV: prefix, tenant, hex, bytes. Answers the place of other bytes that these replace; nothing for an erased tenant.
-PUT_BLOB = Script(
-    _BLOB
-    + """
-if erased() then return false end
-local _, _, place = entry()
-redis.call('SET', blob, ARGV[4])
-enter(#ARGV[4], '')
-return place or ''
-"""
-)
-
-# ARGV: prefix, tenant, hex, size, place of the bytes outside. Answers the place that it replaces, or nothing as above.
-PLACE_BLOB = Script(
-    _BLOB
-    + """
-if erased() then return false end
-local _, _, place = entry()
-redis.call('DEL', blob)
-enter(ARGV[4], ARGV[5])
-return place or ''
-"""
-)
-
-# ARGV: prefix, tenant, hex, place. Answers 1 where the blob is still there, and now younger.
-RENEW_BLOB = Script(
-    _BLOB
-    + """
-local _, size, place = entry()
-if place ~= ARGV[4] then return 0 end
-enter(size, place)
-return 1
-"""
-)
-
-# ARGV: prefix, tenant, hex. Answers nothing, or the place and the bytes that lie here.
-GET_BLOB = Script(
-    _BLOB
-    + """
-local _, _, place = entry()
-if not place then return false end
-return {place, redis.call('GET', blob) or false}
-""",
-    writes=False,
-)
-
-# ARGV: prefix, tenant, hex, least age in microseconds, when it was last put (or empty). Answers the place of what was
-# deleted.
-DELETE_BLOB = Script(
-    _BLOB
-    + """
-local put_at, _, place = entry()
-if not place or now() - tonumber(put_at) < tonumber(ARGV[4]) then return false end
-if ARGV[5] ~= '' and ARGV[5] ~= put_at then return false end
-redis.call('HDEL', index, hex)
-redis.call('DEL', blob)
-redis.call('INCR', p .. 'deleted')
-return place
-"""
-)
-
-# ARGV: prefix, tenant, hex, place, sha1 of the corrupt bytes. Sets aside what lies here, unless it was replaced since.
-QUARANTINE_BLOB = Script(
-    _BLOB
-    + f"""
-local _, _, place = entry()
-if place ~= ARGV[4] then return 0 end
-if place == '' then
-  local data = redis.call('GET', blob)
-  if data and redis.sha1hex(data) ~= ARGV[5] then return 0 end
-  if data then
-    local aside = p .. 'quarantine:' .. ARGV[2] .. ':' .. hex .. ':' .. whole(now())
-    redis.call('RENAME', blob, aside)
-    redis.call('EXPIRE', aside, {round(QUARANTINE_SECONDS)})
-  end
-end
-redis.call('HDEL', index, hex)
-return 1
-"""
-)
-
 # ARGV: prefix, lowest, highest key (as ZRANGEBYLEX takes them), limit. Answers how many records went.
 ERASE_RECORDS = Script(
     """
@@ -384,14 +286,3 @@ redis.call('INCRBY', p .. 'deleted', num)
 return num
 """
 )
-
-# KEYS: place. ARGV: a mark, for the first who comes. Answers the store's mark, behind `pending` while it is left there.
-PLACE = Script(
-    """
-redis.call('SET', KEYS[1], 'pending ' .. ARGV[1], 'NX')
-return redis.call('GET', KEYS[1])
-"""
-)
-
-# KEYS: place. ARGV: the mark, which is there now.
-SETTLE = Script("return redis.call('SET', KEYS[1], ARGV[1])")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from promptd_store.base import (
@@ -15,23 +12,12 @@ from promptd_store.base import (
     Condition,
     Content,
     Event,
-    HasBlob,
     Lease,
     Put,
     Record,
     Subscription,
 )
-from promptd_store.blobs import digest_hex
-from promptd_store.errors import (
-    BlobNotFoundError,
-    CheckFailedError,
-    LeaseLostError,
-    LimitReachedError,
-    StoreError,
-    StoreUnavailableError,
-    TenantErasedError,
-    VolatileStoreError,
-)
+from promptd_store.errors import LeaseLostError, StoreError, StoreUnavailableError, VolatileStoreError
 from promptd_store.names import check_tenant
 from promptd_store.objects import Objects
 from promptd_store.redis_backend import scripts
@@ -41,6 +27,7 @@ from promptd_store.redis_backend.events import Feed, RedisSubscription
 from promptd_store.redis_backend.link import RedisLink
 from promptd_store.redis_backend.rewriting import rewrite
 from promptd_store.redis_backend.target import RedisTarget, parse_target
+from promptd_store.redis_backend.transaction import outcome_of, words_of
 
 SCHEMA_VERSION = 1
 CONNECT_SECONDS = 10.0
@@ -80,7 +67,7 @@ class RedisStore:
         """
         store = cls(parse_target(address), objects, inline_bytes)
         try:
-            await store._connected(connect_seconds)
+            await store._link.connect(connect_seconds)
             found = await faults(store._link, store.target.num_replicas)
             if not found or allow_volatile:  # else nothing is written to it
                 found += await store._blobs.faults()
@@ -185,7 +172,7 @@ class RedisStore:
             scripts.RENEW, self._tick, self._prefix, lease.key, lease.owner, lease.epoch, ttl
         )
         if expires is None:
-            raise _lost(lease.key, lease.owner, lease.epoch)
+            raise LeaseLostError.of(lease.key, lease.owner, lease.epoch)
         return Lease(lease.key, lease.owner, lease.epoch, int(expires) / MICROSECONDS)
 
     async def release_lease(self, lease: Lease) -> None:
@@ -263,36 +250,8 @@ class RedisStore:
         appends: Sequence[Append],
         adds: Sequence[Add],
     ) -> tuple[str, list[int]]:
-        words: list[str | bytes | int] = [
-            self._prefix, secrets.token_hex(16), len(checks), len(adds), len(deletes), len(puts), len(appends)
-        ]  # fmt: skip
-        for check in checks:
-            if isinstance(check, Lease):
-                words += ["lease", check.key, check.owner, check.epoch]
-            elif isinstance(check, HasBlob):
-                words += ["blob", check_tenant(check.tenant), digest_hex(check.digest), ""]
-            else:
-                words += ["record", check.key, check.etag or "", ""]
-        for add in adds:
-            words += [add.key, add.amount, add.limit_key or ""]
-        words += deletes
-        for put in puts:
-            words += [put.key, put.value]
-        for append in appends:
-            words += [append.log, append.payload]
-        answer = await self._link.script(scripts.TRANSACT, self._tick, *words)
-        outcome, *rest = [word.decode() for word in answer]
-        if outcome == "lost":
-            raise _lost(rest[0], rest[1], int(rest[2]))
-        if outcome == "check":
-            raise CheckFailedError(rest[0], rest[1] or None, rest[2] or None)
-        if outcome == "blob":
-            raise BlobNotFoundError(f"no blob sha256:{rest[0]}", param=f"sha256:{rest[0]}")
-        if outcome == "erased":
-            raise TenantErasedError(rest[0])
-        if outcome == "limit":
-            raise LimitReachedError(rest[0], *map(int, rest[1:]))
-        return rest[0], [int(seq) for seq in rest[1:]]
+        words = words_of(checks, puts, deletes, appends, adds)
+        return outcome_of(await self._link.script(scripts.TRANSACT, self._tick, self._prefix, *words))
 
     async def _read_log(self, prefix: str, after: int, limit: int) -> tuple[list[Event], int]:
         """Return events in order and the seq up to which nothing was left out."""
@@ -309,23 +268,6 @@ class RedisStore:
 
     async def _newest(self) -> int:
         return int(await self._link.command("GET", self._tick) or 0)
-
-    async def _connected(self, connect_seconds: float) -> None:
-        """Wait for the first answer."""
-        until = time.monotonic() + connect_seconds
-        while True:
-            try:
-                await self._link.command("PING")
-                return
-            except StoreUnavailableError as error:
-                if not self._link.is_up:  # else it has answered: it refuses, and would again
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(max(0.0, until - time.monotonic())):
-                            await self._link.until_up()
-                    if self._link.is_up:
-                        continue
-                cause = error.__cause__ or error
-                raise StoreUnavailableError(f"no store at {self.target.shown}: {cause}") from error
 
     async def _check_schema(self) -> None:
         key = self._prefix + "schema"
@@ -351,7 +293,3 @@ def _record(key: str, stored: bytes) -> Record:
 
 def _event(seq: bytes, log: str, payload: bytes) -> Event:
     return Event(int(seq), log, payload, int(seq) / MICROSECONDS)
-
-
-def _lost(key: str, owner: str, epoch: int) -> LeaseLostError:
-    return LeaseLostError(f"lease {key!r} of {owner!r} (epoch {epoch}) is lost", param=key)
