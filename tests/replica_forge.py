@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import promptd.app  # noqa: F401 - imported here, once for all servers
+from promptd import logs
 from promptd.commands.launch import listen
 from promptd.commands.serve import _start
 from promptd.commands.worker import run_worker
@@ -61,6 +62,7 @@ def become(order: dict[str, object]) -> int:
         if order.get("worker"):
             import asyncio
 
+            logs.configure(secrets=settings.secrets)
             asyncio.run(run_worker(settings))
         else:
             with listen(settings.host, settings.port) as listener:

@@ -148,6 +148,8 @@ class Settings(BaseSettings):
     def _check_secrets(self) -> Settings:
         if self.admin_key is not None and len(self.admin_key.get_secret_value()) < MIN_KEY_CHARS:
             raise ValueError(f"PROMPTD_ADMIN_KEY has fewer than {MIN_KEY_CHARS} characters")
+        if len(set(self.secrets)) < len(self.secrets):
+            raise ValueError("one secret for two purposes: admin key, key secret and the keys of tenants must differ")
         if not self.is_loopback and any(one.startswith(PLACEHOLDER) for one in self.secrets):
             raise ValueError(
                 f"host {self.host!r} is reachable from outside, and a key still begins with {PLACEHOLDER!r}, as in an "
@@ -175,9 +177,21 @@ def parse_keys(value: SecretStr) -> dict[str, str]:
     keys: dict[str, str] = {}
     for number, entry in enumerate(filter(None, (part.strip() for part in value.get_secret_value().split(","))), 1):
         tenant, separator, key = entry.partition(":")
-        if not separator or not tenant or len(key) < MIN_KEY_CHARS:
+        if not separator or len(key) < MIN_KEY_CHARS:
             raise ValueError(f"entry {number} is not tenant:key with a key of at least {MIN_KEY_CHARS} characters")
+        if not _is_tenant(tenant):
+            raise ValueError(f"entry {number} names no tenant: 1 to 64 letters, digits, '.', '_' or '-', not 'public'")
         if key in keys:
             raise ValueError(f"entry {number} repeats a key")
         keys[key] = tenant
     return keys
+
+
+def _is_tenant(name: str) -> bool:
+    from promptd_store import PromptNameError
+    from promptd_store.names import PUBLIC_TENANT, check_tenant
+
+    try:
+        return check_tenant(name) != PUBLIC_TENANT
+    except PromptNameError:
+        return False

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from promptd_store import EmbeddedStore
+from promptd_store import EmbeddedStore, StoreUnavailableError
+
+from promptd.errors import RateLimitError
 
 T = TypeVar("T")
 
@@ -49,3 +51,29 @@ def with_store(folder: Path, what: Callable[[EmbeddedStore], Awaitable[T]]) -> T
             return await what(store)
 
     return asyncio.run(run())
+
+
+async def is_given(asked: Awaitable[object]) -> bool:
+    """Whether what was asked for was given, and not refused for a limit."""
+    try:
+        await asked
+    except RateLimitError:
+        return False
+    return True
+
+
+def counted(store: EmbeddedStore, what: str = "transact") -> list[int]:
+    """Count the store's transactions, or other calls, from now on."""
+    counts, call = [0], getattr(store, what)
+
+    async def counting(*arguments: object, **options: object) -> object:
+        counts[0] += 1
+        return await call(*arguments, **options)
+
+    setattr(store, what, counting)
+    return counts
+
+
+async def refuse(*arguments: object, **options: object) -> None:
+    """Be a store that is away."""
+    raise StoreUnavailableError("away")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from promptd_store import EmbeddedStore, StoreUnavailableError
+import pytest
+from promptd_store import EmbeddedStore
 
 from promptd.tenancy import PlacePool
 from promptd.tenancy.parted import HOLD_SECONDS, LOOK_SECONDS
-from tests.tenancy.conftest import Clock, opened, with_store
+from tests.tenancy.conftest import Clock, counted, opened, refuse, with_store
 
 LIMIT = 4
 
@@ -89,49 +90,42 @@ def test_nobody_waits_nobody_asks(tmp_path: Path, clock: Clock) -> None:
     """What runs at once, and a limit of 0, cost the store nothing; a flood of refusals one look."""
 
     async def run(store: EmbeddedStore) -> None:
-        looks = 0
-        get = store.get
-
-        async def counting(key: str) -> object:
-            nonlocal looks
-            looks += 1
-            return await get(key)
-
-        store.get = counting  # type: ignore[assignment, method-assign]
+        looks = counted(store, "get")
         server = Server(store, "one", clock)
         assert await server.arrive(0) == 0
         assert await server.arrive(5, limit=0) == 0
-        assert looks == 0 and server.num_refused == 5
+        assert looks == [0] and server.num_refused == 5
         await server.arrive(LIMIT)
-        assert looks == 1
+        assert looks == [1]
         for _ in range(50):
             assert await server.arrive(3) == LIMIT
-        assert looks == 1
+        assert looks == [1]
         assert await server.arrive(0, limit=2) == 2  # a lowered limit holds at once
 
     with_store(tmp_path, run)
 
 
-def test_a_store_that_is_away(tmp_path: Path, clock: Clock) -> None:
-    """Who has a place keeps it, nobody gets a new one; a place that may be another's by now is given to nobody."""
+def test_a_store_that_is_away(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each server lets the limit wait, whatever places it had; then those that still wait have theirs in the store."""
 
     async def run(store: EmbeddedStore) -> None:
-        server = Server(store, "one", clock)
-        assert await server.arrive(2) == 2
-        get = store.get
-
-        async def away(key: str) -> None:
-            raise StoreUnavailableError("away")
-
-        store.get = away  # type: ignore[assignment, method-assign]
-        assert await server.arrive(2) == 2
-        clock.now += HOLD_SECONDS + 1
-        server.step()
-        assert server.num_waiting == 2
-        server.num_waiting = 1
-        server.step()
-        assert await server.arrive(1) == 1
-        store.get = get  # type: ignore[method-assign]
-        assert await server.arrive(5) == LIMIT
+        async with opened(tmp_path) as second:
+            one, two = Server(store, "one", clock), Server(second, "two", clock)
+            assert [await one.arrive(1), await two.arrive(LIMIT)] == [1, LIMIT - 1]
+            clock.now += 2 * LOOK_SECONDS
+            with monkeypatch.context() as away:
+                for broken in (store, second):
+                    away.setattr(broken, "get", refuse)
+                assert [await server.arrive(LIMIT + 1) for server in (one, two)] == [LIMIT, LIMIT]
+                clock.now += HOLD_SECONDS + 1
+                one.step()
+                assert one.num_waiting == LIMIT
+                one.num_waiting = two.num_waiting = 1  # the others run
+                one.step()
+                assert [await one.arrive(1), await one.arrive(LIMIT)] == [2, LIMIT]
+            one.num_waiting = 3
+            await one.pool.settle()
+            await two.pool.settle()
+            assert await two.arrive(LIMIT) == 1
 
     with_store(tmp_path, run)

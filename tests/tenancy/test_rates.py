@@ -12,20 +12,7 @@ from promptd.errors import QuotaError, RateLimitError
 from promptd.tenancy import RateMeter, SlotPool
 from promptd.tenancy.parted import HOLD_SECONDS, LOOK_SECONDS
 from promptd.tenancy.rates import NUM_PARTS
-from tests.tenancy.conftest import Clock, opened, with_store
-
-
-def counted(store: EmbeddedStore) -> list[int]:
-    """Count the store's transactions from now on."""
-    counts = [0]
-    transact = store.transact
-
-    async def counting(*arguments: object, **options: object) -> dict[str, str]:
-        counts[0] += 1
-        return await transact(*arguments, **options)  # type: ignore[arg-type]
-
-    store.transact = counting  # type: ignore[method-assign]
-    return counts
+from tests.tenancy.conftest import Clock, counted, is_given, opened, with_store
 
 
 def test_a_burst_over_two_servers_gets_exactly_the_limit(tmp_path: Path, clock: Clock) -> None:
@@ -70,11 +57,13 @@ def test_tokens_are_reserved_and_given_back(tmp_path: Path, clock: Clock) -> Non
             await meter.take("acme", "tokens", 1000, 200)
         assert not isinstance(refused.value, QuotaError)
         assert refused.value.headers["x-ratelimit-remaining-tokens"] == "100"
-        meter.give_back("acme", "tokens", 850, reading)
+        meter.give_back("acme", "tokens", 850, reading.minute)
         assert (await meter.take("acme", "tokens", 1000, 900)).remaining == 50
         clock.now += 60
-        meter.give_back("acme", "tokens", 900, reading)  # too late
-        assert (await meter.take("acme", "tokens", 1000, 1000)).remaining == 0
+        meter.give_back("acme", "tokens", 900, reading.minute)  # too late
+        assert (await meter.take("acme", "tokens", 1000, 600)).remaining == 400
+        meter.give_back("acme", "tokens", 600, reading.minute)  # nor is it of the minute that has begun
+        assert (await meter.take("acme", "tokens", 1000, 400)).remaining == 0
         with pytest.raises(QuotaError):  # no waiting will help
             await meter.take("acme", "tokens", 1000, 1001)
 
@@ -97,6 +86,42 @@ def test_no_step_in_the_store_while_a_part_lasts(tmp_path: Path, clock: Clock) -
     with_store(tmp_path, run)
 
 
+def test_clocks_that_differ_by_a_second(tmp_path: Path, clock: Clock) -> None:
+    """Where one server's minute has begun and the other's has not, both take of that one: the limit, and no more."""
+
+    async def run(store: EmbeddedStore) -> None:
+        async with opened(tmp_path) as second:
+            late = Clock()
+            clock.now, late.now = 60_000.5, 59_999.5
+            meters = [RateMeter(store, clock), RateMeter(second, late)]
+            asked = [meters[number % 2].take("acme", "requests", 100, 1) for number in range(1000)]
+            assert sum([await is_given(one) for one in asked]) == 100
+            late.now += 1
+            for meter in meters:
+                assert not await is_given(meter.take("acme", "requests", 100, 1))
+            clock.now += 60
+            late.now += 3600  # a clock that is wrong by far does not take the others' minutes away
+            for meter in (*meters[::-1], meters[0]):
+                assert await is_given(meter.take("acme", "requests", 100, 1))
+
+    with_store(tmp_path, run)
+
+
+def test_a_limit_that_is_changed_within_a_minute(tmp_path: Path, clock: Clock) -> None:
+    """A higher one is there at once, a lower one also where more than that was taken from the store."""
+
+    async def run(store: EmbeddedStore) -> None:
+        meter = RateMeter(store, clock)
+
+        async def passed(limit: int) -> int:
+            return sum([await is_given(meter.take("acme", "requests", limit, 1)) for _ in range(50)])
+
+        assert [await passed(limit) for limit in (10, 20, 5, 1600)] == [10, 10, 0, 50]
+        assert [await passed(limit) for limit in (80, 70, 75)] == [10, 0, 0]
+
+    with_store(tmp_path, run)
+
+
 def test_slots_over_two_servers(tmp_path: Path, clock: Clock) -> None:
     """Of 500 at once exactly ten are in; each that leaves lets one in; a killed server's come back by themselves."""
 
@@ -105,11 +130,7 @@ def test_slots_over_two_servers(tmp_path: Path, clock: Clock) -> None:
             pools = [SlotPool(store, "one", clock), SlotPool(second, "two", clock)]
 
             async def enter(number: int) -> bool:
-                try:
-                    await pools[number % 2].enter("acme", 10)
-                except RateLimitError:
-                    return False
-                return True
+                return await is_given(pools[number % 2].enter("acme", 10))
 
             results = await asyncio.gather(*map(enter, range(500)))
             inside = [sum(results[0::2]), sum(results[1::2])]
@@ -151,6 +172,33 @@ def test_a_flood_of_refusals_costs_few_looks(tmp_path: Path, clock: Clock) -> No
             pool.leave("acme")
             await pool.enter("acme", 3)
             assert steps[0] <= 1
+
+    with_store(tmp_path, run)
+
+
+def test_who_comes_while_slots_go_back(tmp_path: Path, clock: Clock) -> None:
+    """A slot that the store has back already is nobody's here: two servers together have never one too many."""
+
+    async def run(store: EmbeddedStore) -> None:
+        async with opened(tmp_path) as second:
+            pool, other = SlotPool(store, "one", clock), SlotPool(second, "two", clock)
+            await pool.enter("acme", 32)  # which takes a part of two
+            transact, is_written, is_told = store.transact, asyncio.Event(), asyncio.Event()
+
+            async def slow(*arguments: object, **options: object) -> dict[str, str]:
+                etags = await transact(*arguments, **options)  # type: ignore[arg-type]
+                is_written.set()
+                await is_told.wait()
+                return etags
+
+            store.transact = slow  # type: ignore[method-assign]
+            settling = asyncio.create_task(pool.settle())
+            await is_written.wait()
+            late = asyncio.create_task(pool.enter("acme", 32))
+            num_others = sum([await is_given(other.enter("acme", 32)) for _ in range(40)])
+            is_told.set()
+            await settling
+            assert 1 + num_others + await is_given(late) == 32
 
     with_store(tmp_path, run)
 

@@ -7,31 +7,18 @@ from pathlib import Path
 import pytest
 from promptd_store import EmbeddedStore, StoreUnavailableError
 
-from promptd.errors import RateLimitError
 from promptd.tenancy import KeyOffice, KeyRing, RateMeter, SlotPool, TenantBook, TenantDirectory, directory
 from promptd.tenancy.parted import HOLD_SECONDS
-from tests.tenancy.conftest import Clock, opened, with_store
+from tests.tenancy.conftest import Clock, is_given, opened, refuse, with_store
 
 SECRET = b"a secret of the server"
 LIMIT = 100
 HOUR = 3600.0
 
 
-async def refuse(*arguments: object, **options: object) -> None:
-    """Be away."""
-    raise StoreUnavailableError("away")
-
-
 async def passed(count: int, meter: RateMeter) -> int:
     """How many of so many requests are let through."""
-    num = 0
-    for _ in range(count):
-        try:
-            await meter.take("acme", "requests", LIMIT, 1)
-            num += 1
-        except RateLimitError:
-            continue
-    return num
+    return sum([await is_given(meter.take("acme", "requests", LIMIT, 1)) for _ in range(count)])
 
 
 def test_what_was_known_stays_good(tmp_path: Path, clock: Clock) -> None:
@@ -95,11 +82,7 @@ def test_slots_are_counted_alone(tmp_path: Path, clock: Clock, monkeypatch: pyte
             pools = [SlotPool(store, "one", clock), SlotPool(second, "two", clock)]
 
             async def enter(number: int) -> bool:
-                try:
-                    await pools[number].enter("acme", 10)
-                except RateLimitError:
-                    return False
-                return True
+                return await is_given(pools[number].enter("acme", 10))
 
             assert [await enter(number % 2) for number in range(6)] == [True] * 6
             clock.now += HOLD_SECONDS + 1

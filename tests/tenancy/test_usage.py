@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from promptd_store import EmbeddedStore, StoreUnavailableError
+from promptd_store import EmbeddedStore, Put, StoreUnavailableError
+from promptd_store.names import ERASED
 
 from promptd.tenancy import Counts, UsageLedger
 from tests.tenancy.conftest import Clock, opened, with_store
@@ -39,6 +40,49 @@ def test_two_servers_write_one_sum(tmp_path: Path, clock: Clock) -> None:
             assert sum((counts for _, counts in found), Counts()) == expected
             for ledger in ledgers:
                 await ledger.close()
+
+    with_store(tmp_path, run)
+
+
+def test_what_comes_during_a_write_waits_for_the_next(tmp_path: Path, clock: Clock) -> None:
+    """Under load a write would have no end: as soon as it is done more has come."""
+
+    async def run(store: EmbeddedStore) -> None:
+        ledger, transact, steps = UsageLedger(store, "one", clock), store.transact, 0
+
+        async def busy(*arguments: object, **options: object) -> dict[str, str]:
+            nonlocal steps
+            steps += 1
+            if steps < 50:
+                ledger.add("acme", "key", "tone", Counts(1))
+            return await transact(*arguments, **options)  # type: ignore[arg-type]
+
+        store.transact = busy  # type: ignore[method-assign]
+        ledger.add("acme", "key", "tone", Counts(1))
+        for number in (1, 2):
+            await ledger.flush()
+            assert steps == number
+        ((_, counts),) = await ledger.read("acme", *DAYS)
+        assert counts.requests == steps == 3
+
+    with_store(tmp_path, run)
+
+
+def test_nobody_waits_for_an_erased_tenant(tmp_path: Path, clock: Clock) -> None:
+    """What it was served in its last second is counted nowhere; what others were is, then and later."""
+
+    async def run(store: EmbeddedStore) -> None:
+        ledger = UsageLedger(store, "one", clock)
+        for _ in range(2):
+            for tenant in ("acme", "globex", "other"):
+                ledger.add(tenant, "key", "tone", Counts(1))
+            await store.transact(puts=[Put(ERASED + tenant, b"{}") for tenant in ("acme", "globex")])
+            await ledger.flush()
+        ((_, counts),) = await ledger.read("other", *DAYS)
+        assert counts.requests == 2
+        assert not await store.scan("{acme}:") and not await store.scan("{globex}:")
+        ledger.add("acme", "key", "tone", Counts(1))
+        await ledger.close()
 
     with_store(tmp_path, run)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from promptd_store import LogTail, StoreUnavailableError
 
-from promptd.tenancy.book import TenantBook
+from promptd.tenancy.book import Deed, TenantBook
 from promptd.tenancy.limits import NO_LIMITS
 from promptd.tenancy.store_keys import CHANGES_LOG
 from promptd.tenancy.tenant import Tenant
@@ -87,10 +87,11 @@ class TenantDirectory:
                     self._owners.popitem(last=False)
         return owner
 
-    def forget(self, name: str) -> None:
-        """Drop what is known of a tenant that this server has just changed itself."""
-        self._num_changes += 1
-        self._tenants.pop(name, None)
+    async def change(self, name: str, by: str, step: Callable[[Tenant], tuple[Tenant, Deed] | None]) -> Tenant:
+        """Change a record as `TenantBook.change` does, and know it here at once."""
+        changed = await self.book.change(name, by, step)
+        self._forget(name)
+        return changed
 
     async def follow(self) -> None:
         """Drop what others change, until cancelled."""
@@ -106,5 +107,9 @@ class TenantDirectory:
             self._num_changes += 1
             self._tenants.clear()  # what was read before the log's end was known
         async for event in self._changes.news(store):
-            self.forget(event.payload.decode())
+            self._forget(event.payload.decode())
         self._polled_at = began
+
+    def _forget(self, name: str) -> None:
+        self._num_changes += 1
+        self._tenants.pop(name, None)

@@ -106,8 +106,7 @@ class Eraser:
             deed = Deed("tenant.erased", {}, [tombstone], [owner_key(key.id) for key in before.keys])
             return Tenant(name, audit_head=before.audit_head, erased_at=now), deed
 
-        await self._directory.book.change(check_tenant(name), by, step)
-        self._directory.forget(name)
+        await self._directory.change(check_tenant(name), by, step)
         versions = await self._versions(name)
         report["versions"] = len(versions)
         told = await self._tell(await self._erasure(name, versions, is_whole=True), report)
@@ -150,7 +149,7 @@ class Eraser:
         digests |= {digest for job in jobs for digest in job.digests}
         report["versions"], report["blobs"] = len(gone), await drop_unnamed(self._store, tenant, digests)
         who = hashlib.sha256(user.encode()).hexdigest()[:16]
-        await self._directory.book.change(
+        await self._directory.change(
             tenant, by, lambda before: (before, Deed("user.erased", {"user_sha256": who, **report}))
         )
         return await self._finish(report, told)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from promptd.errors import AuthenticationError
-from promptd.tenancy.budget import ServerBudgets
+from promptd.tenancy.budget import Budget, ServerBudgets
 from promptd.tenancy.directory import TenantDirectory
 from promptd.tenancy.limits import NO_LIMITS, TenantLimits
 from promptd.tenancy.places import PlacePool, Places
@@ -29,7 +30,6 @@ class Claim:
     num_tokens: int = 0
     """At a guess; what it is found to take once it is read counts then."""
     upload_bytes: int = 0
-    num_streams: int = 0
 
 
 class Visit:
@@ -44,7 +44,8 @@ class Visit:
         self._meters: list[Meter] = []
         self._mentioned: set[str] = set()
         self._num_reserved = 0
-        self._claim = Claim()
+        self._held = Counter[Budget]()
+        """What it has of the server's."""
         self._num_open_tokens = 0
         self._tokens: RateReading | None = None
         self._requests: RateReading | None = None
@@ -52,35 +53,24 @@ class Visit:
 
     def claim(self, claim: Claim) -> None:
         """Take what the headers tell of the server's budgets; raises `OverloadedError`."""
-        tenant, budgets = self.principal.tenant, self._gate.budgets
-        if claim.is_inference:
-            budgets.requests.take(tenant, 1)
-            self._claim = replace(self._claim, is_inference=True)
-        if claim.upload_bytes:
-            budgets.upload_bytes.take(tenant, claim.upload_bytes)
-            self._claim = replace(self._claim, upload_bytes=claim.upload_bytes)
-        if claim.num_tokens:
-            budgets.tokens.take(tenant, claim.num_tokens)
-            self._claim = replace(self._claim, num_tokens=claim.num_tokens)
+        budgets = self._gate.budgets
+        self._hold(budgets.requests, int(claim.is_inference))
+        self._hold(budgets.upload_bytes, claim.upload_bytes)
+        self._hold(budgets.tokens, claim.num_tokens)
 
     def hold_bytes(self, count: int) -> None:
         """Take what a file on its way out will hold of the server's memory; raises `OverloadedError`."""
         budget = self._gate.budgets.upload_bytes
-        count = min(count, budget.most_for_one)
-        budget.take(self.principal.tenant, count)
-        self._claim = replace(self._claim, upload_bytes=self._claim.upload_bytes + count)
+        self._hold(budget, min(count, budget.most_for_one))
 
     def hold_stream(self) -> None:
         """Take one of the server's streams of events; raises `OverloadedError`."""
-        self._gate.budgets.event_streams.take(self.principal.tenant, 1)
-        self._claim = replace(self._claim, num_streams=self._claim.num_streams + 1)
+        self._hold(self._gate.budgets.event_streams, 1)
 
     def hold_tokens(self, count: int) -> None:
         """Take what a part of the request will really use of the server's tokens; raises `OverloadedError`."""
-        more = self._num_open_tokens + count - self._claim.num_tokens
-        if more > 0:  # else it was claimed already
-            self._gate.budgets.tokens.take(self.principal.tenant, more)
-            self._claim = replace(self._claim, num_tokens=self._claim.num_tokens + more)
+        budget = self._gate.budgets.tokens
+        self._hold(budget, max(0, self._num_open_tokens + count - self._held[budget]))  # else it was claimed already
         self._num_open_tokens += count
 
     def free_tokens(self, count: int) -> None:
@@ -106,7 +96,10 @@ class Visit:
         """Take the most tokens that a part of the request can use of the tenant's own; raises `RateLimitError`."""
         limit = self.limits.tokens_per_minute
         if limit is not None:
-            self._tokens = await self._gate.rates.take(self.principal.tenant, "tokens", limit, count)
+            reading = await self._gate.rates.take(self.principal.tenant, "tokens", limit, count)
+            if self._tokens is None or self._tokens.minute != reading.minute:
+                self._num_reserved = 0  # of a minute that is over nothing is given back
+            self._tokens = reading
             self._num_reserved += count
 
     def watch(self, meter: Meter) -> None:
@@ -127,11 +120,9 @@ class Visit:
 
     def leave(self) -> None:
         """Give back, write down. Called once, at the very end."""
-        tenant, held, budgets = self.principal.tenant, self._claim, self._gate.budgets
-        budgets.requests.give_back(tenant, int(held.is_inference))
-        budgets.tokens.give_back(tenant, held.num_tokens)
-        budgets.upload_bytes.give_back(tenant, held.upload_bytes)
-        budgets.event_streams.give_back(tenant, held.num_streams)
+        tenant = self.principal.tenant
+        for budget, count in self._held.items():
+            budget.give_back(tenant, count)
         if self._has_slot:
             self._gate.slots.leave(tenant)
         for prompt in self._mentioned:
@@ -142,8 +133,13 @@ class Visit:
             counts += Counts(requests=1 if number == 0 else 0)
             self._gate.usage.add(tenant, self.principal.key_id, prompt, counts)
             num_used += counts.prompt_tokens + counts.completion_tokens
-        if self._num_reserved > num_used:
-            self._gate.rates.give_back(tenant, "tokens", self._num_reserved - num_used, self._tokens)
+        if self._tokens is not None and self._num_reserved > num_used:
+            self._gate.rates.give_back(tenant, "tokens", self._num_reserved - num_used, self._tokens.minute)
+
+    def _hold(self, budget: Budget, count: int) -> None:
+        if count:
+            budget.take(self.principal.tenant, count)
+            self._held[budget] += count
 
 
 class Gate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from promptd_store import Put
@@ -57,7 +57,7 @@ class KeyOffice:
             owned = Put(owner_key(key.id), tenant.encode())
             return before.with_key(record, now), Deed("key.issued", details, [owned])
 
-        await self._change(tenant, by, step)
+        await self._directory.change(tenant, by, step)
         return Issued(tenant, key, record)
 
     async def rotate(self, key_id: str, *, by: str, grace_seconds: float = DEFAULT_GRACE_SECONDS) -> Issued:
@@ -79,7 +79,7 @@ class KeyOffice:
             owned = Put(owner_key(key.id), tenant.encode())
             return retired.with_key(record, now), Deed("key.rotated", details, [owned])
 
-        await self._change(tenant, by, step)
+        await self._directory.change(tenant, by, step)
         return Issued(tenant, key, issued[0])
 
     async def revoke(self, key_id: str, *, by: str) -> tuple[str, KeyRecord]:
@@ -93,7 +93,7 @@ class KeyOffice:
             ended = before.with_key(replace(old, revoked_at=now), now)
             return ended, Deed("key.revoked", {"key_id": key_id})
 
-        changed = await self._change(tenant, by, step)
+        changed = await self._directory.change(tenant, by, step)
         return tenant, _existing(changed, key_id)
 
     async def list(self, tenant: str | None = None) -> list[tuple[str, KeyRecord]]:
@@ -112,11 +112,6 @@ class KeyOffice:
         if tenant is None:
             raise _no_key(key_id)
         return tenant
-
-    async def _change(self, tenant: str, by: str, step: Callable[[Tenant], tuple[Tenant, Deed] | None]) -> Tenant:
-        changed = await self._book.change(tenant, by, step)
-        self._directory.forget(tenant)
-        return changed
 
 
 def _granted(scopes: Collection[str]) -> tuple[Scope, ...]:

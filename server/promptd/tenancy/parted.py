@@ -44,6 +44,7 @@ class PartedNumber:
 
     async def hold(self, tenant: str, part: Part, wanted: int, used: int = 0, limit: int | None = None) -> int:
         """Hold so many, or what others leave of the limit, or at least what is in use of it; return how many."""
+        part.held = min(part.held, wanted)  # at once: what is given back nobody takes here any more
         now = self._clock()
         is_fresh = now - part.looked_at < LOOK_SECONDS and now < part.until
         if limit is not None and is_fresh and limit - part.others <= part.held < wanted:

@@ -2,7 +2,8 @@
 
 Who has to wait is known only between two steps of the engine. So the engine says how many of a tenant wait, and places
 for them are taken from the tenant's one number then: while nobody waits, nobody asks. Until the store has answered all
-of them wait, no more than the limit; then those without a place are refused, the newest first.
+of them wait, no more than the limit; then those without a place are refused, the newest first. While the store is away
+each server counts alone, up to the whole limit.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from promptd_store import Store, StoreError, StoreUnavailableError
+from promptd_store import Store, StoreError
 
 from promptd.tenancy.parted import Part, PartedNumber
 from promptd.tenancy.rounds import keep_doing
@@ -93,7 +95,7 @@ class PlacePool:
                 with self._lock:  # lowered first: what is given back nobody takes here any more
                     line.num_places = min(line.num_places, self._num_waiting(tenant))
                     line.is_full = line.is_full and self._num_waiting(tenant) > line.num_places
-                if line.part.held:
+                if line.part.held or line.num_places:
                     await self._numbers.hold(tenant, line.part, line.num_places, line.num_places)
                 with self._lock:
                     if not line.part.held and not line.is_asking and not line.is_full:
@@ -101,7 +103,7 @@ class PlacePool:
 
     async def keep(self) -> None:
         """Settle every few seconds, until cancelled."""
-        await keep_doing(self.settle, SETTLE_SECONDS, StoreUnavailableError)  # what is held runs out by itself
+        await keep_doing(self.settle, SETTLE_SECONDS)  # what is held runs out by itself
 
     async def close(self) -> None:
         """Give everything back; the engine has ended."""
@@ -115,13 +117,10 @@ class PlacePool:
         task.add_done_callback(self._asking.discard)
 
     async def _grow(self, tenant: str, line: _Line, wanted: int, limit: int) -> None:
-        """Ask for more places. Where the store does not answer there are none."""
         async with line.turn:
-            try:
-                line.num_places = await self._numbers.hold(tenant, line.part, wanted, line.num_places, limit)
-            except StoreError:
-                pass
-            finally:
-                with self._lock:
-                    num_missing = min(wanted, self._num_waiting(tenant)) - line.num_places
-                    line.is_asking, line.is_full = False, num_missing > 0
+            num_places = wanted
+            with suppress(StoreError):  # else this server counts alone
+                num_places = await self._numbers.hold(tenant, line.part, wanted, line.num_places, limit)
+            with self._lock:
+                line.num_places = num_places
+                line.is_asking, line.is_full = False, min(wanted, self._num_waiting(tenant)) > num_places

@@ -27,9 +27,7 @@ async def set_limits(directory: TenantDirectory, tenant: str, changes: Mapping[s
         gone = [key for key, value in quotas.items() if value is None]
         return replace(before, limits=limits), Deed("limits.set", dict(changes), puts, gone)
 
-    changed = await directory.book.change(tenant, by, step)
-    directory.forget(tenant)
-    return changed
+    return await directory.change(tenant, by, step)
 
 
 async def holdings_of(store: Store, tenant: str, day: str) -> dict[str, int]:

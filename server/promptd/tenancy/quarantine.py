@@ -24,8 +24,7 @@ async def quarantine(directory: TenantDirectory, tenant: str, prompt: str, versi
         deed = Deed("prompt.quarantined", {"prompt": prompt, "version": version})
         return replace(before, quarantined=kept), deed
 
-    await directory.book.change(tenant, by, step)
-    directory.forget(tenant)
+    await directory.change(tenant, by, step)
 
 
 async def lift(directory: TenantDirectory, tenant: str, version: str, *, by: str) -> None:
@@ -37,5 +36,4 @@ async def lift(directory: TenantDirectory, tenant: str, version: str, *, by: str
         kept = tuple(one for one in before.quarantined if one.version != version)
         return replace(before, quarantined=kept), Deed("prompt.released", {"version": version})
 
-    await directory.book.change(tenant, by, step)
-    directory.forget(tenant)
+    await directory.change(tenant, by, step)

@@ -34,18 +34,19 @@ class RateReading:
     limit: int
     remaining: int
     reset_seconds: float
+    minute: int
 
 
 @dataclass(slots=True)
 class _Window:
     """One minute of one allowance on this server."""
 
-    number: int
+    minute: int
     taken: int = 0
     """From the store, by this server."""
     given: int = 0
-    left: int | None = None
-    """In the store, when last looked; it only shrinks."""
+    gone: int = 0
+    """From the store, by all servers, when last looked; it only grows."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -67,37 +68,40 @@ class RateMeter:
         window = self._window(tenant, kind)
         if window.taken - window.given < amount:  # no await between the look and the taking where there is enough
             async with window.lock:
-                window = await self._refill(tenant, kind, limit, amount)
+                try:
+                    window = await self._refill(tenant, kind, limit, amount)
+                except StoreUnavailableError:
+                    window = self._window(tenant, kind)
+                    if window.given + amount <= limit:
+                        window.taken = max(window.taken, window.given + amount)
+        if window.given + amount > limit:  # this server counts alone, or the limit was lowered below what it had taken
+            raise self._exceeded(kind, limit, window)
         window.given += amount
         return self._reading(window, limit)
 
-    def give_back(self, tenant: str, kind: str, amount: int, reading: RateReading | None) -> None:
-        """Return what was taken and not used, where its minute is not over."""
+    def give_back(self, tenant: str, kind: str, amount: int, minute: int) -> None:
+        """Return what was taken of a minute and not used; where it is over it is lost."""
         window = self._windows.get((tenant, kind))
-        if window is not None and reading is not None and window.number == self._number():
+        if window is not None and window.minute == minute:
             window.given = max(0, window.given - amount)
 
     def reading(self, tenant: str, kind: str, limit: int) -> RateReading:
         """Return what is left now."""
         return self._reading(self._window(tenant, kind), limit)
 
-    def _number(self) -> int:
-        return int(self._clock() // WINDOW_SECONDS)
-
     def _window(self, tenant: str, kind: str) -> _Window:
-        key, number = (tenant, kind), self._number()
+        key, minute = (tenant, kind), int(self._clock() // WINDOW_SECONDS)
         window = self._windows.get(key)
-        if window is None or window.number != number:
-            window = self._windows[key] = _Window(number)
+        if window is None or window.minute != minute:
+            window = self._windows[key] = _Window(minute)
             if len(self._windows) > MAX_WINDOWS:
                 self._windows.popitem(last=False)
         self._windows.move_to_end(key)
         return window
 
     def _reading(self, window: _Window, limit: int) -> RateReading:
-        stored = limit if window.left is None else window.left
-        remaining = min(limit, window.taken - window.given + stored)
-        return RateReading(limit, max(0, remaining), self._seconds_left())
+        remaining = min(limit, window.taken - window.given + max(0, limit - window.gone))
+        return RateReading(limit, max(0, remaining), self._seconds_left(), window.minute)
 
     def _seconds_left(self) -> float:
         return WINDOW_SECONDS - self._clock() % WINDOW_SECONDS
@@ -110,35 +114,24 @@ class RateMeter:
             missing = amount - (window.taken - window.given)
             if missing <= 0:
                 return window
-            if window.left is not None and window.left < missing:
+            if limit - window.gone < missing:
                 raise self._exceeded(kind, limit, window)
-            try:
-                stored = await self._store.get(key)
-            except StoreUnavailableError:
-                return self._alone(kind, window, missing, limit)
+            stored = await self._store.get(key)
             plain = {"number": 0, "taken": 0} if stored is None else json.loads(stored.value)
-            taken = plain["taken"] if plain["number"] == window.number else 0
-            window.left = max(0, limit - taken)
-            if window.left < missing:
+            # Where another server's next minute has begun already this one takes of that: none is counted anew.
+            minute = window.minute + (plain["number"] == window.minute + 1)
+            window.gone = plain["taken"] if plain["number"] == minute else 0
+            if limit - window.gone < missing:
                 raise self._exceeded(kind, limit, window)
-            part = min(window.left, max(missing, math.ceil(limit / NUM_PARTS)))
-            value = json.dumps({"number": window.number, "taken": taken + part}).encode()
+            part = min(limit - window.gone, max(missing, math.ceil(limit / NUM_PARTS)))
+            value = json.dumps({"number": minute, "taken": window.gone + part}).encode()
             try:
                 await self._store.transact([Check(key, None if stored is None else stored.etag)], [Put(key, value)])
             except CheckFailedError:
                 continue
-            except StoreUnavailableError:
-                return self._alone(kind, window, missing, limit)
-            window.left -= part
+            window.gone += part
             window.taken += part
         raise StoreUnavailableError(f"the {kind} of tenant {tenant!r} are taken by too many servers at once")
-
-    def _alone(self, kind: str, window: _Window, missing: int, limit: int) -> _Window:
-        """Add to a window what is missing without asking, as long as this server alone has not given out all."""
-        if window.taken + missing > limit:
-            raise self._exceeded(kind, limit, window)
-        window.taken += missing
-        return window
 
     def _exceeded(self, kind: str, limit: int, window: _Window) -> RateLimitError:
         wait = self._seconds_left()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from promptd_store import StoreError
 
 
-async def keep_doing(
-    work: Callable[[], Awaitable[object]], seconds: float, excused: type[StoreError] = StoreError
-) -> None:
-    """Do it, with a pause before each time, until cancelled; what fails as `excused` is left for the next time."""
+async def keep_doing(work: Callable[[], Awaitable[object]], seconds: float) -> None:
+    """Do it, with a pause before each time, until cancelled; what the store does not do now is left for the next."""
     while True:
         await asyncio.sleep(seconds)
-        try:
+        with suppress(StoreError):
             await work()
-        except excused:
-            continue

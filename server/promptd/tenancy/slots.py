@@ -74,7 +74,7 @@ class SlotPool:
 
     async def keep(self) -> None:
         """Settle every few seconds, until cancelled."""
-        await keep_doing(self.settle, SETTLE_SECONDS, StoreUnavailableError)  # what is held runs out by itself
+        await keep_doing(self.settle, SETTLE_SECONDS)  # what is held runs out by itself
 
     def _has_free(self, holding: _Holding) -> bool:
         return holding.used < holding.part.held and self._clock() < holding.part.until

@@ -20,6 +20,7 @@ from promptd_store import (
     Put,
     Store,
     StoreUnavailableError,
+    TenantErasedError,
     day_of,
     number_held,
 )
@@ -86,13 +87,13 @@ class UsageLedger:
         await keep_doing(self.flush, FLUSH_SECONDS)  # it stays gathered
 
     async def flush(self) -> None:
-        """Write all that is gathered; raises the store's error, and then keeps what was not written."""
+        """Write all that is gathered by now; raises the store's error, and then keeps what was not written."""
         async with self._lock:
-            while self._batch or self._gathered:
+            waiting = list(self._gathered)  # what comes meanwhile is written the next time: under load there is no end
+            while self._batch or waiting:
                 if not self._batch:
-                    self._batch = dict(list(self._gathered.items())[:BATCH])
-                    for key in self._batch:
-                        del self._gathered[key]
+                    some, waiting = waiting[:BATCH], waiting[BATCH:]
+                    self._batch = {key: self._gathered.pop(key) for key in some}
                 await self._write(self._batch)
                 self._batch = {}
 
@@ -135,6 +136,10 @@ class UsageLedger:
                 puts.append(Put(name, json.dumps(stamped(asdict(before + counts), unknown)).encode()))
             try:
                 await self._store.transact(checks, puts)
+            except TenantErasedError as error:  # nothing is written for it, and nobody else waits for that
+                for key in [one for one in batch if one.tenant == error.tenant]:
+                    del batch[key]
+                continue
             except CheckFailedError:  # another server writes the same counts
                 continue
             break
