@@ -12,7 +12,7 @@ import struct
 from functools import partial
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from promptd.api.shedding import CROWDED
 from promptd.api.stalls import ABORT
@@ -25,8 +25,11 @@ OWN_FILES = 256
 """Of these, for the model, the store and logs."""
 
 
-class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one of several classes, chosen at import
-    """uvicorn's protocol; every request's state knows how to cut its connection, and late headers cut it too."""
+class AbortableHttp(H11Protocol):
+    """uvicorn's protocol, which takes 64 KiB of headers at most: every request's state knows how to cut its connection.
+
+    Late headers cut it too.
+    """
 
     app_state: dict[str, Any]
     cycle: Any
@@ -39,7 +42,7 @@ class AbortableHttp(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # one o
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        super().connection_made(transport)
+        super().connection_made(transport)  # type: ignore[arg-type] # it says less than asyncio promises
         num_over = len(self.connections) - self.max_connections
         self.transport = OnePiece(transport)
         self._cut = partial(_cut, transport)
@@ -117,9 +120,8 @@ def http_protocol() -> type[AbortableHttp]:
     return LimitedHttp
 
 
-def _cut(transport: asyncio.BaseTransport) -> None:
+def _cut(transport: Any) -> None:
     connection = transport.get_extra_info("socket")
     if connection is not None:  # at once, also in the kernel: what waits there is thrown away
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
+    transport.abort()

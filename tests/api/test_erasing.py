@@ -113,6 +113,8 @@ def test_a_tenant_is_refused_at_once_and_gone_everywhere(pair: Pair) -> None:
     until(lambda: resident(pair.there) == before[1] - 1)  # nothing of it was uploaded there
     for server in (pair.here, pair.there):
         assert ask(server, other).status_code == 200
+        with server.http(Authorization=f"Bearer {other}") as http:  # what acme was served last is in nobody's way
+            assert http.get("/v1/usage").raise_for_status().json()["total"]["requests"] >= 2
     for again in (lambda: pair.admin.keys.create("acme"), lambda: pair.admin.tenants.set("acme", weight=2)):
         with pytest.raises(ConflictError) as refused:
             again()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,12 +87,22 @@ def make_file(http: httpx.Client, **fields: str) -> str:
     return str(made.raise_for_status().json()["id"])
 
 
-def use_known(case: Case, name: str, which: int, known: Mapping[str, Sequence[str]]) -> None:
+def body_fields(fuzzed: Fuzzed, route: Route) -> set[str]:
+    """The fields that a route's page names for its JSON body."""
+    page = fuzzed.schema.raw_schema
+    operation = page["paths"][route.path.replace(":path", "")][route.method.lower()]
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    if "$ref" in schema:
+        schema = page["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return set(schema.get("properties", ()))
+
+
+def use_known(case: Case, name: str, which: int, known: Mapping[str, Sequence[str]], fields: Set[str]) -> None:
     """Ask for what exists: drawn names are nearly always absent ones."""
     parameters = case.path_parameters or {}
     for parameter in parameters.keys() & known.keys():
         parameters[parameter] = known[parameter][which % len(known[parameter])]
-    if isinstance(case.body, dict):
+    if isinstance(case.body, dict) and "model" in fields:
         for field in ("prompt_id", "prompt_ids", "ensemble"):
             case.body.pop(field, None)
         case.body["model"] = name
@@ -109,7 +119,7 @@ def draw(fuzzed: Fuzzed, route: Route, num_cases: int) -> Counter[int]:
     strategy = operation.as_strategy(schemathesis.GenerationMode.POSITIVE) | operation.as_strategy(
         schemathesis.GenerationMode.NEGATIVE
     )
-    statuses = Counter[int]()
+    fields, statuses = body_fields(fuzzed, route), Counter[int]()
 
     @hypothesis.seed(SEED)
     @hypothesis.settings(
@@ -123,7 +133,7 @@ def draw(fuzzed: Fuzzed, route: Route, num_cases: int) -> Counter[int]:
     @hypothesis.given(case=strategy, name=st.sampled_from([None, MODEL, "p0", "p5"]), which=st.integers(0, 99))
     def run(case: Case, name: str | None, which: int) -> None:
         if name is not None:
-            use_known(case, name, which, fuzzed.known)
+            use_known(case, name, which, fuzzed.known, fields)
         response = case.call(base_url=fuzzed.live.url, headers={"Authorization": f"Bearer {KEYS['admin']}"})
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS.get_by_names(CONFORMANCE))

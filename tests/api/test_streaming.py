@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from promptd.api.chunks import ChunkFrame, id_list
 from promptd.api.generation import Choice, arrivals, finish
-from promptd.api.sse import ChunkFrame, event_stream, id_list, to_json
+from promptd.api.sse import event_stream, to_json
 from promptd.api.stalls import ABORT, without_stalls
 from promptd.api.wire import WIRE, KeepWire
 from promptd.engine.async_engine import Stream
 from promptd.engine.request import FinishReason, Output, RequestOutput
 from promptd.errors import NumericalError, OverloadedError
+from tests.patience import PATIENCE_SECONDS
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.3"}}
-PATIENCE_SECONDS = 60.0
 
 
 async def never() -> Message:

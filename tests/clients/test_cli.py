@@ -109,6 +109,13 @@ def test_serve_refuses_to_be_open_to_others() -> None:
     [
         ({"PROMPTD_ADMIN_KEY": "short"}, "127.0.0.1", "PROMPTD_ADMIN_KEY has fewer than 8 characters"),
         ({"PROMPTD_API_KEYS": "acme:short"}, "127.0.0.1", "at least 8 characters"),
+        ({"PROMPTD_API_KEYS": "public:key-of-acme"}, "127.0.0.1", "entry 1 names no tenant"),
+        ({"PROMPTD_API_KEYS": "acme:key-of-acme,a b:key-of-b"}, "127.0.0.1", "entry 2 names no tenant"),
+        (
+            {"PROMPTD_API_KEYS": "acme:key-of-all", "PROMPTD_ADMIN_KEY": "key-of-all"},
+            "127.0.0.1",
+            "one secret for two purposes",
+        ),
         ({"PROMPTD_ADMIN_KEY": "change-me-too"}, "0.0.0.0", "as in an example"),  # noqa: S104 - it is refused
         ({"PROMPTD_API_KEYS": "acme:change-me-please"}, "0.0.0.0", "as in an example"),  # noqa: S104
     ],

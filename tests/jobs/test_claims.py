@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from promptd_store import CheckFailedError, LeaseLostError, Put, Store
+from promptd_store.names import ERASED
 
 from promptd.errors import ConflictError, NotFoundError
 from promptd.jobs import (
@@ -73,6 +74,16 @@ async def test_lost_job_is_claimed_again(store: Store, queue: JobQueue, clock: C
     assert again.job.id == job.id and again.lease.epoch > claim.lease.epoch
     assert await two.load_checkpoint(again) == b"at step 3"
     assert (again.job.attempts, again.job.started_at) == (1, claim.job.started_at)
+
+
+async def test_an_erased_tenant_keeps_no_worker_from_others(store: Store, queue: JobQueue, clock: Clock) -> None:
+    """Its server died between the tombstone and the queue: its jobs, waiting or left by a worker, are passed over."""
+    await created(queue)
+    await lost(clock, make_worker(store, clock, "lost"))
+    await created(queue)
+    other = await created(queue, "eve")
+    await store.transact(puts=[Put(ERASED + "acme", b"{}")])
+    assert [claim.job.id for claim in await make_worker(store, clock).claim(8)] == [other.id]
 
 
 ZOMBIE_WRITES: dict[str, Callable[[JobClaims, Claim], Awaitable[Any]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_headers_that_do_not_come(site: Site, monkeypatch: pytest.MonkeyPatch) -
                     pass
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert whole_answer(idle).startswith(b"HTTP/1.1 200")
+
+
+def test_headers_without_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused when there are too many of them, and not when time is up."""
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 1000.0)
+    answer = b""
+    with connect(site) as connection, contextlib.suppress(ConnectionError):  # what is sent to a closed one is reset
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Much: " + b"x" * (256 << 10))
+        while part := connection.recv(1 << 16):
+            answer += part
+    assert not answer or answer.startswith(b"HTTP/1.1 400")
 
 
 def test_what_waits_for_a_reader_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

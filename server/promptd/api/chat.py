@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from promptd.api.chunks import chunk_stream, id_list
 from promptd.api.generation import (
     Choice,
-    abort,
-    arrivals,
     collect,
     max_tokens_of,
     sampling_params,
     submit,
-    timed_usage,
     usage,
 )
 from promptd.api.logprobs import chat_logprobs
 from promptd.api.named_prompts import NamedPrompts, named_prompts, tokenize
 from promptd.api.schemas import ChatBody, Message
 from promptd.api.services import Services, new_id, services_of
-from promptd.api.sse import ChunkFrame, event_stream, id_list, to_json
+from promptd.api.sse import to_json
 from promptd.engine.request import RequestOutput
 from promptd.errors import InvalidRequestError, NoChatTemplateError
 from promptd.modeling.chat_template import PLAIN_TEMPLATE, has_chat_template, render_chat
@@ -64,7 +62,9 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         "prompt_versions": prompts.versions,
     }
     if body.stream:
-        return event_stream(_chunks(services, body, choices, header), on_end=partial(abort, choices))
+        role = '"delta":{"role":"assistant","content":""},"finish_reason":null'
+        first = [f'{{"index":{choice.index},{role}}}' for choice in choices]
+        return chunk_stream(services, body, choices, header, partial(_piece, services, body), first)
     await collect(request, choices)
     answers = [_answer(services, body, choice) for choice in choices]
     return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
@@ -104,24 +104,9 @@ def _answer(services: Services, body: ChatBody, choice: Choice) -> dict[str, Any
     return answer
 
 
-async def _chunks(
-    services: Services, body: ChatBody, choices: Sequence[Choice], header: Mapping[str, Any]
-) -> AsyncGenerator[list[str], None]:
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    frame = ChunkFrame(header, with_usage=include_usage)
-    role = '"delta":{"role":"assistant","content":""},"finish_reason":null'
-    yield [frame.around(f'{{"index":{choice.index},{role}}}') for choice in choices]
-    async for batch in arrivals(choices, services.limits.stream_interval_seconds):
-        yield [frame.around(_piece(services, body, choice, output)) for choice, output in batch]
-    if include_usage:
-        yield [frame.with_usage(timed_usage(choices, body.n))]
-
-
 def _piece(services: Services, body: ChatBody, choice: Choice, output: RequestOutput) -> str:
-    """Write what a step adds to a choice as JSON, by hand: it is what a stream does most."""
-    reason = "null" if output.finish_reason is None else to_json(output.finish_reason.value)
-    logprobs = to_json(chat_logprobs(services.model, output.logprobs)) if body.logprobs else "null"
+    logprobs = to_json(chat_logprobs(services.model, output.logprobs) if body.logprobs else None)
     ids = f',"token_ids":{id_list(output.token_ids)}' if body.return_token_ids else ""
     delta = f'{{"content":{to_json(output.text)}}}' if output.text or not output.is_last else "{}"
-    index = choice.index
-    return f'{{"index":{index},"delta":{delta},"finish_reason":{reason},"logprobs":{logprobs}{ids}}}'
+    ended = to_json(output.finish_reason)
+    return f'{{"index":{choice.index},"delta":{delta},"finish_reason":{ended},"logprobs":{logprobs}{ids}}}'

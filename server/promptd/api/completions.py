@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from promptd.api.chunks import chunk_stream, id_list
 from promptd.api.generation import (
     Choice,
     abort,
-    arrivals,
     collect,
     max_tokens_of,
     sampling_params,
     submit,
-    timed_usage,
     usage,
 )
 from promptd.api.logprobs import completion_logprobs
 from promptd.api.named_prompts import NamedPrompts, named_prompts, resolve_prompts, to_tokens
 from promptd.api.schemas import CompletionBody
 from promptd.api.services import Services, new_id, services_of
-from promptd.api.sse import ChunkFrame, event_stream, id_list, to_json
+from promptd.api.sse import to_json
 from promptd.engine.ensemble import majority
 from promptd.engine.request import RequestOutput, TokenLogprob
 from promptd.errors import InvalidRequestError
@@ -52,7 +50,8 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
         "prompt_versions": prompts.versions,
     }
     if body.stream:
-        return event_stream(_chunks(services, body, choices, header), on_end=partial(abort, choices))
+        writers = [_PieceWriter(services.model, body, choice) for choice in choices]
+        return chunk_stream(services, body, choices, header, lambda choice, output: writers[choice.index].piece(output))
     await collect(request, choices)
     answers = [_answer(services, body, choice) for choice in choices]
     return JSONResponse({**header, "choices": answers, "usage": usage(choices, body.n)})
@@ -109,21 +108,8 @@ def _answer(services: Services, body: CompletionBody, choice: Choice) -> dict[st
     return answer
 
 
-async def _chunks(
-    services: Services, body: CompletionBody, choices: Sequence[Choice], header: Mapping[str, Any]
-) -> AsyncGenerator[list[str], None]:
-    """One chunk for every step of every choice, the usage at the end where it was asked for."""
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    frame = ChunkFrame(header, with_usage=include_usage)
-    writers = [_PieceWriter(services.model, body, choice) for choice in choices]
-    async for batch in arrivals(choices, services.limits.stream_interval_seconds):
-        yield [frame.around(writers[choice.index].piece(output)) for choice, output in batch]
-    if include_usage:
-        yield [frame.with_usage(timed_usage(choices, body.n))]
-
-
 class _PieceWriter:
-    """Writes what each step adds to one choice as JSON, by hand: it is what a stream does most."""
+    """Writes what each step adds to one choice; where its texts begin depends on those before."""
 
     def __init__(self, model: FrozenModel, body: CompletionBody, choice: Choice) -> None:
         self._model = model
@@ -140,24 +126,22 @@ class _PieceWriter:
         if body.return_token_ids:
             front = "" if self._has_begun else f',"prompt_token_ids":{id_list(self._choice.token_ids)}'
             ids = f'{front},"token_ids":{id_list(output.token_ids)}'
-        reason, stopped_by = output.finish_reason, output.stop_reason
         piece = (
             f'{{"index":{self._choice.index},"text":{to_json(text)}'
-            f',"finish_reason":{"null" if reason is None else to_json(reason.value)}'
-            f',"stop_reason":{"null" if stopped_by is None else to_json(stopped_by)}'
-            f',"logprobs":{"null" if body.logprobs is None else self._logprobs(output)}{ids}}}'
+            f',"finish_reason":{to_json(output.finish_reason)},"stop_reason":{to_json(output.stop_reason)}'
+            f',"logprobs":{to_json(None if body.logprobs is None else self._logprobs(output))}{ids}}}'
         )
         self._has_begun = True
         self._num_chars += len(text)
         return piece
 
-    def _logprobs(self, output: RequestOutput) -> str:
+    def _logprobs(self, output: RequestOutput) -> dict[str, Any]:
         entries: list[TokenLogprob | None] = list(output.logprobs)
         ids = [entry.token_id for entry in output.logprobs]
         if self._body.echo and not self._has_begun:
             entries = [*(self._choice.prompt_logprobs or ()), *entries]
             ids = [*self._choice.token_ids, *ids]
-        return to_json(completion_logprobs(self._model, entries, ids, self._num_chars))
+        return completion_logprobs(self._model, entries, ids, self._num_chars)
 
 
 async def _ensemble(body: CompletionBody, request: Request, services: Services, inputs: Sequence[Input]) -> Response:

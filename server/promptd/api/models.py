@@ -61,7 +61,7 @@ async def _prompt(services: Services, record: PromptRecord, viewer: str) -> dict
     except PromptChainBrokenError:
         left = None
     return {
-        "id": record.name if record.tenant == viewer else f"{record.tenant}/{record.name}",
+        "id": record.name_for(viewer),
         "object": "model",
         "created": record.created_at,
         "owned_by": record.tenant,

@@ -54,7 +54,7 @@ class NamedPrompts:
     @property
     def counted_as(self) -> str:
         """The prompt that use is counted under: the last of a chain; empty for the bare model."""
-        return _counted_as(self.visit, self.records[-1]) if self.records else ""
+        return self.records[-1].name_for(self.visit.principal.tenant) if self.records else ""
 
     @property
     def last(self) -> PromptArtifact | None:
@@ -124,7 +124,7 @@ async def resolve_prompts(
     trail.model = model_name
     trail.prompts += [record.name for record in records]
     trail.versions += [record.version for record in records]
-    visit.mention(_counted_as(visit, record) for record in records)
+    visit.mention(record.name_for(principal.tenant) for record in records)
     public = itertools.takewhile(lambda record: record.visibility == "public", records)
     return NamedPrompts(
         tuple(records),
@@ -135,10 +135,6 @@ async def resolve_prompts(
         visit,
         trail,
     )
-
-
-def _counted_as(visit: Visit, record: PromptRecord) -> str:
-    return record.name if record.tenant == visit.principal.tenant else f"{record.tenant}/{record.name}"
 
 
 def prompt_names(services: Services, body_model: str | None, prompt_id: str | None, ids: list[str] | None) -> list[str]:

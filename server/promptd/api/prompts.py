@@ -45,7 +45,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the archive's bytes depend on its content a
 
 
 def describe(record: PromptRecord, viewer: str, *, is_listed: bool = False) -> dict[str, Any]:
-    """A record as the API shows it; its id names it in every route: `name`, or `owner/name` where it is another's.
+    """A record as the API shows it; its id names it in every route.
 
     In a list a text is shown by its beginning.
     """
@@ -54,7 +54,7 @@ def describe(record: PromptRecord, viewer: str, *, is_listed: bool = False) -> d
     if is_listed and text is not None and len(text) > _MAX_SHOWN_TEXT:
         manifest["text"] = text[:_MAX_SHOWN_TEXT] + "…"
     return {
-        "id": record.name if record.tenant == viewer else f"{record.tenant}/{record.name}",
+        "id": record.name_for(viewer),
         "object": "prompt",
         "owned_by": record.tenant,
         "version": record.version,

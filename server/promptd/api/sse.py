@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from typing import Any
 
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
@@ -17,8 +16,12 @@ from promptd.errors import PromptdError
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
-to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""Serialise one value without spaces."""
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def to_json(value: object) -> str:
+    """Serialise one value without spaces."""
+    return "null" if value is None else _encode(value)  # of the encoder a null costs as much as an object
 
 
 def event_stream(
@@ -69,24 +72,3 @@ class _EventStream(EventSourceResponse):
             async for event in self._events:
                 await self._wire({"type": "http.response.body", "body": event, "more_body": True})
         await self._wire({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def id_list(token_ids: Iterable[int]) -> str:
-    """Serialise token ids."""
-    return f"[{','.join(map(str, token_ids))}]"
-
-
-class ChunkFrame:
-    """What all chunks of a stream have in common, serialised once."""
-
-    def __init__(self, header: Mapping[str, Any], *, with_usage: bool) -> None:
-        self._front = to_json(header)[:-1] + ',"choices":['
-        self._end = '],"usage":null}' if with_usage else "]}"
-
-    def around(self, choice: str) -> str:
-        """Return the chunk of one choice, which is JSON already."""
-        return f"{self._front}{choice}{self._end}"
-
-    def with_usage(self, usage: Mapping[str, Any]) -> str:
-        """Return the last chunk, which has no choice."""
-        return f'{self._front}],"usage":{to_json(usage)}}}'

@@ -54,7 +54,7 @@ def doctor(
         check_device,
         check_kernels,
         lambda: check_model(model or settings.model),
-        lambda: check_store(store or settings.store, settings.blobs),
+        lambda: check_store(store or settings.store, settings.blobs, settings.allow_volatile_store),
         lambda: check_port(*at),
     ]
     if url is not None:
@@ -136,18 +136,16 @@ def check_model(model: str | None) -> Finding:
     return Finding("ok", "model", answer + f"{spec.max_model_len} tokens, {spec.serving_dtype}; equals transformers")
 
 
-def check_store(address: str, blobs: str | None = None) -> Finding:
+def check_store(address: str, blobs: str | None = None, allow_volatile: bool = False) -> Finding:
     """Is the Redis there and safe, or can the folder be made and written to?"""
     from promptd_store import is_shared
 
-    if is_shared(address):
-        return check_shared_store(address, blobs)
-    if blobs is not None:
-        return Finding("FAIL", "store", "a store in a folder keeps its blobs there: PROMPTD_BLOBS is for redis://")
+    if is_shared(address) or blobs is not None:  # which a folder has no use for
+        return check_shared_store(address, blobs, allow_volatile)
     return check_folder(Path(address))
 
 
-def check_shared_store(address: str, blobs: str | None) -> Finding:
+def check_shared_store(address: str, blobs: str | None, allow_volatile: bool) -> Finding:
     """Does the Redis answer, would it keep what it acknowledges, and is the place for large files of use?"""
     from promptd_store import StoreError, VolatileStoreError, open_store, shown_address
 
@@ -157,7 +155,7 @@ def check_shared_store(address: str, blobs: str | None) -> Finding:
     try:
         asyncio.run(look())
     except VolatileStoreError as error:
-        return Finding("FAIL", "store", "; ".join(error.faults))
+        return Finding("warn" if allow_volatile else "FAIL", "store", "; ".join(error.faults))
     except StoreError as error:
         return Finding("FAIL", "store", str(error))
     beside = "" if blobs is None else f"; large files in {blobs}"

@@ -36,6 +36,14 @@ BlobsOption = Annotated[
         metavar="DIR_OR_URL",
     ),
 ]
+VolatileOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-volatile-store",
+        envvar="PROMPTD_ALLOW_VOLATILE_STORE",
+        help="Take a Redis that may lose what was acknowledged: as its servers were told.",
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of the backup.", metavar="DIR")]
 
 app = typer.Typer(
@@ -47,24 +55,28 @@ app = typer.Typer(
 
 
 @app.command()
-def backup(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> None:
+def backup(
+    folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsOption = None, volatile: VolatileOption = False
+) -> None:
     """Copy a store into a folder, which is a store itself; again and again into the same one: only what is new goes.
 
     [dim]promptd store backup /backup/promptd[/]
     [dim]PROMPTD_STORE=redis://:password@redis/0 promptd store backup /backup/promptd[/]
     """
-    _copy(store, str(folder), blobs, None)
+    _copy(store, str(folder), blobs, None, volatile)
 
 
 @app.command()
-def restore(folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> None:
+def restore(
+    folder: Folder, store: StoreOption = "./promptd-data", blobs: BlobsOption = None, volatile: VolatileOption = False
+) -> None:
     """Copy a backup into an empty store.
 
     [dim]promptd store restore /backup/promptd --store ./promptd-data[/]
     """
     if not (folder / "records.sqlite").exists():
         fail(f"{folder} is no backup", hint="promptd store backup DIR makes one.")
-    _copy(str(folder), store, None, blobs)
+    _copy(str(folder), store, None, blobs, volatile)
 
 
 @app.command()
@@ -73,16 +85,17 @@ def copy(
     target: Annotated[str, typer.Argument(help="To: empty, or an older copy.", metavar="DST")],
     source_blobs: Annotated[str | None, typer.Option(help="Where a Redis source keeps large files.")] = None,
     target_blobs: Annotated[str | None, typer.Option(help="Where a Redis target shall keep them.")] = None,
+    volatile: VolatileOption = False,
 ) -> None:
     """Make one store a copy of another, of whatever kind, while servers use the first.
 
     [dim]promptd store copy ./promptd-data redis://redis/0[/]
     """
-    _copy(source, target, source_blobs, target_blobs)
+    _copy(source, target, source_blobs, target_blobs, volatile)
 
 
 @app.command()
-def verify(store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> None:
+def verify(store: StoreOption = "./promptd-data", blobs: BlobsOption = None, volatile: VolatileOption = False) -> None:
     """Read everything and say what is lost or damaged, a line each; the status is 1 if anything is.
 
     [dim]promptd store verify --store redis://redis/0[/]
@@ -96,7 +109,7 @@ def verify(store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> 
             num_faults += 1
         return num_faults
 
-    num_faults = _with_store(store, blobs, check)
+    num_faults = _with_store(store, blobs, volatile, check)
     if num_faults:
         fail(f"{num_faults} faults")
     err().print("[green]ok[/] every name, version and blob is there and whole")
@@ -106,6 +119,7 @@ def verify(store: StoreOption = "./promptd-data", blobs: BlobsOption = None) -> 
 def gc(
     store: StoreOption = "./promptd-data",
     blobs: BlobsOption = None,
+    volatile: VolatileOption = False,
     keep_versions: Annotated[
         int | None, typer.Option(min=1, help="Also delete all but so many versions of each prompt.", metavar="N")
     ] = None,
@@ -152,7 +166,7 @@ def gc(
                 progress.advance(task)
         return total
 
-    out().print(f"deleted {_counted(_with_store(store, blobs, clean))}")
+    out().print(f"deleted {_counted(_with_store(store, blobs, volatile, clean))}")
 
 
 def _counted(counts: list[int]) -> str:
@@ -163,7 +177,7 @@ def _counted(counts: list[int]) -> str:
     )
 
 
-def _copy(source: str, target: str, source_blobs: str | None, target_blobs: str | None) -> None:
+def _copy(source: str, target: str, source_blobs: str | None, target_blobs: str | None, volatile: bool) -> None:
     from promptd_store import copy_store
 
     def tell(done: Transferred) -> None:
@@ -175,28 +189,33 @@ def _copy(source: str, target: str, source_blobs: str | None, target_blobs: str 
             err().print(f"[yellow]{done.num_missing} files are lost in the source: promptd store verify names them[/]")
 
     async def copy_into(opened: Store) -> Transferred:
-        other = await _open(target, target_blobs)
+        other = await _open(target, target_blobs, volatile)
         try:
             return await copy_store(opened, other, on_pass=tell)
         finally:
             await other.close()
 
-    if not _with_store(source, source_blobs, copy_into).is_still:
+    if not _with_store(source, source_blobs, volatile, copy_into).is_still:
         fail("the source is written to faster than it is copied", hint="Stop its writers and run this again.")
     err().print("[green]ok[/] the target is what the source was a moment ago")
 
 
-async def _open(address: str, blobs: str | None) -> Store:
+async def _open(address: str, blobs: str | None, volatile: bool) -> Store:
     from promptd_store import open_store
 
-    return await open_store(address, blobs=blobs, on_fault=lambda fault: err().print(fault))
+    return await open_store(
+        address,
+        blobs=blobs,
+        allow_volatile=volatile,
+        on_fault=lambda fault: err().print(f"[yellow]{fault}[/]"),
+    )
 
 
-def _with_store(address: str, blobs: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
+def _with_store(address: str, blobs: str | None, volatile: bool, work: Callable[[Store], Awaitable[T]]) -> T:
     from promptd_store import StoreError
 
     async def run() -> T:
-        opened = await _open(address, blobs)
+        opened = await _open(address, blobs, volatile)
         try:
             return await work(opened)
         finally:

@@ -239,7 +239,8 @@ class JobClaims:
 
         try:
             job = await self._ledger.retry(ref.tenant, ref.id, step)
-        except (LeaseLostError, NotFoundError, RateLimitError):  # slept too long; gone; another worker filled the cap
+        except (LeaseLostError, NotFoundError, TenantErasedError, RateLimitError):
+            # Slept too long; gone; going, and not yet out of the queue; another worker filled the cap.
             job = None
         if job is None:
             await self._store.release_lease(lease)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from promptd_store import (
@@ -150,31 +149,30 @@ def _no_file(file_id: str) -> NotFoundError:
 
 
 def check_lines(content: Content, param: str) -> None:
-    """Raise `InvalidRequestError` for bytes that are clearly no JSON lines: empty, binary, an endless line.
-
-    Looks at a piece at a time: what is stored need not be in memory.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    line, num_in_line, is_empty = 1, 0, True
-    too_long = (0, 0)
-    for at in range(0, len(content), PIECE_BYTES):
-        piece = bytes(content[at : at + PIECE_BYTES])
+    """Raise `InvalidRequestError` for bytes that are clearly no JSON lines: empty, binary, an endless line."""
+    begin, is_empty = 0, True
+    for number, line in enumerate(_lines(content), start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise _invalid(param, f"line {number}: has more than {MAX_LINE_BYTES} bytes")
         try:
-            text = decoder.decode(piece, final=at + len(piece) == len(content))
+            line.decode()
         except UnicodeDecodeError as error:
-            number = line + error.object.count(b"\n", 0, error.start)
-            place = at + len(piece) - len(error.object) + error.start  # its object begins with what was left undecoded
+            place = begin + error.start
             raise _invalid(param, f"line {number}: not UTF-8 ({error.reason} at byte {place})") from None
-        is_empty = is_empty and not text.strip()
-        for number, row in enumerate(piece.split(b"\n")):
-            line, num_in_line = line + (number > 0), len(row) + (num_in_line if number == 0 else 0)
-            if num_in_line > MAX_LINE_BYTES and too_long[0] in (0, line):
-                too_long = line, num_in_line
+        begin, is_empty = begin + len(line) + 1, is_empty and not line.strip()
     if is_empty:
         raise _invalid(param, "no rows at all")
-    if too_long[0]:
-        number, count = too_long
-        raise _invalid(param, f"line {number}: has {count} bytes, at most {MAX_LINE_BYTES} are allowed")
+
+
+def _lines(content: Content) -> Iterator[bytes]:
+    """Read a piece at a time: what is stored need not be in memory. Of a line that is too long the rest is left out."""
+    rest = b""
+    for at in range(0, len(content), PIECE_BYTES):
+        *lines, rest = (rest + content[at : at + PIECE_BYTES]).split(b"\n")
+        yield from lines
+        if len(rest) > MAX_LINE_BYTES:
+            break
+    yield rest
 
 
 def _invalid(param: str, problem: str) -> InvalidRequestError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -11,6 +12,35 @@ from promptd.modeling.attention import Site, flash_cpu, merge_parts
 from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, kernel_over
 from promptd.modeling.kv_pool import Span
 from promptd.modeling.packed_batch import DecodeGroup, PackedBatch, PrefillRow
+
+
+class Fresh(NamedTuple):
+    """What a pass has computed for neighbouring tokens, each `[1, num_heads or num_kv_heads, num_tokens, head_dim]`."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+    def narrow(self, start: int, length: int) -> Fresh:
+        """Return some of these tokens."""
+        return Fresh(*(each.narrow(2, start, length) for each in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A layer's part of the pool, keys and values `[1, num_kv_heads, num_slots, head_dim]`, and its scores' scale."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    scale: float
+
+    def span(self, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of a span, in place."""
+        return self.keys.narrow(2, *span), self.values.narrow(2, *span)
+
+    def read(self, query: torch.Tensor, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend one span; return that and its log-sum-exps."""
+        return flash_cpu(query, *self.span(span), scale=self.scale)
 
 
 class PooledAttention:
@@ -23,32 +53,30 @@ class PooledAttention:
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
-        batch, scale, window = self.batch, site.scale, site.window
+        batch, window = self.batch, site.window
         batch.pool.write(site.layer, batch.slot_mapping, key, value)
-        keys, values = batch.pool.heads(site.layer)
+        stored = Stored(*batch.pool.heads(site.layer), site.scale)
+        fresh = Fresh(query, key, value)
         out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
         if batch.decode_groups:
             if window not in self._decodes:
                 self._decodes[window] = _decode(batch, window)
-            self._decodes[window].attend(out, query, keys, values, scale)
+            self._decodes[window].attend(out, query, stored)
         for run in self._runs:
-            tokens = slice(run[0].start, run[-1].start + run[-1].length)
-            own_query, own_key, own_value = (each[:, :, tokens] for each in (query, key, value))
+            start, length = run[0].start, sum(row.length for row in run)
+            own = fresh.narrow(start, length)
             if window is None or all(_num_keys(row) <= window for row in run):
-                attended = _prefill(run, own_query, own_key, own_value, keys, values, scale)
+                attended = _prefill(run, own, stored)
             else:
-                rows = _apart(run, own_query, own_key, own_value)
-                attended = torch.cat([_windowed(*row, keys, values, scale, window) for row in rows], 2)
-            out[:, tokens] = attended.transpose(1, 2)
+                attended = torch.cat([_windowed(*row, stored, window) for row in _apart(run, own)], 2)
+            out[:, start : start + length] = attended.transpose(1, 2)
         return out
 
 
 class Decode(Protocol):
     """Attention of a step's single tokens."""
 
-    def attend(
-        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> None:
+    def attend(self, out: torch.Tensor, query: torch.Tensor, stored: Stored) -> None:
         """Fill these tokens of `out` `[1, num_tokens, num_heads, head_dim]`; see `DecodeKernel.attend`."""
 
 
@@ -68,11 +96,9 @@ class KernelDecode:
         self._kernel = kernel
         self.plan = RowPlan.of(row for group in groups for row in group.rows())
 
-    def attend(
-        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> None:
+    def attend(self, out: torch.Tensor, query: torch.Tensor, stored: Stored) -> None:
         """Fill these tokens."""
-        self._kernel.attend(out, query, keys, values, scale, self.plan)
+        self._kernel.attend(out, query, stored.keys, stored.values, stored.scale, self.plan)
 
 
 class TorchDecode:
@@ -84,18 +110,15 @@ class TorchDecode:
             for group in groups
         ]
 
-    def attend(
-        self, out: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-    ) -> None:
+    def attend(self, out: torch.Tensor, query: torch.Tensor, stored: Stored) -> None:
         """Fill these tokens."""
         for tokens, parts in self._groups:
             rows = query[:, :, tokens]
             outs: list[torch.Tensor] = []
             sums: list[torch.Tensor] = []
             for counts, spans in parts:
-                for own, (start, length) in zip(rows.split(counts, 2), spans, strict=True):
-                    key, value = (stored.narrow(2, start, length) for stored in (keys, values))
-                    part, log_sum = flash_cpu(own, key, value, scale=scale)
+                for own, span in zip(rows.split(counts, 2), spans, strict=True):
+                    part, log_sum = stored.read(own, span)
                     outs.append(part)
                     sums.append(log_sum)
             merged = torch.cat(outs, 2)
@@ -121,56 +144,30 @@ def _num_keys(row: PrefillRow) -> int:
     return row.length + sum(length for _, length in row.context)
 
 
-def _apart(
-    run: Sequence[PrefillRow], *parts: torch.Tensor
-) -> Iterator[tuple[PrefillRow, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield each row of a run with its own queries, keys and values."""
+def _apart(run: Sequence[PrefillRow], fresh: Fresh) -> Iterator[tuple[PrefillRow, Fresh]]:
+    """Yield each row of a run with what is its own."""
     for row in run:
-        query, key, value = (part.narrow(2, row.start - run[0].start, row.length) for part in parts)
-        yield row, query, key, value
+        yield row, fresh.narrow(row.start - run[0].start, row.length)
 
 
-def _prefill(
-    run: Sequence[PrefillRow],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def _prefill(run: Sequence[PrefillRow], fresh: Fresh, stored: Stored) -> torch.Tensor:
     """Attend a run's tokens `[1, num_heads, num_tokens, head_dim]`; the span that its rows share is read once."""
-    owns = [_own(*row, keys, values, scale) for row in _apart(run, query, key, value)]
+    owns = [_own(*row, stored) for row in _apart(run, fresh)]
     if not run[0].context:
         return owns[0][0]
-    out, log_sum = _read(run[0].context[0], query, keys, values, scale)
+    out, log_sum = stored.read(fresh.query, run[0].context[0])
     outs, sums = [out, *(own for own, _ in owns)], [log_sum, *(own_sum for _, own_sum in owns)]
     return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), 2)
 
 
-def _own(
-    row: PrefillRow,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _own(row: PrefillRow, fresh: Fresh, stored: Stored) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend a row's own keys and all of its spans but the first; return it and its log-sum-exps."""
-    parts = [flash_cpu(query, key, value, is_causal=True, scale=scale)]
-    parts += [_read(span, query, keys, values, scale) for span in row.context[1:]]
+    parts = [flash_cpu(*fresh, is_causal=True, scale=stored.scale)]
+    parts += [stored.read(fresh.query, span) for span in row.context[1:]]
     if len(parts) == 1:
         return parts[0]
     outs, sums = (torch.cat(each, 2) for each in zip(*parts, strict=True))
     return merge_parts(outs, sums, len(parts)), sums.unflatten(2, (len(parts), -1)).logsumexp(2)
-
-
-def _read(
-    span: Span, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend one span of the pool."""
-    return flash_cpu(query, *(stored.narrow(2, *span) for stored in (keys, values)), scale=scale)
 
 
 def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
@@ -190,27 +187,18 @@ def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
     return list(clipped.values())
 
 
-def _windowed(
-    row: PrefillRow,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    window: int,
-) -> torch.Tensor:
+def _windowed(row: PrefillRow, fresh: Fresh, stored: Stored, window: int) -> torch.Tensor:
     """Attend with an explicit band mask: only runs with a row that is longer than the model's window come here."""
-    spans = [(keys.narrow(2, s, n), values.narrow(2, s, n)) for s, n in row.context]
-    all_keys = torch.cat([*(k for k, _ in spans), key], 2)
-    all_values = torch.cat([*(v for _, v in spans), value], 2)
+    spans = [stored.span(span) for span in row.context]
+    keys = torch.cat([*(key for key, _ in spans), fresh.key], 2)
+    values = torch.cat([*(value for _, value in spans), fresh.value], 2)
     return torch.nn.functional.scaled_dot_product_attention(
-        query,
-        all_keys,
-        all_values,
-        attn_mask=causal_mask(row.length, all_keys.shape[2] - row.length, window, query.device),
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        fresh.query,
+        keys,
+        values,
+        attn_mask=causal_mask(row.length, keys.shape[2] - row.length, window, keys.device),
+        scale=stored.scale,
+        enable_gqa=fresh.query.shape[1] != keys.shape[1],
     )
 
 

@@ -47,8 +47,8 @@ class RowAttention:
         self._batch = batch
         plans = [_plan(row, start, batch.is_causal) for row, start in zip(batch.rows, batch.row_starts, strict=True)]
         self._kernel = kernel_over(batch.pool.keys)
-        singles = [] if self._kernel is None else [plan for plan in plans if not plan.has_own]
-        self._plans = plans if self._kernel is None else [plan for plan in plans if plan.has_own]
+        singles = [plan for plan in plans if self._kernel is not None and not plan.has_own]
+        self._plans = [plan for plan in plans if self._kernel is None or plan.has_own]
         self._own_singles = RowPlan.of((plan.start, plan.spans) for plan in singles)
         self._cross_singles = RowPlan.of((plan.start, plan.row.cross) for plan in singles if plan.row.cross)
         self._masks: list[torch.Tensor | None] | None = None
