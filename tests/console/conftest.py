@@ -20,6 +20,7 @@ from tests.api.conftest import LiveServer, serve
 from tests.console.browser import NoBrowserError, launched
 from tests.console.visitor import Visitor
 from tests.integration.server import demo_server
+from tests.ports import NO_CERTIFICATES
 
 ROOT = Path(__file__).parents[2]
 ADMIN_KEY, TENANT_KEY = "the-first-admin-key", "initech-static-key"
@@ -54,7 +55,7 @@ def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture(scope="package")
 def api(url: str) -> Iterator[httpx.Client]:
     """The same server without a browser."""
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=url, timeout=60, verify=NO_CERTIFICATES) as http:
         yield http
 
 

@@ -42,10 +42,15 @@ def test_a_key_is_asked_for_and_forgotten(visit: Visitor) -> None:
     assert sent[-1] is None
 
 
-def asks(url: str, key: str) -> int:
-    """The status of a question under a key."""
-    body = {"prompt": "the", "max_tokens": 2, "ignore_eos": True}
-    return httpx.post(f"{url}/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"}).status_code
+def ask(tiny: LiveServer, key: str) -> httpx.Response:
+    """The answer to a question under a key."""
+    with tiny.http(Authorization=f"Bearer {key}") as http:
+        return http.post("/v1/completions", json={"prompt": "the quick", "max_tokens": 3, "ignore_eos": True})
+
+
+def asks(tiny: LiveServer, key: str) -> int:
+    """Its status."""
+    return ask(tiny, key).status_code
 
 
 def make_key(page: Any, tenant: str) -> str:
@@ -63,7 +68,7 @@ def test_a_key_from_its_making_to_its_end(keyed: Visitor, tiny: LiveServer, scre
     page.wait_for_selector("h2:has-text('No keys yet')")
     key = make_key(page, "acme")
     page.screenshot(path=screenshots / "new-key.png")
-    assert asks(tiny.url, key) == 200
+    assert asks(tiny, key) == 200
     page.get_by_role("button", name="I have it").click()
     page.wait_for_selector("dialog", state="detached")
     assert key not in page.content(), "shown once"
@@ -72,13 +77,13 @@ def test_a_key_from_its_making_to_its_end(keyed: Visitor, tiny: LiveServer, scre
     page.get_by_role("button", name="Make its successor").click()
     successor = page.locator(".new-key").inner_text()
     page.get_by_role("button", name="I have it").click()
-    assert (asks(tiny.url, key), asks(tiny.url, successor)) == (200, 200), "the old one has a day"
+    assert (asks(tiny, key), asks(tiny, successor)) == (200, 200), "the old one has a day"
     old = page.locator("table.keys tbody tr", has_text=key.split("_")[1])
     old.get_by_role("button", name="Change key").click()
     page.get_by_role("menuitem", name="Revoke").click()
     page.locator("dialog").get_by_role("button", name="Revoke").click()
     old.locator(".badge:has-text('revoked')").wait_for()
-    assert (asks(tiny.url, key), asks(tiny.url, successor)) == (401, 200)
+    assert (asks(tiny, key), asks(tiny, successor)) == (401, 200)
     assert page.locator("table.keys tbody tr").count() == 2
     page.screenshot(path=screenshots / "access.png")
 
@@ -89,15 +94,13 @@ def test_limits_and_usage(keyed: Visitor, tiny: LiveServer) -> None:
     page = keyed.enter("access", ADMIN_KEY)
     key = make_key(page, "globex")
     page.get_by_role("button", name="I have it").click()
-    body = {"prompt": "the quick", "max_tokens": 3, "ignore_eos": True}
-    reply = httpx.post(f"{tiny.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
-    told = reply.json()["usage"]["total_tokens"]
+    told = ask(tiny, key).json()["usage"]["total_tokens"]
     page.get_by_role("tab", name="Tenants").click()
     page.get_by_role("button", name="Limits of globex").click()
     page.fill("#limit-requests_per_minute", "0")
     page.get_by_role("button", name="Set the limits").click()
     page.wait_for_selector("tr:has-text('globex') td:nth-child(4):has-text('0')")
-    assert asks(tiny.url, key) == 429
+    assert asks(tiny, key) == 429
     page.get_by_role("tab", name="Usage").click()
     page.get_by_role("button", name="Today").click()
     row = page.locator("tr", has_text="globex")
@@ -119,7 +122,7 @@ def test_who_may_not_see_keys(visit: Visitor, keyed: Visitor, tiny: LiveServer) 
     keyed.expected = ("status of 401", "status of 403")
     page = keyed.enter("access", TENANT_KEY)
     page.wait_for_selector(".notice:has-text('admin key')")
-    assert asks(tiny.url, TENANT_KEY) == 200
+    assert asks(tiny, TENANT_KEY) == 200
     page.get_by_role("button", name="Today").click()
     page.wait_for_selector("td:has-text('initech')")
     assert page.get_by_role("button", name="New key").count() == 0

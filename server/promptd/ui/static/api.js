@@ -78,6 +78,11 @@ export function get(path, query, signal) {
   return call("GET", path, { query, signal });
 }
 
+/** The base model's name, from a route that tells it alone: `/v1/models` lists every prompt, too. */
+export async function baseModel(signal) {
+  return (await get("/startupz", {}, signal)).model;
+}
+
 /** Read server-sent events as JSON, one by one, until `[DONE]`; an error event is thrown. */
 export async function* stream(method, path, options) {
   const response = await send(method, path, options);

@@ -1,6 +1,6 @@
 // The frame: navigation, the state of the server, the key, the theme; and which page is shown.
 
-import { ApiError, get, hasKey, onKeyNeeded, setKey } from "./api.js";
+import { ApiError, baseModel, get, hasKey, onKeyNeeded, setKey } from "./api.js";
 import { fill, h, icon, iconButton } from "./dom.js";
 import { dialog, errorNotice, toast } from "./widgets.js";
 
@@ -77,8 +77,7 @@ async function showServer() {
   let text;
   let kind = "good";
   try {
-    const state = await get("/startupz");
-    model = state.model;
+    model = await baseModel();
     text = `promptd ${(await get("/version")).version} is ready`;
   } catch (error) {
     kind = "bad";

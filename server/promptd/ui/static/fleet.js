@@ -106,7 +106,7 @@ export async function show(root, { signal }) {
         ["Waiting", count(total(samples, "promptd_requests_waiting")), "rows in the queue"],
         ["Made", `${count(lines.made.at(-1)[1])}`, "tokens/s"],
         ["Read", `${count(lines.read.at(-1)[1])}`, "tokens/s"],
-        ["Prompts resident", count(total(samples, "promptd_prompts_resident")), hits + misses > 0 ? `${percent(hits / (hits + misses))} found resident` : "none asked for yet"],
+        ["Prompts resident", count(total(samples, "promptd_prompts_resident")), hits + misses > 0 ? `${percent(hits / (hits + misses))} hits` : "none asked for yet"],
         ["Requests", count((ended.finished ?? 0) + (ended.failed ?? 0) + (ended.aborted ?? 0)), `${count(ended.failed ?? 0)} failed, ${count(ended.aborted ?? 0)} aborted`],
       ].map(([name, value, note]) => h("div", { class: "card" }, h("dt", {}, name), h("dd", {}, h("strong", { class: "tabular" }, value), h("span", { class: "small muted" }, note)))),
     );
@@ -135,7 +135,7 @@ export async function show(root, { signal }) {
       ["Dtype", stats.dtype],
       ["Fingerprint", shortVersion(stats.fingerprint), stats.fingerprint],
       ["Tokens of a step", count(stats.config.max_num_batched_tokens)],
-      ["Last step", `${duration(stats.stats.last_step_seconds)} for ${count(stats.stats.last_step_num_tokens)} tokens`],
+      ["Last step", `${duration(stats.stats.last_step_seconds)}, ${count(stats.stats.last_step_num_tokens)} ${stats.stats.last_step_num_tokens === 1 ? "token" : "tokens"}`],
       ["Steps", count(stats.stats.steps)],
       ["Preemptions", count(stats.stats.preemptions)],
       ["Text tokens reused", count(stats.stats.cached_tokens)],
@@ -169,13 +169,13 @@ function serversView(servers) {
     const old = told.findLast(Boolean);
     return old ? count(Math.max(0, server.generation_tokens - old.generation_tokens) / (server.at - old.at)) : "–";
   };
-  const columns = [["Server"], ["Running", "num"], ["Waiting", "num"], ["Made/s", "num"], ["Prompts resident", "num wide"], ["K/V in use", "num wide"], ["Up", "num wide"], ["Version", "wide"]];
+  const columns = [["Server"], ["Running", "num"], ["Waiting", "num wide"], ["Made/s", "num"], ["Prompts resident", "num wide"], ["K/V in use", "num wide"], ["Up", "num wide"], ["Version", "wide"]];
   return tableBox("Servers", h("table", { class: "list" }, h("thead", {}, h("tr", {}, columns.map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text)))), h("tbody", {}, servers.map((server) => h(
     "tr",
     {},
     h("th", { scope: "row" }, server.host, h("div", { class: "small muted" }, `${server.model} · process ${server.pid}`)),
     h("td", { class: "num" }, `${count(server.num_requests_running)} / ${count(server.max_num_seqs)}`),
-    h("td", { class: "num" }, count(server.num_requests_waiting)),
+    h("td", { class: "num wide" }, count(server.num_requests_waiting)),
     h("td", { class: "num" }, speed(server)),
     h("td", { class: "num wide" }, count(server.prompts_resident)),
     h("td", { class: "num wide" }, percent(server.kv_cache_usage_ratio)),

@@ -1,4 +1,4 @@
-// Numbers, sizes and times as people read them.
+// Numbers, sizes, times and tokens as people read them.
 
 const LOCALE = "en-GB";
 
@@ -75,6 +75,16 @@ export function plain(value) {
 
 /** "num_virtual_tokens" -> "Virtual tokens". */
 export function words(name) {
-  const spaced = name.replace(/^num_/, "").replaceAll("_", " ");
-  return spaced.charAt(0).toUpperCase() + spaced.slice(1);
+  const text = name.replace(/^num_/, "").replaceAll("_", " ");
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** A token with what would not be seen. */
+export function visible(text) {
+  return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+}
+
+/** The same with the space in front: most words begin with one. */
+export function spaced(text) {
+  return visible(text).replace(/^ /, "␣");
 }

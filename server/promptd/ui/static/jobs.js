@@ -85,7 +85,7 @@ class Board {
       "div",
       { class: "stack" },
       h("section", { class: "card" }, h("header", {}, h("h2", {}, "Loss"), this.smoothingField, segments("Which loss", [["validation", "Validation"], ["train", "Train"]], this.which, choose), segments("Scale", [[false, "Linear"], [true, "Log"]], false, (isLog) => this.chart.setLog(isLog))), h("div", { class: "chart-pad" }, this.chart.element)),
-      h("section", { class: "card" }, tableBox("Jobs", h("table", { class: "list jobs" }, h("thead", {}, h("tr", {}, [["Compare"], ["Prompt"], ["State"], ["Progress", "wide"], ["Loss", "num wide"], ["Score", "num"], ["Change", "num wide"], ["Created", "wide"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text)))), this.body)), this.foot),
+      h("section", { class: "card" }, tableBox("Jobs", h("table", { class: "list jobs" }, h("thead", {}, h("tr", {}, [["Compare"], ["Prompt"], ["State"], ["Progress", "wide"], ["Train loss", "num wide"], ["Score", "num"], ["Change", "num wide"], ["Created", "wide"]].map(([text, kind = ""]) => h("th", { scope: "col", class: kind }, text)))), this.body)), this.foot),
       this.note,
     );
   }

@@ -1,15 +1,16 @@
 // Playground: one input, several prompts side by side, the bare model too.
 
-import { get, promptPath } from "./api.js";
+import { baseModel, get, promptPath } from "./api.js";
 import { Answer } from "./answer.js";
 import { add, fill, h, icon, iconButton } from "./dom.js";
 import { plain } from "./format.js";
-import { baseModel, findPrompts, labelsOf, labelWords, render, samples, templateFields } from "./records.js";
+import { findPrompts, labelsOf, labelWords, render, samples, templateFields } from "./records.js";
 import { combobox, toast } from "./widgets.js";
 
 const NUM_COLORS = 8;
 const MAX_SUBJECTS = 6; // a browser opens six connections to a server
 const NUM_FIRST = 2;
+const NUM_FOUND = 30;
 
 // Kept while the console is open, so that a look at another page loses nothing.
 const state = {
@@ -21,7 +22,7 @@ const state = {
 /** Show the page. */
 export async function show(root, { query, signal }) {
   const base = await baseModel(signal);
-  await chooseSubjects(base.id, query.get("prompt"), signal);
+  await chooseSubjects(base, query.get("prompt"), signal);
   const answers = new Map();
   const inputs = h("div", { class: "inputs" });
   const chips = h("div", { class: "row chips" });
@@ -65,12 +66,12 @@ export async function show(root, { query, signal }) {
 
   function drawChips() {
     const find = async (text) => {
-      const { data } = await findPrompts(text, { limit: 30 });
+      const { data } = await findPrompts(text, { limit: NUM_FOUND });
       const found = data.filter((record) => !state.subjects.some((one) => one.id === record.id)).map((record) => ({ id: record.id, content: [h("span", { class: "grow mono" }, record.id), h("span", { class: "small muted" }, record.kind)] }));
-      const wantsBase = !state.subjects.some((one) => one.id === base.id) && base.id.includes(text);
-      return wantsBase ? [{ id: base.id, content: [h("span", { class: "grow mono" }, base.id), h("span", { class: "small muted" }, "bare model")] }, ...found] : found;
+      const wantsBase = !state.subjects.some((one) => one.id === base) && base.includes(text);
+      return wantsBase ? [{ id: base, content: [h("span", { class: "grow mono" }, base), h("span", { class: "small muted" }, "bare model")] }, ...found] : found;
     };
-    const pick = async (id) => addPrompt({ id, record: id === base.id ? null : await get(promptPath(id)) });
+    const pick = async (id) => addPrompt({ id, record: id === base ? null : await get(promptPath(id)) });
     fill(
       chips,
       state.subjects.map((subject) => h("span", { class: "chip", vars: { "--c": `var(--series-${subject.color})` } }, h("span", { class: "dot" }), h("span", {}, subject.record ? subject.id : `${subject.id} (bare)`), iconButton("close", `Remove ${subject.id} from the comparison`, () => remove(subject), { kind: "quiet" }))),
@@ -123,12 +124,12 @@ export async function show(root, { query, signal }) {
 }
 
 /** Pick what is compared first: the bare model and the first prompts that write text, else any. */
-async function chooseSubjects(baseId, wanted, signal) {
+async function chooseSubjects(base, wanted, signal) {
   if (state.subjects === null) {
-    const { data } = await findPrompts("", { signal });
+    const { data } = await findPrompts("", { limit: NUM_FOUND, signal });
     const writers = data.filter((record) => !labelsOf(record));
     const first = (writers.length ? writers : data).slice(0, NUM_FIRST);
-    state.subjects = [{ id: baseId, record: null }, ...(wanted ? [] : first.map((record) => ({ id: record.id, record })))];
+    state.subjects = [{ id: base, record: null }, ...(wanted ? [] : first.map((record) => ({ id: record.id, record })))];
     if (!wanted) state.fields.text = first.flatMap((record) => samples(record))[0]?.input ?? "Once upon a time";
     state.subjects.forEach((subject, index) => (subject.color = index + 1));
   }

@@ -2,7 +2,7 @@
 
 import { call, get, promptPath, send } from "./api.js";
 import { add, fill, h, icon, iconButton } from "./dom.js";
-import { ago, bytes, count, moment, percent, plain, shortVersion, words } from "./format.js";
+import { ago, bytes, count, moment, number, plain, shortVersion, spaced, words } from "./format.js";
 import { bareName, labelsOf, labelWords, samples, scoresOf, scoreTable, training } from "./records.js";
 import { versionsPanel } from "./versions.js";
 import { confirmed, errorNotice, facts, menu, tableBox, tabs, toast } from "./widgets.js";
@@ -120,7 +120,7 @@ function neighbors(record, signal) {
       fill(
         panel,
         h("header", {}, h("h2", {}, "Nearest words"), h("span", { class: "small muted" }, "vocabulary entries by cosine; learned vectors need not be near any")),
-        tableBox("Nearest words", h("table", { class: "list neighbors" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "num" }, "Token"), h("th", { scope: "col" }, "Nearest first"))), h("tbody", {}, data.map((one) => h("tr", {}, h("th", { scope: "row", class: "num" }, one.index + 1), h("td", {}, h("div", { class: "row" }, one.neighbors.map((near) => h("span", { class: "word", vars: { "--near": Math.max(0, near.cosine) } }, h("code", {}, near.token.replaceAll("\n", "⏎")), h("small", { class: "tabular" }, percent(near.cosine)))))))))),
+        tableBox("Nearest words", h("table", { class: "list neighbors" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "num" }, "Token"), h("th", { scope: "col" }, "Nearest first"))), h("tbody", {}, data.map((one) => h("tr", {}, h("th", { scope: "row", class: "num" }, one.index + 1), h("td", {}, h("div", { class: "row" }, one.neighbors.map((near) => h("span", { class: "word", vars: { "--near": Math.max(0, near.cosine) } }, h("code", {}, spaced(near.token)), h("small", { class: "tabular" }, number(near.cosine, 2)))))))))),
         ),
       ),
     (error) => error.name !== "AbortError" && fill(panel, errorNotice(error)),

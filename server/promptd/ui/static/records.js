@@ -117,9 +117,3 @@ export function bareName(id) {
 export async function findPrompts(search, { limit = 100, after = null, signal } = {}) {
   return get("/v1/prompts", { search, limit, after }, signal);
 }
-
-/** The base model's name. */
-export async function baseModel(signal) {
-  const { data } = await get("/v1/models", {}, signal);
-  return data.find((model) => model.parent === null);
-}

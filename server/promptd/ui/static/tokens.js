@@ -1,7 +1,7 @@
 // Token probabilities: the answer token by token, shaded by how sure the model was, with the alternatives of one token.
 
 import { fill, h } from "./dom.js";
-import { percent } from "./format.js";
+import { percent, spaced, visible } from "./format.js";
 
 /** Show the tokens from `start` on; `scored` is OpenAI's `logprobs` of a completion. */
 export function tokenView(scored, start) {
@@ -39,14 +39,4 @@ export function tokenView(scored, start) {
   const sum = tokens.reduce((total, token) => total + Math.log(token.share), 0);
   const mean = tokens.length ? Math.exp(sum / tokens.length) : 1;
   return h("div", { class: "token-view" }, line, h("p", { class: "small muted" }, `Geometric mean ${percent(mean)}. The deeper the colour, the less sure.`), detail);
-}
-
-/** Show the space in front, too: most words begin with one. */
-function spaced(text) {
-  return visible(text).replace(/^ /, "␣");
-}
-
-/** Show what would not be seen. */
-function visible(text) {
-  return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
 }
