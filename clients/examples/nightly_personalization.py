@@ -80,7 +80,7 @@ def watch(client: Client, jobs: list[Job]) -> list[Job]:
             progress.update(bars["done"], completed=sum(job.has_ended for job in now))
             if all(job.has_ended for job in now):
                 return now
-            time.sleep(0.5)
+            time.sleep(2)
 
 
 def report(scores: list[tuple[str, float, float, float]], seconds: float, folder: Path) -> Path:

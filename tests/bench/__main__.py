@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         print(f"... {name}", flush=True)
         book.note("machine", machine())
         own = CHECKS[name](scale, book, root)
-        book.note(f"rows/{name}", [dataclasses.asdict(row) for row in own])
+        known = {row["check"]: row for row in book.fact(f"rows/{name}") or ()}  # of other models, say
+        book.note(f"rows/{name}", [*(known | {row.check: dataclasses.asdict(row) for row in own}).values()])
         rows += own
     if options.page is not None or options.checks == ["report"]:
         rows = [Row(**row) for name in CHECKS for row in book.fact(f"rows/{name}") or ()]

@@ -1,4 +1,4 @@
-"""Publications while Redis and servers are killed, and while the power fails: what was acknowledged is there, whole."""
+"""Publications while Redis and servers are killed: what was acknowledged is there, whole."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from promptd_store import PromptArtifact, PromptCatalog, Store, StoreError, encode, find_faults
+from promptd_store import PromptArtifact, PromptCatalog, encode, find_faults
 from promptd_store.objects import FolderObjects
 from promptd_store.redis_backend.store import RedisStore
 
+from tests.cluster.acknowledged import broken
 from tests.engine.harness import frozen
-from tests.power import OwnSyncs, build_recorder, cut_redis
 from tests.redis_server import RedisServer
 from tests.replicas import Replica, ReplicaForge, running_replicas
-from tests.store.files import SPEC, soft_file
 
 
 @dataclass
@@ -63,18 +62,6 @@ class Publisher:
         return answer.is_success
 
 
-async def broken(store: Store, catalog: PromptCatalog, acknowledged: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The acknowledged versions that are not there, or not whole."""
-    lost = []
-    for name, version in acknowledged:
-        try:
-            record = await catalog.resolve("default", f"{name}@{version}")
-            assert (await catalog.load(record)).version == version
-        except StoreError:
-            lost.append((name, version))
-    return lost
-
-
 async def killing(redis: RedisServer, replicas: list[Replica], num_kills: int) -> int:
     """Kill Redis or a server at random moments; return how many of these kills there were."""
     dice = random.Random(5)
@@ -107,7 +94,7 @@ def publish_and_kill(
         stack.push_async_callback(store.close)
         catalog = PromptCatalog(store, frozen(forge.model).spec)
         acknowledged = [one for publisher in publishers for one in publisher.acknowledged]
-        lost = await broken(store, catalog, acknowledged)
+        lost = await broken(catalog, acknowledged)
         faults = [fault async for fault in find_faults(store)]
         seconds = sorted(second for publisher in publishers for second in publisher.seconds)
         num_refused = sum(one.num_refused for one in publishers)
@@ -122,7 +109,7 @@ def publish_and_kill(
         record = await catalog.resolve("default", f"{name}@{version}")
         await store.delete_blob("default", record.content_digest)
         fresh = PromptCatalog(store, frozen(forge.model).spec)
-        assert await broken(store, fresh, acknowledged) == [one for one in acknowledged if one[1] == version]
+        assert await broken(fresh, acknowledged) == [one for one in acknowledged if one[1] == version]
         assert [fault async for fault in find_faults(store)]
 
     async def run_and_close() -> None:
@@ -141,85 +128,3 @@ def test_acknowledged_survives_kills(forge: ReplicaForge, redis: RedisServer, tm
 def test_ten_thousand_publications(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
     """10,000 publications and more, 50 kills."""
     publish_and_kill(forge, redis, tmp_path, num_publishes=10_000, num_kills=50)
-
-
-@pytest.fixture(scope="module")
-def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that writes down what Redis has synced."""
-    return build_recorder(tmp_path_factory.mktemp("recorder"))
-
-
-async def write_and_kill(server: RedisServer, blobs: Path, count: int, first: int) -> list[tuple[str, str]]:
-    """Publish, files into Redis and beside it, and kill Redis amid it; return what was acknowledged."""
-    url = f"{server.url}?socket_timeout=1"
-    stores = [
-        await RedisStore.open(url, objects=FolderObjects(blobs), inline_bytes=size, allow_volatile=True)
-        for size in (0, 1 << 20)
-    ]
-    catalogs = [PromptCatalog(store, SPEC) for store in stores]
-    acknowledged: list[tuple[str, str]] = []
-
-    async def publish(number: int) -> None:
-        record = await catalogs[number % 2].publish("default", f"p{number % 7}", soft_file(number))
-        acknowledged.append((record.name, record.version))
-
-    writers = asyncio.gather(*(publish(first + number) for number in range(3 * count)), return_exceptions=True)
-    async with asyncio.timeout(60):
-        while len(acknowledged) < count:
-            assert not writers.done(), writers.result()[:3]
-            await asyncio.sleep(0.001)
-    kept = list(acknowledged)
-    await asyncio.to_thread(server.kill)
-    await writers
-    for store in stores:
-        await store.close()
-    return kept
-
-
-async def look(server: RedisServer, blobs: Path, acknowledged: list[tuple[str, str]]) -> int:
-    """How many of these are gone; nothing that is left may point to what is not."""
-    store = await RedisStore.open(server.url, objects=FolderObjects(blobs), allow_volatile=True)
-    lost = len(await broken(store, PromptCatalog(store, SPEC), acknowledged))
-    assert [fault async for fault in find_faults(store)] == []
-    await store.close()
-    return lost
-
-
-def lost_at_power_cuts(
-    folder: Path, recorder: Path, monkeypatch: pytest.MonkeyPatch, fsync: str, *, count: int = 100, num_cuts: int = 1
-) -> int:
-    """Write, pull the plug amid it, start again on what was synced, so many times; return what is gone of it all."""
-    log, redis, blobs = folder / "synced", folder / "redis", folder / "blobs"
-    monkeypatch.setenv("LD_PRELOAD", str(recorder))
-    monkeypatch.setenv("SYNC_LOG", str(log))
-    folder.mkdir()
-    syncs, server = OwnSyncs(monkeypatch), RedisServer(redis, appendfsync=fsync)
-    acknowledged: list[tuple[str, str]] = []
-    num_bytes = num_files = 0
-    for number in range(num_cuts):
-        acknowledged += asyncio.run(write_and_kill(server, blobs, count, first=3 * count * number))
-        num_bytes += cut_redis(redis, log)
-        num_files += syncs.cut(blobs)
-        server.start()
-    lost = asyncio.run(look(server, blobs, acknowledged))
-    server.close()
-    print(
-        f"{num_cuts} power cuts, appendfsync {fsync}: {lost} of {len(acknowledged)} lost; what was never synced: "
-        f"{num_bytes} bytes of Redis, {num_files} blobs"
-    )
-    return lost
-
-
-def test_a_power_cut_loses_nothing(tmp_path: Path, recorder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that were not synced are dropped: with `appendfsync always` none of them was acknowledged.
-
-    The control is a Redis that leaves syncing to the system: it loses everything.
-    """
-    assert lost_at_power_cuts(tmp_path / "always", recorder, monkeypatch, "always") == 0
-    assert lost_at_power_cuts(tmp_path / "no", recorder, monkeypatch, "no") >= 90
-
-
-@pytest.mark.long
-def test_fifty_power_cuts(tmp_path: Path, recorder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """10,000 publications and 50 power cuts over one store."""
-    assert lost_at_power_cuts(tmp_path / "always", recorder, monkeypatch, "always", count=200, num_cuts=50) == 0

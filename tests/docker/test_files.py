@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,17 @@ def test_compose(compose: dict[str, Any]) -> None:
     assert grace > fields["leave_seconds"].default + fields["drain_seconds"].default + 5
 
 
+def test_compose_as_its_specification_has_it(tmp_path: Path) -> None:
+    """Valid by the schema of the Compose project, which check-jsonschema carries. The control misspells a key."""
+    pytest.importorskip("check_jsonschema", reason="check-jsonschema is not installed: pip install 'promptd[dev]'")
+    text = (DOCKER / "compose.yaml").read_text()
+    (tmp_path / "misspelt.yaml").write_text(text.replace("read_only:", "readonly:"))
+    for path, is_good in ((DOCKER / "compose.yaml", True), (tmp_path / "misspelt.yaml", False)):
+        words = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode == 0) == is_good and ("readonly" in done.stdout) != is_good, done.stdout + done.stderr
+
+
 def test_a_worker_answers_where_it_is_asked(compose: dict[str, Any]) -> None:
     """Its port is the same for Prometheus, its health check and itself, in the compose file and in Kubernetes."""
     worker = compose["services"]["worker"]
@@ -224,6 +236,21 @@ def test_kubernetes() -> None:
     )
     needs = float(command[3]) + Settings.model_fields["drain_seconds"].default + 5
     assert pods["promptd"]["spec"]["terminationGracePeriodSeconds"] > needs
+
+
+@pytest.mark.long
+def test_kubernetes_as_its_schema_has_it() -> None:
+    """Every object is valid by Kubernetes' own schema, as kubernetes-validate has it. The control misspells a key."""
+    schema = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed: pip install 'promptd[deploy-tests]'"
+    )
+    version = schema.latest_version()
+    for one in manifests():
+        schema.validate(one, version, strict=True)
+    deployment = next(one for one in manifests() if one["kind"] == "Deployment")
+    deployment["spec"]["template"]["spec"]["enableServiceLink"] = False
+    with pytest.raises(schema.ValidationError, match="enableServiceLink"):
+        schema.validate(deployment, version, strict=True)
 
 
 def service_links(service: dict[str, Any]) -> dict[str, str]:

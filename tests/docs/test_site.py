@@ -36,6 +36,11 @@ def test_links(page: Path) -> None:
         assert not anchor or anchor in _anchors(linked), f"{page.name}: {target}#{anchor}"
 
 
+def test_every_page_begins_with_its_title() -> None:
+    """Nothing stands in front of it."""
+    assert [page.name for page in pages() if not page.read_text().startswith("# ")] == []
+
+
 def test_every_page_is_in_the_index() -> None:
     """Whoever starts at server/docs/README.md can reach every page."""
     seen, todo = set[Path](), [DOCS / "README.md"]
