@@ -165,7 +165,7 @@ def test_lines_are_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
                 check_lines(bad, "file")
             place = f"({wanted.value.reason} at byte {wanted.value.start})"
             assert str(refused.value) == f"line 40: not UTF-8 {place}"
-        with pytest.raises(InvalidRequestError, match="line 41: has more than 30 bytes"):
+        with pytest.raises(InvalidRequestError, match="line 41: has 31 bytes, at most 30 are allowed"):
             check_lines(text + b"x" * 31 + b"\n" + b"y" * 40, "file")
         with pytest.raises(InvalidRequestError, match="no rows at all"):
             check_lines(b"\n  \n" * 50, "file")

@@ -53,7 +53,7 @@ async def test_list_is_newest_first_and_paged(files: TrainingFiles, clock: Clock
         ("a", b"", InvalidRequestError, "no rows at all"),
         ("a", b" \n\n", InvalidRequestError, "no rows at all"),
         ("a", ROWS + b"\xff\xfe", InvalidRequestError, "line 2: not UTF-8"),
-        ("a", ROWS + b"x" * (MAX_LINE_BYTES + 1), InvalidRequestError, f"line 2: has more than {MAX_LINE_BYTES} bytes"),
+        ("a", ROWS + b"x" * (MAX_LINE_BYTES + 1), InvalidRequestError, f"line 2: has {MAX_LINE_BYTES + 1} bytes"),
         ("a", b"x" * (5 << 20), PayloadTooLargeError, "at most 5000000 are allowed"),
         ("", ROWS, InvalidRequestError, "filename must have 1 to 255 printable characters, got ''"),
         ("a\nb", ROWS, InvalidRequestError, r"got 'a\nb'"),

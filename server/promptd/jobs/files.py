@@ -153,7 +153,8 @@ def check_lines(content: Content, param: str) -> None:
     begin, is_empty = 0, True
     for number, line in enumerate(_lines(content), start=1):
         if len(line) > MAX_LINE_BYTES:
-            raise _invalid(param, f"line {number}: has more than {MAX_LINE_BYTES} bytes")
+            length = _line_length(content, begin)
+            raise _invalid(param, f"line {number}: has {length} bytes, at most {MAX_LINE_BYTES} are allowed")
         try:
             line.decode()
         except UnicodeDecodeError as error:
@@ -173,6 +174,15 @@ def _lines(content: Content) -> Iterator[bytes]:
         if len(rest) > MAX_LINE_BYTES:
             break
     yield rest
+
+
+def _line_length(content: Content, begin: int) -> int:
+    """Count the bytes from a place to the line's end, a piece at a time."""
+    for at in range(begin, len(content), PIECE_BYTES):
+        end = bytes(content[at : at + PIECE_BYTES]).find(b"\n")
+        if end >= 0:
+            return at + end - begin
+    return len(content) - begin
 
 
 def _invalid(param: str, problem: str) -> InvalidRequestError:
