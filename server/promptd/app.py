@@ -21,22 +21,19 @@ from promptd.api.routes import add_routes
 from promptd.api.services import Services
 from promptd.api.shedding import Shedding
 from promptd.api.wire import KeepWire
+from promptd.collectors import BudgetCollector, CatalogCollector, EngineCollector, TrainingCollector
 from promptd.engine.async_engine import AsyncEngine
 from promptd.erasures import Forgetter
 from promptd.housekeeping import Housekeeper
 from promptd.jobs import TrainingFiles
 from promptd.logs import RequestLog
 from promptd.metrics import (
-    BudgetCollector,
-    CatalogCollector,
-    EngineCollector,
     HousekeepingMetrics,
     HttpMetrics,
     LoopMetrics,
     RequestMetrics,
     StoreMetrics,
     TokenGaps,
-    TrainingCollector,
     make_registry,
 )
 from promptd.parts import (

@@ -17,10 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from promptd.api.routes import ROUTES
+from promptd.collectors import EngineCollector
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import GenerateRequest
 from promptd.engine.share import Share
-from promptd.metrics import MAX_CODES, OVERLOAD_CODES, EngineCollector, HttpMetrics, TokenGaps
+from promptd.metrics import MAX_CODES, OVERLOAD_CODES, HttpMetrics, TokenGaps
 from promptd.settings import Settings
 from promptd.tenancy import UsageLedger
 from tests.api.conftest import LiveServer, serve

@@ -17,8 +17,8 @@ from promptd.api.generation import Choice, arrivals, finish
 from promptd.api.sse import event_stream, to_json
 from promptd.api.stalls import ABORT, without_stalls
 from promptd.api.wire import WIRE, KeepWire
-from promptd.engine.async_engine import Stream
 from promptd.engine.request import FinishReason, Output, RequestOutput
+from promptd.engine.stream import Stream
 from promptd.errors import NumericalError, OverloadedError
 from tests.patience import PATIENCE_SECONDS
 

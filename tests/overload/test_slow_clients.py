@@ -14,7 +14,7 @@ import pytest
 from promptd import connections
 from promptd.api import downloads
 from promptd.connections import AbortableHttp
-from promptd.engine import async_engine
+from promptd.engine import stream as streams
 from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.request import GenerateRequest, RequestOutput
 from promptd.errors import SlowReaderError
@@ -123,8 +123,8 @@ def test_headers_without_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_waits_for_a_reader_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that nobody reads ends its row; what was made is still there, and then the reason. Once each."""
-    monkeypatch.setattr(async_engine, "MAX_UNREAD", 8)
-    monkeypatch.setattr(async_engine, "MAX_UNREAD_SECONDS", 0.0)
+    monkeypatch.setattr(streams, "MAX_UNREAD", 8)
+    monkeypatch.setattr(streams, "MAX_UNREAD_SECONDS", 0.0)
 
     async def main() -> None:
         engine = AsyncEngine(make_engine(model))

@@ -14,7 +14,6 @@ from promptd.api.error_handlers import ClientDisconnectedError
 from promptd.api.named_prompts import NamedPrompts
 from promptd.api.schemas import Sampling
 from promptd.api.services import Services, new_id
-from promptd.engine.async_engine import MAX_UNREAD, Stream
 from promptd.engine.request import (
     FinishReason,
     GenerateRequest,
@@ -22,6 +21,7 @@ from promptd.engine.request import (
     SamplingParams,
     TokenLogprob,
 )
+from promptd.engine.stream import MAX_UNREAD, Stream
 from promptd.errors import InvalidRequestError, PromptdError
 from promptd.tenancy import Counts
 

@@ -91,8 +91,9 @@ async def run_worker(settings: Settings, listener: socket.socket | None = None) 
 
     Raises what ends the thread that trains.
     """
+    from promptd.collectors import CatalogCollector, TrainingCollector
     from promptd.erasures import Forgetter
-    from promptd.metrics import CatalogCollector, LoopMetrics, StoreMetrics, TrainingCollector, make_registry
+    from promptd.metrics import LoopMetrics, StoreMetrics, make_registry
     from promptd.metrics_server import MetricsServer
     from promptd.parts import load_base_model, make_trial_engine, make_worker, open_catalog
     from promptd.training import TrainingLoop
