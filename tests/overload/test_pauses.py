@@ -12,8 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from promptd.app import create_app
-from promptd.commands import http_server
-from promptd.commands.http_server import LeavingServer
+from promptd.commands.http_server import LeavingServer, run_server
 from promptd.settings import Settings
 from tests.overload.conftest import running
 from tests.overload.wire import ask
@@ -40,7 +39,7 @@ def test_a_full_collection_does_not_walk_what_serves(
     monkeypatch.setattr(LeavingServer, "serve", serve)
     settings = Settings(model=str(model), store=str(tmp_path), training="off", drain_seconds=0)
     with socket.socket() as listener:
-        http_server.serve(create_app(settings), settings, listener, lambda: None)
+        asyncio.run(run_server(create_app(settings), settings, listener, lambda: None))
     ((num_frozen, num_walked),) = seen
     assert num_frozen > 10 * num_walked
     assert gc.get_freeze_count() == 0 and len(gc.get_objects()) > 10 * num_walked

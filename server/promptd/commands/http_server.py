@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-import uvloop
 from fastapi import FastAPI
 
 from promptd.commands.launch import STOP_SIGNALS, on_first_signal
@@ -96,12 +95,3 @@ async def run_server(app: FastAPI, settings: Settings, listener: socket.socket, 
     async with app.router.lifespan_context(app):
         with lasting_heap():
             await LeavingServer(config, app, settings.leave_seconds, on_ready).serve(sockets=[listener])
-
-
-def serve(app: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Run the server until it ends, on libuv's loop.
-
-    Beside a working engine it was measured to cost as much as asyncio's own, a token and a refusal alike.
-    """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_server(app, settings, listener, on_ready))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -260,14 +261,14 @@ def _start(settings: Settings, listener: socket.socket) -> None:
 
     from promptd import logs
     from promptd.app import create_app
-    from promptd.commands import http_server
+    from promptd.commands.http_server import run_server
     from promptd.errors import PromptdError
 
     try:
         app = create_app(settings)
         logs.configure(secrets=settings.secrets)
         quiet_loading()
-        http_server.serve(app, settings, listener, partial(_announce, app, settings, listener))
+        asyncio.run(run_server(app, settings, listener, partial(_announce, app, settings, listener)))
     except (PromptdError, StoreError) as error:
         fail(str(error))
 

@@ -54,9 +54,9 @@ def fuse_activations(model: PreTrainedModel) -> int:
 
     In half precision transformers rounds after each of its six steps, and one pass would be another function.
     """
-    count = 0
     if model.dtype is not torch.float32:
-        return count
+        return 0
+    count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, NewGELUActivation):
