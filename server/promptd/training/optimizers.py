@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from transformers.optimization import Adafactor
 
 OptimizerName = Literal["adamw", "adafactor"]
 ParameterGroups = list[dict[str, Any]]
 
 
 def _adafactor(groups: ParameterGroups, weight_decay: float) -> torch.optim.Optimizer:
+    from transformers.optimization import Adafactor  # brings the whole Trainer, and peft where it is installed
+
     # A step of `lr`, not of `lr` times the parameter's own size, and no schedule of its own (Lester et al.);
     # torch's Adafactor always scales by the parameter, so it cannot be told so.
     return Adafactor(groups, weight_decay=weight_decay, scale_parameter=False, relative_step=False)

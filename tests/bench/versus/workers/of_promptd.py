@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import promptd.modeling.heavy_imports  # noqa: F401, as in `promptd serve`  # isort: skip
 import torch
 from loop import Request, Worker
 from promptd_store import PromptArtifact, decode
