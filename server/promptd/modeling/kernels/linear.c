@@ -2,7 +2,8 @@
  *
  * The weight lies in panels of PANEL outputs, [num_panels, in, PANEL], the last filled up with zeros. A tile of up to
  * TILE rows by one panel stays in registers while it goes through DEPTH inputs; other tiles of the same panel then find
- * these inputs' weights in the second-level cache. Meanwhile each tile fetches its part of the next inputs' from memory.
+ * these inputs' weights in the second-level cache. Meanwhile each tile fetches its part of the next inputs' from memory,
+ * and one that is alone, what it needs soon itself.
  * Every output is the sum over its inputs from first to last in one accumulator, so a row's bits depend neither on
  * its neighbours nor on their number.
  *
@@ -18,6 +19,8 @@ enum { WIDTH = 3, TILE = 8 };
 enum { WIDTH = 2, TILE = 6 };
 #endif
 enum { PANEL = LANES * WIDTH, DEPTH = 256, ROWS = 24 * TILE };
+/* So many inputs ahead a tile that is alone fetches: nobody else waits for what lies farther. */
+enum { NEAR = 32 };
 /* Fewer products than this are not worth waking other threads for. */
 enum { ALONE = 1 << 17 };
 
@@ -72,12 +75,13 @@ static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stri
     float *target = width < PANEL ? aside : out;
     int64_t stride = width < PANEL ? PANEL : out_stride, num_tiles = (num_rows + TILE - 1) / TILE;
     int64_t step = (PANEL + num_tiles - 1) / num_tiles; /* of the next inputs' weights: the tiles share the fetching */
+    int64_t distance = num_tiles > 1 ? DEPTH : NEAR;
     for (int64_t at = 0; at < num_inputs; at += DEPTH) {
         int64_t depth = num_inputs - at < DEPTH ? num_inputs - at : DEPTH;
         for (int64_t tile = 0; tile < num_tiles; tile++) { /* of sizes that differ by one at most */
             int64_t begin = tile * num_rows / num_tiles, end = (tile + 1) * num_rows / num_tiles;
             multiply_tile(end - begin, rows + begin * row_stride + at, row_stride, weight + at * PANEL, depth,
-                          at ? NULL : bias, weight + (at + DEPTH) * PANEL + tile * depth * step, step,
+                          at ? NULL : bias, weight + (at + distance) * PANEL + tile * depth * step, step,
                           target + begin * stride, stride);
         }
     }

@@ -2,8 +2,8 @@
  *
  * The weight lies in panels of PANEL outputs, [num_panels, in / 4, PANEL, 4], the last filled up with zeros. A tile of
  * up to TILE rows by one panel stays in registers through all inputs, four of them in one instruction (AVX-512 VNNI);
- * meanwhile each tile fetches its part of the next panel from memory. Sums of integers are exact, so a row's bits
- * depend neither on its neighbours nor on their number.
+ * meanwhile each tile fetches its part of the next panel from memory, and one alone what it uses soon itself. Sums of
+ * integers are exact, so a row's bits depend neither on its neighbours nor on their number.
  *
  * Compiled by kernels/__init__.py.
  */
@@ -11,6 +11,8 @@
 
 #ifdef __AVX512F__
 enum { WIDTH = 3, TILE = 8, PANEL = LANES * WIDTH, ROWS = 24 * TILE };
+/* So many inputs ahead one tile alone fetches its weights: another panel would be too far, nobody else finds it. */
+enum { NEAR = 64 };
 /* Fewer products than this are not worth waking other threads for. */
 enum { ALONE = 1 << 19 };
 
@@ -86,9 +88,10 @@ static void multiply_panel(const product *one, int64_t start, int64_t stop, int6
 {
     int64_t num_rows = stop - start, num_tiles = (num_rows + TILE - 1) / TILE;
     int64_t step = (4 * PANEL + num_tiles - 1) / num_tiles; /* of the next panel: the tiles share the fetching */
-    for (int64_t tile = 0; tile < num_tiles; tile++) {      /* of sizes that differ by one at most */
+    const int8_t *fetched = one->packed + output * one->num_inputs + (num_tiles > 1 ? one->num_inputs : NEAR) * PANEL;
+    for (int64_t tile = 0; tile < num_tiles; tile++) { /* of sizes that differ by one at most */
         int64_t begin = start + tile * num_rows / num_tiles, end = start + (tile + 1) * num_rows / num_tiles;
-        const int8_t *ahead = one->packed + (output + PANEL) * one->num_inputs + tile * (one->num_inputs / 4) * step;
+        const int8_t *ahead = fetched + tile * (one->num_inputs / 4) * step;
         switch (end - begin) {
             OF_ROWS(1) OF_ROWS(2) OF_ROWS(3) OF_ROWS(4) OF_ROWS(5) OF_ROWS(6) OF_ROWS(7) OF_ROWS(8)
         }
