@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from promptd.modeling.kernels import load_kernel
+from promptd.modeling.recording import opaque
 
 GELU = "gelu.c"
 
@@ -25,9 +26,13 @@ class Gelu(nn.Module):
         kernel = _kernel() if is_plain and not wants_gradient else None
         if kernel is None:
             return nn.functional.gelu(hidden, approximate="tanh")
-        out = torch.empty_like(hidden)
-        kernel(hidden.data_ptr(), out.data_ptr(), hidden.numel(), torch.get_num_threads())
-        return out
+        return opaque(_run, kernel, hidden)
+
+
+def _run(kernel: ctypes._NamedFuncPointer, hidden: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(hidden)
+    kernel(hidden.data_ptr(), out.data_ptr(), hidden.numel(), torch.get_num_threads())
+    return out
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import torch
 from transformers import AttentionInterface
 
 from promptd.errors import ModelRefusedError
+from promptd.modeling.recording import opaque
 
 ATTENTION_NAME = "promptd"
 
@@ -86,7 +87,11 @@ def packed_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     bias = None if position_bias is NO_BIAS else position_bias
     site = Site(layer, scale, sliding_window, bias, is_cross)  # type: ignore[arg-type]
-    return batch.attend(site, query, key, value), None
+    return opaque(_attend, batch, site, query, key, value), None
+
+
+def _attend(batch: Attends, *args: Any) -> torch.Tensor:
+    return batch.attend(*args)
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from promptd.modeling.families.base import Arrangement, Asked, Family
 from promptd.modeling.fingerprint import digest_of_tensors
 from promptd.modeling.kv_pool import KVPool, kv_bytes_per_token
 from promptd.modeling.packed_batch import PackedBatch
+from promptd.modeling.step_graph import StepGraph
 from promptd.modeling.text_ids import TextIds
 
 EMBEDDING_CHUNK = 4096
@@ -34,6 +35,8 @@ class FrozenModel:
     served_name: str
     family: Family
     """What only this kind of model does; nobody but this class and the loader asks for more than it tells."""
+    step_graph: StepGraph | None = field(default=None, kw_only=True)
+    """Its forward for single tokens without its Python, where there is one."""
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +164,8 @@ class FrozenModel:
     @torch.no_grad()
     def forward_packed(self, batch: PackedBatch) -> torch.Tensor:
         """Read one step's targets and return logits `[num_logits, vocab_size]`; K/V of all its tokens are stored."""
-        return self.forward(self._embed_rows(batch), batch.position_ids, batch.logits_index, attention_for(batch))
+        forward = self.step_graph if self.step_graph is not None and batch.is_step else self.forward
+        return forward(self._embed_rows(batch), batch.position_ids, batch.logits_index, attention_for(batch))
 
     @torch.no_grad()
     def read_sources(self, batch: PackedBatch) -> list[torch.Tensor]:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from promptd.modeling.recording import opaque
+
 
 def runs_here(trial: Callable[[], bool]) -> bool:
     """Return whether a product is there and right, in this build of torch and on this machine."""
@@ -49,6 +51,9 @@ class FrozenLinear(nn.Module, ABC):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map `[..., in_features]` to `[..., out_features]`."""
+        return opaque(self._multiply, hidden)
+
+    def _multiply(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])
         return self.multiply(rows).view(*hidden.shape[:-1], self.weight.shape[0])
 

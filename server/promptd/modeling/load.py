@@ -33,6 +33,7 @@ from promptd.modeling.norms import fuse_norms
 from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
 from promptd.modeling.ranks import Rank
+from promptd.modeling.step_graph import step_graph
 
 STRICT_TILE_ROWS = 16
 _WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -121,10 +122,13 @@ def _load(
     family.sizes = own_sizes
     model = FrozenModel(hf, tokenizer, spec, served_name or folder.resolve().name, family)
     if quantization == "none":
-        return _proven(model, packed_linears=packed_linears and rank is None, strict=strict, rank=rank)
-    proven = _proven(model, packed_linears=False, strict=False, rank=rank)
-    replace_linears(hf, QuantizedLinear)
-    return proven
+        model = _proven(model, packed_linears=packed_linears and rank is None, strict=strict, rank=rank)
+    else:
+        model = _proven(model, packed_linears=False, strict=False, rank=rank)
+        replace_linears(hf, QuantizedLinear)
+    if model.device.type != "cpu" or not family.reads_by_arguments or rank is not None:
+        return model
+    return dataclasses.replace(model, step_graph=step_graph(model.forward, model.embed, spec.architecture))
 
 
 def _check_quantization(name: str, device: torch.device) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from promptd.modeling.kernels import load_kernel
+from promptd.modeling.recording import opaque
 
 RMS_NORM = "rms_norm.c"
 
@@ -33,7 +34,7 @@ class RmsNorm(nn.Module):
         if torch.is_grad_enabled() and hidden.requires_grad:
             normal: torch.Tensor = _Normal.apply(hidden, self)  # type: ignore[no-untyped-call]
             return normal
-        return self.normalize(hidden)
+        return opaque(self.normalize, hidden)
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
         """Run the kernel; no gradient is asked for."""

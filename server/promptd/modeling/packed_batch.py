@@ -120,6 +120,11 @@ class PackedBatch:
         self.slot_mapping = torch.tensor(slots, dtype=torch.int64).to(device, non_blocking=True)  # [num_slots]
         self.logits_index = torch.tensor(logits, dtype=torch.int64).to(device, non_blocking=True)
 
+    @property
+    def is_step(self) -> bool:
+        """Whether it is of single tokens of texts that continue, each asked for what follows it."""
+        return self.is_causal and 0 < self.num_tokens == self.num_logits == len(self.rows)
+
     def _add_decode(self, token: int, row: PackedRow) -> None:
         # The token's own slot usually continues the last span: then one span covers both.
         spans = list(row.context)
