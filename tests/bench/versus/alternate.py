@@ -43,7 +43,7 @@ class _Match:
         every = workloads(scale, self._folder)
         self._workloads = [each for name, each in every.items() if not scale.workloads or name in scale.workloads]
         names = scale.peers or [peer.name for peer in PEERS]
-        self._peers = [CONTENDERS[name] for name in names]
+        self._peers = [CONTENDERS[name] for name in names if name != OURS.name]  # it runs beside each of them
         self._spec = load_model(self._folder).spec
         self._absent: set[str] = set()
         self._weights = sum(file.stat().st_size for file in self._folder.glob("*.safetensors"))
