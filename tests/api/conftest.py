@@ -70,7 +70,7 @@ def serve(
     """Run an app under uvicorn for a block, with these prompts published (where it needs no key)."""
     app = create_app(settings, tracing=tracing)
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", http="h11"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:
