@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from promptd.modeling import FrozenModel, KVPool, PackedBatch, PackedRow, load_model
 from promptd.modeling.attention import Attends
 from promptd.modeling.quantized_linear import can_quantize
 from promptd.modeling.recording import NotOneGraphError
 from promptd.modeling.step_graph import StepGraph, step_graph
-from tests.tiny_models import FAMILIES, make_tiny_model
+from tests.family_models import write_model
+from tests.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny_model, make_tokenizer
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -93,6 +95,7 @@ def test_a_step_is_of_single_tokens_that_are_all_asked_for(folder: Path) -> None
 
 WEIGHT = torch.eye(4)
 STATE = [0]
+NOBODY: Any = None
 
 
 def embed(ids: torch.Tensor) -> torch.Tensor:
@@ -106,9 +109,26 @@ def plain(embeds: torch.Tensor, positions: torch.Tensor, index: torch.Tensor, ba
     return hidden.expand(2, -1, -1).reshape(2 * len(embeds), 4)[index]
 
 
+def changes(embeds: torch.Tensor, positions: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """What is changed in place, and a tensor made of a number: recorded, both."""
+    count = torch.tensor(0)
+    count += (positions > 100).sum()
+    return (embeds * 1).add_(1).mul_(torch.tensor(2.0)) + count
+
+
 def looks(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
     """Goes by a value."""
     return embeds * 2 if embeds.sum() > 10 else embeds
+
+
+def lists(embeds: torch.Tensor, positions: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """Goes by a value that it reads past torch's operations."""
+    return embeds * 2 if max(positions.tolist()) < 10_000 else embeds * 3
+
+
+def arrays(embeds: torch.Tensor, positions: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """The same, another way."""
+    return embeds * 2 if positions.numpy().max() < 10_000 else embeds * 3
 
 
 def counts(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -136,18 +156,25 @@ def random(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 def few(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
     """Goes another way with many rows."""
-    return embeds * 2 if len(embeds) < 6 else embeds * 3
+    return embeds * 2 if len(embeds) < 64 else embeds * 3
+
+
+def breaks(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """Is no forward at all."""
+    raise KeyError("nothing")
 
 
 @pytest.mark.parametrize(
     ("read", "reason"),
     [
         (looks, "looks at numbers"),
+        (lists, "tolist looks at numbers"),
+        (arrays, "numpy looks at numbers"),
         (counts, "its length follows the number of rows"),
         (one_more, "with another number of rows"),
         (remembers, "with another number of rows"),
         (random, "rows come out otherwise"),
-        (few, "7 rows come out otherwise"),
+        (few, "67 rows come out otherwise"),
     ],
 )
 def test_what_is_no_graph_keeps_its_own_forward(
@@ -155,8 +182,35 @@ def test_what_is_no_graph_keeps_its_own_forward(
 ) -> None:
     """The reason is told; what can be recorded (the control) is."""
     with pytest.raises(NotOneGraphError, match=reason):
-        StepGraph.of(read, embed)
+        StepGraph.of(read, embed, 500, 128)
     with caplog.at_level("INFO"):
-        assert step_graph(read, embed, "Model") is None
+        assert step_graph(read, embed, 500, 128) is None
     assert reason in caplog.text
-    assert step_graph(plain, embed, "Model") is not None
+    assert step_graph(plain, embed, 500, 128) is not None
+
+
+def test_a_model_that_cannot_be_recorded_is_served_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever recording it meets."""
+    assert step_graph(breaks, embed, 500, 128) is None
+    assert "recording one failed" in caplog.text
+
+
+def test_changes_in_place_last_one_pass() -> None:
+    """Three equal calls give the same three times, and what the forward itself gives."""
+    graph = StepGraph.of(changes, embed, 500, 128)
+    late = embed(torch.arange(4)), torch.full((4,), 120), torch.arange(4), NOBODY
+    for _ in range(3):
+        assert torch.equal(graph(*late), changes(*late))
+
+
+def test_experts_are_recorded(tmp_path: Path) -> None:
+    """A mixture of experts changes tensors in place; which expert a token goes to is no look at numbers."""
+    config = MixtralConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=128, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = load_model(write_model(lambda: MixtralForCausalLM(config), make_tokenizer(), tmp_path / "mixtral"))
+    assert model.step_graph is not None
+    for num_rows in (1, 29):
+        found, expected = (decode(each, num_rows) for each in (model, dataclasses.replace(model, step_graph=None)))
+        assert all(torch.equal(one, other) for one, other in zip(found[0], expected[0], strict=True))

@@ -128,7 +128,9 @@ def _load(
         replace_linears(hf, QuantizedLinear)
     if model.device.type != "cpu" or not family.reads_by_arguments or rank is not None:
         return model
-    return dataclasses.replace(model, step_graph=step_graph(model.forward, model.embed, spec.architecture))
+    return dataclasses.replace(
+        model, step_graph=step_graph(model.forward, model.embed, spec.vocab_size, spec.max_model_len)
+    )
 
 
 def _check_quantization(name: str, device: torch.device) -> None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _T = TypeVar("_T")
 
@@ -39,24 +41,27 @@ class Recording(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.places: dict[int, int | Place] = {id(value): number for number, value in enumerate(inputs)}
         self._kept: list[Any] = [inputs]  # so that ids stay theirs
-        self._is_inside = False
+        self.is_inside = False
+        """Whether a kernel of ours runs."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one of torch's operations."""
+        if func is torch.ops.aten.lift_fresh.default:  # a tensor made of numbers: what is done to it lasts one pass
+            func = torch.ops.aten.clone.default
         out = func(*args, **(kwargs or {}))
-        if not self._is_inside:
+        if not self.is_inside:
             self._note(Operation(func, args, kwargs or {}), out)
         return out
 
     def call(self, function: Callable[..., _T], args: tuple[Any, ...]) -> _T:
         """Run one of ours; what it asks of torch is its own affair."""
-        self._is_inside = True
+        self.is_inside = True
         try:
             out = function(*args)
         finally:
-            self._is_inside = False
+            self.is_inside = False
         self._note(Operation(function, args, {}), out)
         return out
 
@@ -64,13 +69,32 @@ class Recording(TorchDispatchMode):
         number = len(self.operations)
         self.operations.append(operation)
         self._kept.append((operation, out))
+        given = {id(value) for value in tree_leaves((operation.args, dict(operation.kwargs)))}
         for place, value in enumerate(out) if isinstance(out, (tuple, list)) else [(None, out)]:
             if isinstance(value, torch.Tensor):
-                self.places[id(value)] = number, place
+                if id(value) not in given:  # what was changed in place stays what it was
+                    self.places[id(value)] = number, place
             elif value is not None:
                 raise NotOneGraphError(f"{operation.function} looks at numbers")
 
 
+class _Unread(TorchFunctionMode):
+    """Refuses what takes numbers out of tensors past torch's operations."""
+
+    def __init__(self, noted: Recording) -> None:
+        super().__init__()
+        self._noted = noted
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Pass on all else."""
+        if func in _READERS and not self._noted.is_inside:
+            raise NotOneGraphError(f"{func.__name__} looks at numbers")
+        return func(*args, **(kwargs or {}))
+
+
+_READERS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
 _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 
@@ -86,7 +110,7 @@ def recording(inputs: Sequence[Any]) -> Iterator[Recording]:
     noted = Recording(inputs)
     token = _recording.set(noted)
     try:
-        with noted:
+        with noted, _Unread(noted):
             yield noted
     finally:
         _recording.reset(token)

@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 
 Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Attends], torch.Tensor]
 """See `Family.read`."""
+Embed = Callable[[torch.Tensor], torch.Tensor]
 _RECORDED = 3, 5
 """Numbers of rows. No size of a model is a multiple of these and of nothing else in both recordings."""
-_TRIED = 1, 7
+_TRIED = 1, 67
 _Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Attends]
 
 
@@ -40,12 +41,19 @@ class StepGraph:
         self._constants = constants
 
     @classmethod
-    def of(cls, read: Read, embed: Callable[[torch.Tensor], torch.Tensor]) -> StepGraph:
-        """Record `read` and try the graph. Raises `NotOneGraphError`."""
-        first, second = (_recorded(read, _inputs(embed, num_rows)) for num_rows in _RECORDED)
+    def of(cls, read: Read, embed: Embed, vocab_size: int, max_length: int) -> StepGraph:
+        """Record `read` and try the graph, on tokens and positions of all sizes. Raises `NotOneGraphError`."""
+
+        def inputs_of(num_rows: int) -> _Inputs:
+            index = torch.arange(num_rows)
+            with torch.no_grad():
+                embeds = embed((index + 1) * 7919 % vocab_size)
+            return embeds, (index + 1) * 1009 % max_length, index, _TrialAttention()
+
+        first, second = (_recorded(read, inputs_of(num_rows)) for num_rows in _RECORDED)
         graph = cls(*_Builder(first, second).build())
         for num_rows in _TRIED:
-            inputs = _inputs(embed, num_rows)
+            inputs = inputs_of(num_rows)
             if not torch.equal(graph(*inputs), read(*inputs)):
                 raise NotOneGraphError(f"{num_rows} rows come out otherwise")
         return graph
@@ -58,13 +66,15 @@ class StepGraph:
         return self._run(len(embeds), embeds, positions, logits_index, batch, *self._constants)
 
 
-def step_graph(read: Read, embed: Callable[[torch.Tensor], torch.Tensor], name: str) -> StepGraph | None:
+def step_graph(read: Read, embed: Embed, vocab_size: int, max_length: int) -> StepGraph | None:
     """Record a model's step; None where it is no graph: the log says why."""
     try:
-        return StepGraph.of(read, embed)
+        return StepGraph.of(read, embed, vocab_size, max_length)
     except NotOneGraphError as error:
-        logger.info("%s: every step runs the model's own Python: %s", name, error)
-        return None
+        logger.info("every step runs the model's own Python: %s", error)
+    except Exception:  # whatever torch or its graphs could not do: the model itself has been proven
+        logger.warning("every step runs the model's own Python: recording one failed", exc_info=True)
+    return None
 
 
 class _TrialAttention:
@@ -74,12 +84,6 @@ class _TrialAttention:
         """Mix the three."""
         mixed = (key * value).repeat_interleave(query.shape[1] // key.shape[1], 1)
         return (query * site.scale + mixed).transpose(1, 2).contiguous()
-
-
-def _inputs(embed: Callable[[torch.Tensor], torch.Tensor], num_rows: int) -> _Inputs:
-    index = torch.arange(num_rows)
-    with torch.no_grad():
-        return embed(index), index.flip(0), index, _TrialAttention()
 
 
 @torch.no_grad()
