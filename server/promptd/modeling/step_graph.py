@@ -127,11 +127,10 @@ class _Builder:
         for one, other in zip(*operations, strict=True):
             args = self._same(one.args, other.args)
             if isinstance(one.function, torch._ops.OpOverload) and one.function is other.function:
-                function = _bound(one)
-                self._nodes.append(self._graph.call_function(function, args, self._same(one.kwargs, other.kwargs)))
-            else:
-                function = self._same(one.function, other.function)
-                self._nodes.append(self._graph.call_function(operator.call, (function, *args)))
+                node = self._graph.call_function(_bound(one), args, self._same(one.kwargs, other.kwargs))
+            else:  # a kernel of ours
+                node = self._graph.call_function(operator.call, (self._same(one.function, other.function), *args))
+            self._nodes.append(node)
         self._graph.output(self._same(*self._outs))
         return fx.GraphModule(nn.Module(), self._graph).forward, self._constants
 
@@ -155,13 +154,13 @@ class _Builder:
         if is_same:
             is_plain = one is None or isinstance(one, fx.node.base_types)
             return one if is_plain and not isinstance(one, torch.Tensor) else self._constant(one)
-        if isinstance(one, int):
-            factor, rest = divmod(one, _RECORDED[0])
-            if not rest and other == factor * _RECORDED[1]:
-                return (
-                    self._num_rows if factor == 1 else self._graph.call_function(operator.mul, (self._num_rows, factor))
-                )
+        factor = one // _RECORDED[0] if isinstance(one, int) else 0
+        if (one, other) == tuple(factor * num_rows for num_rows in _RECORDED):
+            return self._times_rows(factor)
         raise NotOneGraphError(f"{one!r} is {other!r} with another number of rows")
+
+    def _times_rows(self, factor: int) -> fx.Node:
+        return self._num_rows if factor == 1 else self._graph.call_function(operator.mul, (self._num_rows, factor))
 
     def _at(self, place: int | Place) -> fx.Node:
         if isinstance(place, int):
