@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -67,6 +68,16 @@ def test_events_pass_no_layer_but_the_server() -> None:
         b'data: {"a":1}\n\ndata: {"a":2}\n\n', b'data: {"a":3}\n\n', b"data: [DONE]\n\n", b"",
     ]  # fmt: skip
     assert [message["more_body"] for message in wire[1:]] == [True, True, True, False]
+
+
+def test_a_text_ends_no_line_of_its_event() -> None:
+    """Every character that some reader takes for a line's end is escaped: httpx's `iter_lines` gives whole events."""
+    text = "".join(map(chr, range(0x100))) + "\u2028\u2029\U0001f600"
+    wire, _ = sent_by(of([to_json({"text": text})]))
+    lines = list(httpx.Response(200, content=b"".join(message.get("body", b"") for message in wire)).iter_lines())
+    assert lines[1:] == ["", "data: [DONE]", ""]
+    assert json.loads(lines[0].removeprefix("data: ")) == {"text": text}
+    assert "\xe9" in lines[0] and "\U0001f600" in lines[0], "what ends no line stays as it is"
 
 
 def test_an_error_is_the_last_event() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from promptd.commands import peft_oracle
 from promptd.commands.peft_oracle import InputError, compare, read_inputs
+from promptd.json_line import json_line
 from tests.clients.test_cli import run
 
 TEXTS = ["the quick brown fox", "book a table for two", "weather", "play some music in the city tomorrow"]
@@ -54,3 +57,14 @@ def test_bad_inputs_are_named(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(InputError, match=r"inputs\.jsonl"):
         read_inputs(file)
+
+
+@pytest.mark.parametrize("write", [partial(json.dumps, ensure_ascii=False), json_line])
+def test_only_a_line_break_ends_an_input(tmp_path: Path, write: Callable[[str], str]) -> None:
+    """A line separator in a JSON string is part of the text, also where it is not escaped."""
+    texts = ["one\u2028still one", "two\x85still two", "three\u2029\x1e\nstill three"]
+    file = tmp_path / "inputs.jsonl"
+    file.write_text("\n".join(map(write, texts)), encoding="utf-8")
+    assert read_inputs(file) == texts
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert (len(lines) == len(texts)) == (write is json_line), "escaped, every reader sees as many lines"

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from promptd.api.error_handlers import envelope
 from promptd.api.wire import WIRE
 from promptd.errors import PromptdError
+from promptd.json_line import one_line
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -46,7 +47,7 @@ def event_stream(
 
 
 def _event(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()  # JSON has no line breaks of its own
+    return f"data: {one_line(data)}\n\n".encode()
 
 
 class _EventStream(EventSourceResponse):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from promptd.json_line import json_line
 
 if TYPE_CHECKING:
     from promptd_client import Client, PromptdError
@@ -59,7 +60,7 @@ def fail(message: str, *, hint: str | None = None) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """Print one JSON value on one line of stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(json_line(value))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from promptd.commands.console import (
     print_json,
     quiet_loading,
 )
+from promptd.json_line import json_line
 
 if TYPE_CHECKING:
     from promptd.evaluation import AnswerBy, EvaluationResult, Task
@@ -263,4 +263,4 @@ def _write_predictions(path: Path, results: Sequence[EvaluationResult]) -> None:
             for row in result.predictions or ():
                 line = {"subject": result.subject, "line": row.line, "prediction": row.prediction,
                         "expected": list(row.expected)}  # fmt: skip
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json_line(line) + "\n")

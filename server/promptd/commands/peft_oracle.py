@@ -54,7 +54,7 @@ class Comparison:
 def read_inputs(file: Path) -> list[str]:
     """Read one text a line: a JSON string, or an object with one of the usual fields."""
     texts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptd.demo.recipes import Recipe
+from promptd.json_line import json_line
 from promptd.training import Example, example_of, split_examples
 
 VALIDATION_SHARE = 0.04
@@ -50,7 +51,7 @@ def write_slice(recipe: Recipe, shipped: Sequence[Example], folder: Path) -> Non
     """Write `<name>.jsonl` in the training format and this task's line of `ATTRIBUTION.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{**example.fields, **_target(example)} for example in shipped]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = "".join(json_line(row) + "\n" for row in rows)
     (folder / f"{recipe.name}.jsonl").write_text(lines, encoding="utf-8")
     path = folder / "ATTRIBUTION.md"
     known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
