@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import promptd.app  # noqa: F401 - imported here, once for all servers
 from promptd import logs
@@ -125,6 +126,7 @@ def wait(pid: int, seconds: float) -> int | None:
 def main() -> None:
     """Carry out orders until there are no more."""
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # its thread takes tqdm's lock now and then: a fork at that moment would wait for ever
     for line in sys.stdin:
         order = json.loads(line)
         if "load" in order:

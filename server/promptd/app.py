@@ -26,7 +26,7 @@ from promptd.engine.async_engine import AsyncEngine
 from promptd.erasures import Forgetter
 from promptd.housekeeping import Housekeeper
 from promptd.jobs import TrainingFiles
-from promptd.logs import RequestLog
+from promptd.logs import RefusedCount, RequestLog
 from promptd.metrics import (
     HousekeepingMetrics,
     HttpMetrics,
@@ -171,9 +171,10 @@ def create_app(
     add_routes(app.router, limits)
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(OversizeEnvelope)
-    app.add_middleware(Shedding, app.state)
     app.add_middleware(CloseWhenLeaving, app.state)
-    app.add_middleware(RequestLog, observe=HttpMetrics(registry).observe, tracing=tracing)
+    http_metrics = HttpMetrics(registry)
+    app.add_middleware(RequestLog, observe=http_metrics.observe, tracing=tracing)
     app.add_middleware(KeepWire)
+    app.state.shedding = Shedding(app.state, http_metrics.observe, RefusedCount().add)
     install(app)
     return app

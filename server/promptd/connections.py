@@ -12,9 +12,11 @@ import struct
 from functools import partial
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from promptd.api.shedding import CROWDED
+from promptd.api.heads import read_head
+from promptd.api.shedding import Shedding
 from promptd.api.stalls import ABORT
 
 HEADER_SECONDS = 10.0
@@ -28,17 +30,25 @@ OWN_FILES = 256
 class AbortableHttp(H11Protocol):
     """uvicorn's protocol, which takes 64 KiB of headers at most: every request's state knows how to cut its connection.
 
-    Late headers cut it too.
+    Late headers cut it too. What there is no room for is answered here, and uvicorn does not hear of it.
     """
 
     app_state: dict[str, Any]
+    conn: Any
     cycle: Any
     connections: set[Any]
+    flow: Any
+    server_state: Any
     transport: Any
     timeout_keep_alive_task: asyncio.TimerHandle | None
 
-    max_connections = MAX_FILES
+    shedding: Shedding
+    max_connections: int
     """Requests on further ones are refused; those beyond an eighth more are cut."""
+    _num_ignored = 0
+    """Bytes still to come of the body of a request that was refused."""
+    _ends = False
+    """Whether the connection ends with the request that was refused."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -47,7 +57,9 @@ class AbortableHttp(H11Protocol):
         self.transport = OnePiece(transport)
         self._cut = partial(_cut, transport)
         self._has_waited = False
-        self.app_state = {**self.app_state, ABORT: self._cut, CROWDED: num_over > 0}
+        self.app_state = {**self.app_state, ABORT: self._cut}
+        self._is_crowded = num_over > 0
+        self._wire: Any = transport
         self._look_later()
         if num_over > self.max_connections // 8:
             self._cut()
@@ -56,6 +68,43 @@ class AbortableHttp(H11Protocol):
         """End."""
         self._timer.cancel()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what has come."""
+        if self._num_ignored:
+            num_dropped = min(self._num_ignored, len(data))
+            self._num_ignored -= num_dropped
+            data = data[num_dropped:]
+            self._refused()
+        if data and not self._ends and not ((self._is_crowded or self.shedding.is_full) and self._refuse(data)):
+            super().data_received(data)
+
+    def _refuse(self, data: bytes) -> bool:
+        """Answer a request for which there is no room, unless there is more here than one, or less."""
+        is_idle = self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE
+        if not is_idle or self.conn.trailing_data[0] or self.flow.write_paused:
+            return False
+        head = read_head(data)
+        if head is None or len(data) > head.num_bytes + head.body_bytes:
+            return False
+        answer = self.shedding.answer(head, self.server_state.default_headers, is_crowded=self._is_crowded)
+        if answer is None:
+            return False
+        self._unset_keepalive_if_required()
+        self._num_ignored = head.num_bytes + head.body_bytes - len(data)
+        self._ends = self._is_crowded or head.closes
+        self._wire.write(answer)
+        self._refused()
+        return True
+
+    def _refused(self) -> None:
+        """Go on behind a request that was refused, once its body is here."""
+        if self._num_ignored:
+            return
+        if self._ends:
+            self.transport.close()
+        else:
+            self.on_response_complete()
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS / 2, self._look)
@@ -104,8 +153,13 @@ class OnePiece:
             self.write(b"")
 
 
-def http_protocol() -> type[AbortableHttp]:
-    """Return the protocol with room for as many connections as this process may have files, one more beside each."""
+def http_protocol(shedding: Shedding, max_connections: int) -> type[AbortableHttp]:
+    """Return the protocol of one server."""
+    return type("Http", (AbortableHttp,), {"shedding": shedding, "max_connections": max_connections})
+
+
+def most_connections() -> int:
+    """Take as many files as this process may have, and return for how many connections, one more beside each."""
     wanted, (soft, hard) = MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
@@ -113,11 +167,7 @@ def http_protocol() -> type[AbortableHttp]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     num_files = MAX_FILES if soft == resource.RLIM_INFINITY else min(soft, MAX_FILES)
-
-    class LimitedHttp(AbortableHttp):
-        max_connections = max(16, (num_files - OWN_FILES) // 2)
-
-    return LimitedHttp
+    return max(16, (num_files - OWN_FILES) // 2)
 
 
 def _cut(transport: Any) -> None:

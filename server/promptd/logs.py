@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import structlog
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from promptd.api.services import new_id
+from promptd.api.services import request_id
 from promptd.api.trail import Trail, shown_path, trail_in
 from promptd.tracing import QUIET_PATHS, Tracing
 
-_MAX_REQUEST_ID_CHARS = 128
 _COUNT_SECONDS = 1.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -108,16 +108,15 @@ class RequestLog:
         self._observe = observe
         self._tracing = tracing
         self._log = structlog.get_logger("promptd.request")
-        self._refused = _RefusedCount(self._log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on under a request id."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _client_id(scope) or new_id("req")
+        own_id = request_id(Headers(scope=scope).get("x-request-id"))
         began, status = time.monotonic(), 0
-        headers = [(b"x-request-id", request_id.encode())]
+        headers = [(b"x-request-id", own_id.encode())]
         if self._tracing is not None and (traceresponse := self._tracing.traceresponse()):
             headers.append((b"traceresponse", traceresponse.encode()))
         trace_ids = {} if self._tracing is None else self._tracing.ids()
@@ -129,16 +128,14 @@ class RequestLog:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id, **trace_ids):
+        with structlog.contextvars.bound_contextvars(request_id=own_id, **trace_ids):
             try:
                 await self._app(scope, receive, send_with_id)
             finally:
                 route = getattr(scope.get("route"), "path", "unknown")
                 method, trail = scope["method"] if scope["method"] in _METHODS else "other", trail_in(scope)
                 self._observe(method, route, status, time.monotonic() - began, trail.error_code)
-                if trail.is_shed:
-                    self._refused.add(trail.tenant, route, status, trail.error_code)
-                elif scope["path"] not in QUIET_PATHS:
+                if scope["path"] not in QUIET_PATHS:
                     self._log.info(
                         "request",
                         method=scope["method"],
@@ -149,11 +146,11 @@ class RequestLog:
                     )
 
 
-class _RefusedCount:
+class RefusedCount:
     """What a full server refused is written once a second: a flood of requests makes no flood of lines."""
 
-    def __init__(self, log: Any) -> None:
-        self._log = log
+    def __init__(self) -> None:
+        self._log = structlog.get_logger("promptd.request")
         self._counts = Counter[tuple[str, str, int, str]]()
 
     def add(self, tenant: str, route: str, status: int, code: str) -> None:
@@ -178,13 +175,3 @@ def _facts(trail: Trail) -> dict[str, Any]:
         "code": trail.error_code,
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _client_id(scope: Scope) -> str | None:
-    """The client's own id, where it is short and plain; a label only, never a key."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text: str = value.decode("latin-1")
-            if len(text) <= _MAX_REQUEST_ID_CHARS and text.isascii() and text.isprintable() and text.strip():
-                return text
-    return None

@@ -6,6 +6,7 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import cache
 from itertools import accumulate
 
 from prometheus_client import (
@@ -82,9 +83,10 @@ class HttpMetrics:
             ["code"],
             registry=registry,
         )
+        self._rejected_as = cache(self._rejected.labels)
         self._codes = set(OVERLOAD_CODES)
         for code in OVERLOAD_CODES:  # there from the start, so that the first one is an increase
-            self._rejected.labels(code)
+            self._rejected_as(code)
         self._seconds = Histogram(
             "promptd_http_request_seconds",
             "Time from the first header to the last byte",
@@ -92,15 +94,17 @@ class HttpMetrics:
             registry=registry,
             buckets=_SECONDS,
         )
+        # a look by labels costs as much as all else; there are as many as routes and statuses
+        self._exchanges_of, self._seconds_of = cache(self._exchanges.labels), cache(self._seconds.labels)
 
     def observe(self, method: str, route: str, status: int, seconds: float, error_code: str = "") -> None:
         """Take in one exchange; status 0 is a connection that ended before an answer began."""
-        self._exchanges.labels(method, route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._exchanges_of(method, route, status).inc()
+        self._seconds_of(route).observe(seconds)
         if error_code:
             if len(self._codes) < MAX_CODES:
                 self._codes.add(error_code)
-            self._rejected.labels(error_code if error_code in self._codes else "other").inc()
+            self._rejected_as(error_code if error_code in self._codes else "other").inc()
 
 
 class LoopMetrics:

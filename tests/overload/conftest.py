@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from promptd.api.services import Services
 from promptd.app import create_app
-from promptd.connections import AbortableHttp
+from promptd.connections import http_protocol
 from promptd.settings import Settings
 from tests.patience import PATIENCE_SECONDS, until
 
@@ -47,13 +47,14 @@ class Site:
 
 
 @contextlib.contextmanager
-def running(model: Path, folder: Path, **settings: Any) -> Iterator[Site]:
+def running(model: Path, folder: Path, *, max_connections: int = 1000, **settings: Any) -> Iterator[Site]:
     """Serve a model for a block, with small socket buffers: a reader that stops is noticed soon."""
     options: dict[str, Any] = {"training": "off", "drain_seconds": 1, "store": str(folder), **settings}
     app = create_app(Settings(model=str(model), **options))
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        config = uvicorn.Config(app, log_config=None, lifespan="on", http=AbortableHttp)
+        protocol = http_protocol(app.state.shedding, max_connections)
+        config = uvicorn.Config(app, log_config=None, lifespan="on", http=protocol)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

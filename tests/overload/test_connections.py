@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from promptd.connections import AbortableHttp, OnePiece, http_protocol
+from promptd.connections import OnePiece, most_connections
 from tests.overload.conftest import Site, running
 from tests.patience import until
 from tests.replicas import Replica, ReplicaForge
@@ -26,10 +26,9 @@ ASK = {"model": "tiny-llama", "prompt": [5, 6, 7], "max_tokens": 1}
 
 
 @pytest.fixture
-def site(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(model: Path, tmp_path: Path) -> Iterator[Site]:
     """A server with room for eight connections, and for one more to be told so."""
-    monkeypatch.setattr(AbortableHttp, "max_connections", 8)
-    with running(model, tmp_path) as site:
+    with running(model, tmp_path, max_connections=8) as site:
         yield site
 
 
@@ -83,7 +82,7 @@ def test_room_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         asked.clear()
         monkeypatch.setattr(resource, "getrlimit", lambda which, limits=(soft, hard): limits)
-        assert (http_protocol().max_connections, asked) == (most, wanted)
+        assert (most_connections(), asked) == (most, wanted)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +20,7 @@ from promptd.api import guard, shedding
 from promptd.api.routes import ROUTES
 from tests.engine.harness import library
 from tests.overload.conftest import Site, running
+from tests.overload.wire import request_bytes
 from tests.patience import PATIENCE_SECONDS, until
 
 LIMIT = 10
@@ -86,7 +90,7 @@ def test_the_guard_would_say_the_same(
     with full(site, "flood"):
         early = post(site, path, **key)
         assert guarded == []
-        monkeypatch.setattr(shedding, "_ROUTES", {})  # the control
+        monkeypatch.setattr(shedding, "_ROUTES", {})  # the control: nothing is refused early
         late = post(site, path, **key)
         assert guarded == [path]
     assert early.status_code == 503 and early.json()["error"]["code"] == "overloaded"
@@ -164,7 +168,7 @@ def test_one_line_for_all_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_COUNT_SECONDS", 0.01)
 
     async def main() -> None:
-        count = logs._RefusedCount(structlog.get_logger())
+        count = logs.RefusedCount()
         async with asyncio.timeout(PATIENCE_SECONDS):
             for number in (300, 2):
                 for _ in range(number):
@@ -175,6 +179,83 @@ def test_one_line_for_all_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     with structlog.testing.capture_logs() as lines:
         asyncio.run(main())
     assert [line["count"] for line in lines] == [300, 2]
+
+
+def received(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Return the head and the body of the next answer."""
+    came = b""
+    while b"\r\n\r\n" not in came:
+        came += connection.recv(1)
+    length = int(came.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+    body = b""
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return came, body
+
+
+def test_a_connection_goes_on_behind_a_refusal(site: Site, guarded: list[str]) -> None:
+    """Refused before its body is here, which is dropped, however it is cut; then the same connection is served."""
+    whole = request_bytes(ASK, key=FLOOD, keeps=True)
+    head, _, body = whole.partition(b"\r\n\r\n")
+    head += b"\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_SECONDS) as connection:
+        with full(site, "flood"):
+            for pieces in ([whole], [head, body], [head, body[:5], body[5:]], [head + body[:7], body[7:]]):
+                connection.sendall(pieces[0])
+                told, said = received(connection)
+                assert told.startswith(b"HTTP/1.1 503 Service Unavailable\r\n") and b"connection" not in told.lower()
+                assert json.loads(said)["error"]["code"] == "overloaded"
+                for piece in pieces[1:]:
+                    connection.sendall(piece)
+                    time.sleep(0.02)  # by itself
+            assert guarded == []
+            connection.sendall(head + body[:-1])
+            assert received(connection)[0].startswith(b"HTTP/1.1 503 ")
+        connection.sendall(body[-1:] + whole)
+        assert received(connection)[0].startswith(b"HTTP/1.1 200 ")
+    assert guarded == ["/v1/completions"]
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        pytest.param(lambda whole: whole + whole, id="two at once"),
+        pytest.param(
+            lambda whole: whole.replace(b"Host: localhost\r\n", b"Host: localhost\r\nHost: b\r\n"), id="twice"
+        ),
+        pytest.param(lambda whole: whole.replace(b"Content-Type", b"X-Name: \xe9\r\nContent-Type"), id="not ASCII"),
+        pytest.param(
+            lambda whole: whole.replace(b"Content-Type", b"Expect: 100-continue\r\nContent-Type"), id="expects"
+        ),
+        pytest.param(lambda whole: whole.replace(b"/v1/completions", b"/v1/completion%73"), id="escaped"),
+    ],
+)
+def test_what_is_in_doubt_is_read_by_the_server(
+    site: Site, guarded: list[str], unlike: Callable[[bytes], bytes]
+) -> None:
+    """It says the same, or that the request is none."""
+    address = ("127.0.0.1", site.port)
+    with full(site, "flood"), socket.create_connection(address, timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(unlike(request_bytes(ASK, key=FLOOD, keeps=True)))
+        head, _ = received(connection)
+        if b" 100 " in head:
+            head, _ = received(connection)
+    assert head.startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 400 "))
+    assert guarded or b" 400 " in head
+
+
+def test_who_closes_hears_the_end(site: Site, guarded: list[str]) -> None:
+    """`Connection: close`: the refusal says so, too, and the connection ends, once the body is here."""
+    whole = request_bytes(ASK, key=FLOOD)
+    for num_late in (0, 3):
+        with full(site, "flood"), socket.create_connection(("127.0.0.1", site.port), timeout=30) as connection:
+            connection.sendall(whole[: len(whole) - num_late])
+            head, _ = received(connection)
+            assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nconnection: close\r\n" in head.lower()
+            if num_late:
+                connection.sendall(whole[-num_late:] + whole)  # what comes behind the end is not read
+            assert connection.recv(1) == b""
+    assert guarded == []
 
 
 def test_a_search_through_the_vocabulary_is_of_the_budget(site: Site, model: Path) -> None:

@@ -244,11 +244,15 @@ async def test_a_full_redis_refuses_writes_only(server: RedisServer, store: Redi
     await store.transact(puts=[Put(KEY, b"again")])
 
 
-async def test_calls_beyond_the_pool_wait_their_turn(store: RedisStore) -> None:
+async def test_calls_beyond_the_pool_wait_their_turn(server: RedisServer) -> None:
     """A thousand calls at once all get their answer over a bounded number of connections."""
-    await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i:04}", b"x")]) for i in range(1000)))
-    clients = int((await store._link.command("INFO", "clients"))["connected_clients"])
-    assert len(await store.scan(KEY)) == 1000 and clients <= 70
+    store = await RedisStore.open(server.url)  # with the product's patience: a thousand take their time
+    try:
+        await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i:04}", b"x")]) for i in range(1000)))
+        clients = int((await store._link.command("INFO", "clients"))["connected_clients"])
+        assert len(await store.scan(KEY)) == 1000 and clients <= 70
+    finally:
+        await store.close()
 
 
 async def test_cancelled_calls_leave_no_mess(store: RedisStore) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +26,7 @@ from promptd.tenancy import CallLog, Eraser, Gate, KeyOffice, KeyRing, Principal
 from promptd.vetting import Vetting
 
 Uploads = Literal["none", "trained-here", "any"]
+_MAX_REQUEST_ID_CHARS = 128
 VISIT = "promptd.visit"
 """Where a request's scope keeps its visit."""
 
@@ -133,4 +134,11 @@ def visit_of(request: Request) -> Visit:
 
 def new_id(prefix: str) -> str:
     """A server-made id; a client's own id is never used as a key."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    return f"{prefix}-{secrets.token_hex(16)}"
+
+
+def request_id(given: str | None) -> str:
+    """Return the client's own id, where it is short and plain (a label only, never a key), or a new one."""
+    if given and len(given) <= _MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable() and given.strip():
+        return given
+    return new_id("req")

@@ -1,76 +1,89 @@
-"""What a full server has no room for: refused by its headers, before anything else is made of it."""
+"""What a full server has no room for: refused by its head, before anything is made of it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any
-
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Send
-from starlette.types import Scope as AsgiScope
 
 from promptd.api.auth import check_local
 from promptd.api.error_handlers import error_response
+from promptd.api.heads import Head
 from promptd.api.routes import ROUTES
-from promptd.api.services import Services
-from promptd.api.trail import trail_in
+from promptd.api.services import Services, request_id
 from promptd.errors import OverloadedError, PermissionDeniedError
 
-CROWDED = "promptd.too_many_connections"
-"""Where a request's `scope["state"]` tells that its connection is one too many, where the HTTP server counts them."""
 _ROUTES = {route.path: route for route in ROUTES if route.is_inference and "{" not in route.path}
 _PROBES = frozenset(route.path for route in ROUTES if route.tag == "health")
 
 
 class Shedding:
-    """ASGI middleware: says no where the guard of the route would, without the framework's layers in between.
+    """Says no where the guard of the route would, without a task and the layers of the framework in between.
 
     A flood has as many requests as anybody likes, and what each of them costs is taken from those that are served. Only
     what needs neither a wait nor the body is looked at here. Whatever is in doubt passes on to the guard: a key that
-    has to be looked up, or is none; a route that has to be searched for; a server that leaves.
+    has to be looked up, or is none; a route that has to be searched for; a server that leaves. What is refused here is
+    counted as every request is, and is in the log with all others of its second, but in no trace.
     """
 
-    def __init__(self, app: ASGIApp, state: Any) -> None:
-        """`state` is the application's, with its `services`."""
-        self._app = app
+    def __init__(
+        self,
+        state: Any,
+        observe: Callable[[str, str, int, float, str], None],
+        count: Callable[[str, str, int, str], None],
+    ) -> None:
+        """`state` is the application's, with its `services`; `observe` takes method, route, status, seconds and code,
+        `count` tenant, route, status and code."""
         self._state = state
+        self._observe = observe
+        self._count = count
 
-    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on."""
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
-            await self._app(scope, receive, send)
+    @property
+    def is_full(self) -> bool:
+        """Whether there is anybody for whom there is no room; quick, for all requests where there is."""
+        services: Services = self._state.services
+        has_room = services.gate.budgets.requests.has_room_for_all
+        return not (has_room or services.is_draining or services.leaving.has_begun)
+
+    def answer(self, head: Head, common: Iterable[tuple[bytes, bytes]], *, is_crowded: bool) -> bytes | None:
+        """Return the refusal as it is sent, with headers that all answers have; None for what passes on.
+
+        A request on one connection too many (`is_crowded`) is refused whatever it asks, and the connection closed.
+        """
+        began = time.monotonic()
+        if is_crowded:
+            if head.target.partition("?")[0] in _PROBES:
+                return None
+            tenant, path = "", "unknown"
+            refusal = OverloadedError("the server has as many connections open as it can have")
         else:
-            trail_in(scope).is_shed = True
-            ending = {"Connection": "close"} if _is_crowded(scope) else {}
-            await error_response(refusal, scope, ending)(scope, receive, send)
+            found = self._tenant(head)
+            if found is None:
+                return None
+            tenant, path, refusal = found, head.target, self._state.services.gate.budgets.requests.refusal()
+        headers = {"X-Request-Id": request_id(head.headers.get("x-request-id"))}
+        if is_crowded or head.closes:
+            headers["Connection"] = "close"
+        answer = error_response(refusal, {}, headers)
+        lines = [b"HTTP/1.1 %d %b" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]
+        lines += [b"%b: %b" % header for header in (*common, *answer.raw_headers)]
+        self._observe(head.method, path, refusal.status, time.monotonic() - began, refusal.code)
+        self._count(tenant, path, refusal.status, refusal.code)
+        return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
-    def _refusal(self, scope: AsgiScope) -> OverloadedError | None:
-        """Return what the guard would raise, where that is certain, or that there are too many connections."""
-        if _is_crowded(scope) and scope["path"] not in _PROBES:
-            return OverloadedError("the server has as many connections open as it can have")
-        route = _ROUTES.get(scope["path"])
-        if route is None or scope["method"] != route.method:
+    def _tenant(self, head: Head) -> str | None:
+        """Return for whom a full server has no room, where that is certain."""
+        route = _ROUTES.get(head.target)
+        if route is None or head.method != route.method:
             return None
         services: Services = self._state.services
-        budget = services.gate.budgets.requests
-        if budget.has_room_for_all or services.is_draining:
-            return None
-        headers = Headers(scope=scope)
         if services.keys.is_open:
             try:
-                check_local(headers.get("host"), headers.get("origin"))
+                check_local(head.headers["host"], head.headers.get("origin"))
             except PermissionDeniedError:
                 return None
-        principal = services.keys.known(headers.get("authorization"))
+        principal = services.keys.known(head.headers.get("authorization"))
         if principal is None or not principal.scopes.issuperset(route.scopes):
             return None
-        if budget.has_room(principal.tenant, 1):
-            return None
-        trail = trail_in(scope)
-        trail.operation, trail.tenant = route.operation, principal.tenant
-        scope["route"] = route  # what counts requests asks for it
-        return budget.refusal()
-
-
-def _is_crowded(scope: AsgiScope) -> bool:
-    return bool(scope.get("state", {}).get(CROWDED))
+        return None if services.gate.budgets.requests.has_room(principal.tenant, 1) else principal.tenant

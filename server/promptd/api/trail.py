@@ -59,8 +59,6 @@ class Trail:
     runs: list[Run] = field(default_factory=list)
     error_code: str = ""
     """Of the error that was the answer; empty where there was none."""
-    is_shed: bool = False
-    """Whether a full server refused it: of such there may be as many as anybody likes."""
 
     @contextmanager
     def looking_up(self, what: str) -> Iterator[None]:

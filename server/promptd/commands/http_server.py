@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from promptd.commands.launch import STOP_SIGNALS, on_first_signal
-from promptd.connections import http_protocol
+from promptd.connections import http_protocol, most_connections
 from promptd.settings import Settings
 
 KEEP_ALIVE_SECONDS = 75
@@ -83,7 +83,7 @@ async def run_server(app: FastAPI, settings: Settings, listener: socket.socket, 
     """Start the application, serve until a signal comes, and end both in order."""
     config = uvicorn.Config(
         app,
-        http=http_protocol(),
+        http=http_protocol(app.state.shedding, most_connections()),
         ws="none",
         lifespan="off",
         log_config=None,
