@@ -53,7 +53,7 @@ def compare(num_heads: int, num_kv_heads: int, head_dim: int, window: int | None
     count = sum(len(row.slots) for row in rows)
     query, key, value = (random(1, heads, count, head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads))
     found = []
-    for pool, attention in zip(pools, (attention_triton.TritonAttention, PooledAttention), strict=True):
+    for pool, attention in zip(pools, (attention_triton.TritonAttention.of, PooledAttention), strict=True):
         pool.write(0, held, old_keys, old_values)
         found.append(attention(PackedBatch(rows, pool)).attend(Site(0, 0.3, window), query, key, value))
     assert torch.isfinite(found[1]).all()
@@ -84,6 +84,7 @@ def test_rows_are_exact_on_a_device(tiny_models: dict[str, Path], family: str) -
     from promptd.engine.config import EngineConfig
     from promptd.engine.engine import Engine
     from promptd.modeling import load_model
+    from promptd.modeling.cuda_steps import CudaSteps
     from tests.engine.harness import Case, assert_matches_oracle, greedy, library, run
 
     folder = tiny_models[family]
@@ -96,5 +97,7 @@ def test_rows_are_exact_on_a_device(tiny_models: dict[str, Path], family: str) -
     ]
     run(engine, cases)
     assert type(attention_for(PackedBatch([PackedRow([1], 0, [0], [])], engine.pool))).__name__ == "TritonAttention"
+    steps = engine._runner._steps
+    assert isinstance(steps, CudaSteps) and steps._graphs, "its steps were CUDA graphs"
     for case in cases:
         assert_matches_oracle(folder, case)

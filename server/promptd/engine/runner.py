@@ -28,6 +28,7 @@ class Runner:
     def __init__(self, model: FrozenModel, pool: KVPool, block_size: int, *, strict: bool = False) -> None:
         """`strict` rows share no product over a prompt's keys: their bits do not depend on their neighbours."""
         self._model = model
+        self._steps = model.steps_over(pool)
         self._strict = strict
         self._pool = pool
         self._block_size = block_size
@@ -42,7 +43,8 @@ class Runner:
         if not rows:
             return Answers(read, torch.empty(0, self._model.spec.vocab_size, device=self._model.device))
         batch = PackedBatch(rows, self._pool, shares_spans=not self._strict)
-        return Answers(read, self._model.forward_packed(batch).float())
+        forward = self._steps or self._model.forward_packed
+        return Answers(read, forward(batch).float())
 
     def _read(self, sources: list[Sequence]) -> list[torch.Tensor]:
         if not sources:

@@ -8,6 +8,7 @@ results are merged by their log-sum-exp. Metadata goes to the device once a batc
 # ruff: noqa: N803 (Triton writes compile-time constants in capitals)
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 
 from promptd.modeling.attention import Site
-from promptd.modeling.kv_pool import Span
+from promptd.modeling.kv_pool import KVPool, Span
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
 
 SPLIT_KEYS = 1024
@@ -89,13 +90,29 @@ class _Launch:
     block_query: torch.Tensor
 
 
-class TritonAttention:
-    """Serving attention on CUDA over the spans of one packed batch."""
+@dataclass(frozen=True)
+class SpanTable:
+    """Which keys the rows of a batch see, as columns of numbers."""
 
-    def __init__(self, batch: PackedBatch) -> None:
-        self._batch = batch
-        self._launches: dict[int, list[_Launch]] = {}  # by heads in a group: known when the first layer attends
-        starts: list[Span] = []
+    starts: list[int]
+    """Each row's first token."""
+    lengths: list[int]
+    contexts: list[int]
+    """Keys in front of each row's tokens."""
+    row_spans: list[int]
+    """Where each row's spans begin, and where the last one's end."""
+    firsts: list[int]
+    """The first slot of each span."""
+    counts: list[int]
+    offsets: list[int]
+    """The number of each span's first key inside its row."""
+    num_splits: int
+    """Ranges of keys that the longest row has."""
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> SpanTable:
+        """Read it off the batch."""
+        spans: list[Span] = []
         row_spans: list[int] = [0]
         offsets: list[int] = []
         contexts: list[int] = []
@@ -104,24 +121,51 @@ class TritonAttention:
         for row in batch.rows:
             at = 0
             for span in (*row.context, *_runs(row)):
-                starts.append(span)
+                spans.append(span)
                 offsets.append(at)
                 at += span[1]
-            row_spans.append(len(starts))
+            row_spans.append(len(spans))
             lengths.append(len(row.slots))
             contexts.append(at - len(row.slots))
             most = max(most, at)
-        self._lengths = lengths
-        self._num_splits = -(-most // SPLIT_KEYS)
-        firsts, counts = [start for start, _ in starts], [count for _, count in starts]
-        columns = [batch.row_starts, lengths, contexts, row_spans, firsts, counts, offsets]
-        flat = self._to_device([value for column in columns for value in column])
-        self._metadata = flat.split([len(column) for column in columns])
+        firsts, counts = [start for start, _ in spans], [count for _, count in spans]
+        return cls(batch.row_starts, lengths, contexts, row_spans, firsts, counts, offsets, -(-most // SPLIT_KEYS))
 
-    def _to_device(self, values: list[int]) -> torch.Tensor:
-        host = torch.tensor(values, dtype=torch.int32)
-        device = self._batch.pool.keys.device
-        return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    @property
+    def columns(self) -> list[list[int]]:
+        """What the kernel reads, in its order."""
+        return [
+            self.starts, self.lengths, self.contexts, self.row_spans, self.firsts, self.counts, self.offsets,
+        ]  # fmt: skip
+
+
+class TritonAttention:
+    """Serving attention on CUDA: rows of these lengths, whose tokens lie in these slots, over the spans of a table."""
+
+    def __init__(
+        self,
+        pool: KVPool,
+        slots: torch.Tensor,
+        lengths: Sequence[int],
+        columns: Sequence[torch.Tensor],
+        num_splits: int,
+    ) -> None:
+        """`slots` `[num_tokens]` int64 and the table's `columns` (int32) lie on the device; both are read when a layer
+        attends, so what stands in them may change from one pass to the next."""
+        self._pool = pool
+        self._slots = slots
+        self._lengths = lengths
+        self._columns = columns
+        self._num_splits = num_splits
+        self._launches: dict[int, list[_Launch]] = {}  # by heads in a group: known when the first layer attends
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> TritonAttention:
+        """Make it for one batch."""
+        table, device = SpanTable.of(batch), batch.pool.keys.device
+        flat = to_device([value for column in table.columns for value in column], device)
+        columns = flat.split([len(column) for column in table.columns])
+        return cls(batch.pool, batch.slot_mapping, table.lengths, columns, table.num_splits)
 
     def _launches_for(self, group: int) -> list[_Launch]:
         """Cut the rows into query blocks: single tokens apart from longer rows, so that each size is fixed."""
@@ -132,16 +176,16 @@ class TritonAttention:
                 rows = [n for n, length in enumerate(self._lengths) if (length == 1) is is_decode]
                 blocks = [(row, at) for row in rows for at in range(0, self._lengths[row], block_m // group)]
                 if blocks:
-                    flat = self._to_device([row for row, _ in blocks] + [at for _, at in blocks])
+                    numbers = [row for row, _ in blocks] + [at for _, at in blocks]
+                    flat = to_device(numbers, self._slots.device)
                     launches.append(_Launch(block_m, *flat.chunk(2)))
             self._launches[group] = launches
         return self._launches[group]
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`; fp32 accumulation, IEEE products for fp32."""
-        pool = self._batch.pool
-        pool.write(site.layer, self._batch.slot_mapping, key, value)
-        keys, values = pool.keys[site.layer], pool.values[site.layer]  # [num_kv_heads, num_slots, head_dim]
+        self._pool.write(site.layer, self._slots, key, value)
+        keys, values = self._pool.keys[site.layer], self._pool.values[site.layer]  # [num_kv_heads, num_slots, head_dim]
         _, num_heads, num_tokens, head_dim = query.shape
         if query.stride(-1) != 1:
             query = query.contiguous()
@@ -151,7 +195,7 @@ class TritonAttention:
         for launch in self._launches_for(group):
             _span_attention[(len(launch.block_row), key.shape[1], self._num_splits)](
                 query, keys, values, out, log_sums,
-                launch.block_row, launch.block_query, *self._metadata,
+                launch.block_row, launch.block_query, *self._columns,
                 site.scale, site.window or 0,
                 query.stride(1), query.stride(2), keys.stride(1), keys.stride(0),
                 out.stride(0), out.stride(1), out.stride(2), log_sums.stride(0), log_sums.stride(1),
@@ -163,6 +207,12 @@ class TritonAttention:
             return out.to(query.dtype)
         weights = torch.softmax(log_sums, 0).unsqueeze(-1)
         return (out * weights).sum(0, keepdim=True).to(query.dtype)
+
+
+def to_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Send numbers as int32, without waiting for anything that the device does."""
+    host = torch.tensor(values, dtype=torch.int32)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _runs(row: PackedRow) -> list[Span]:

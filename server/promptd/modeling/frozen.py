@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -165,7 +165,7 @@ class FrozenModel:
     def forward_packed(self, batch: PackedBatch) -> torch.Tensor:
         """Read one step's targets and return logits `[num_logits, vocab_size]`; K/V of all its tokens are stored."""
         forward = self.step_graph if self.step_graph is not None and batch.is_step else self.forward
-        return forward(self._embed_rows(batch), batch.position_ids, batch.logits_index, attention_for(batch))
+        return forward(self.embed_rows(batch), batch.position_ids, batch.logits_index, attention_for(batch))
 
     @torch.no_grad()
     def read_sources(self, batch: PackedBatch) -> list[torch.Tensor]:
@@ -173,13 +173,22 @@ class FrozenModel:
 
         Where the rows have slots, the keys and values that their targets will read are stored there.
         """
-        hidden = self.family.read_whole(self._embed_rows(batch), batch.position_ids, attention_for(batch))
+        hidden = self.family.read_whole(self.embed_rows(batch), batch.position_ids, attention_for(batch))
         if len(batch.slot_mapping):
             for layer, (key, value) in enumerate(self.family.cross_keys(hidden)):
                 batch.pool.write(layer, batch.slot_mapping, key, value)
         return list(hidden.split([len(row.token_ids) for row in batch.rows]))
 
-    def _embed_rows(self, batch: PackedBatch) -> torch.Tensor:
+    def steps_over(self, pool: KVPool) -> Callable[[PackedBatch], torch.Tensor] | None:
+        """Return what reads steps over one engine's pool faster than `forward_packed`; None where nothing does."""
+        if self.device.type != "cuda" or not self.family.reads_by_arguments:
+            return None
+        from promptd.modeling.cuda_steps import CudaSteps
+
+        return CudaSteps(self, pool)
+
+    def embed_rows(self, batch: PackedBatch) -> torch.Tensor:
+        """Embed a batch's tokens `[num_tokens, hidden_size]`, soft prompts in their places."""
         embeds = self.embed(batch.input_ids)
         for start, row in zip(batch.row_starts, batch.rows, strict=True):
             for virtual in row.virtual:
@@ -227,6 +236,6 @@ def attention_for(batch: PackedBatch) -> Attends:
     if batch.pool.keys.is_cuda:
         from promptd.modeling.attention_triton import TritonAttention
 
-        attention: Attends = TritonAttention(batch)
+        attention: Attends = TritonAttention.of(batch)
         return attention
     return PooledAttention(batch)

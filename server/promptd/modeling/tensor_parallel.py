@@ -205,7 +205,7 @@ class ParallelModel(FrozenModel):
     @torch.no_grad()
     def forward_packed(self, batch: PackedBatch) -> torch.Tensor:
         """Read one step's targets; what is wrong with the rows themselves is found before anybody is told."""
-        embeds = self._embed_rows(batch)
+        embeds = self.embed_rows(batch)
         order = order_of(batch.rows)
         try:
             self.followers.tell_all(order)
