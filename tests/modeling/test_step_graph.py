@@ -16,7 +16,7 @@ from promptd.modeling.attention import Attends
 from promptd.modeling.quantized_linear import can_quantize
 from promptd.modeling.recording import NotOneGraphError
 from promptd.modeling.step_graph import StepGraph, step_graph
-from tests.family_models import write_model
+from tests.family_models import SEQ2SEQ, write_model
 from tests.tiny_models import FAMILIES, VOCAB_SIZE, make_tiny_model, make_tokenizer
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,6 +78,52 @@ def test_steps_have_the_bits_of_the_models_own_forward(
         assert passes[2:] == [num_rows] * 3  # the control: without a graph it runs for steps, too
         for one, other in zip(found, expected, strict=True):
             assert torch.equal(one, other)
+        assert torch.equal(found_pool.keys, expected_pool.keys)
+        assert torch.equal(found_pool.values, expected_pool.values)
+
+
+def write(model: FrozenModel, num_rows: int) -> tuple[list[torch.Tensor], KVPool]:
+    """Read sources of several lengths, then write four tokens for each; return the steps' logits, and the pool."""
+    generator = torch.Generator().manual_seed(num_rows)
+    pool = model.make_pool(64 * num_rows)
+    pool.keys.zero_(), pool.values.zero_()
+    ids = torch.randint(0, model.spec.vocab_size, (num_rows, 12), generator=generator).tolist()
+    lengths = [3 + row % 9 for row in range(num_rows)]
+    sources = [
+        PackedRow(own[:length], 0, range(64 * row, 64 * row + length), ())
+        for row, (own, length) in enumerate(zip(ids, lengths, strict=True))
+    ]
+    model.read_sources(PackedBatch(sources, pool, is_causal=False))
+    steps = []
+    for step in range(4):
+        rows = [
+            PackedRow(
+                [own[step]], step, [first + 20 + step], [(first + 20, step)] if step else [], [0], (), [(first, n)]
+            )
+            for own, first, n in zip(ids, range(0, 64 * num_rows, 64), lengths, strict=True)
+        ]
+        steps.append(model.forward_packed(PackedBatch(rows, pool)))
+    return steps, pool
+
+
+@pytest.mark.parametrize("setting", SETTINGS.keys() - {"strict"})
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_targets_of_sources(tiny_seq2seq: dict[str, Path], name: str, setting: str) -> None:
+    """Cross attention, relative positions and position tables: the bits of the model's own decoder, which rests."""
+    if setting == "int8" and not can_quantize():
+        pytest.skip("no 8-bit products here")
+    model = load_model(tiny_seq2seq[name], **SETTINGS[setting])
+    assert model.step_graph is not None
+    own = dataclasses.replace(model, step_graph=None)
+    passes: list[int] = []
+    model.hf.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    for num_rows in (1, 4, 29):
+        passes.clear()
+        found, found_pool = write(model, num_rows)
+        assert not passes
+        expected, expected_pool = write(own, num_rows)
+        assert len(passes) == 4  # the control
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
         assert torch.equal(found_pool.keys, expected_pool.keys)
         assert torch.equal(found_pool.values, expected_pool.values)
 

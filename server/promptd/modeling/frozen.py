@@ -181,7 +181,7 @@ class FrozenModel:
 
     def steps_over(self, pool: KVPool) -> Callable[[PackedBatch], torch.Tensor] | None:
         """Return what reads steps over one engine's pool faster than `forward_packed`; None where nothing does."""
-        if self.device.type != "cuda" or not self.family.reads_by_arguments:
+        if self.device.type != "cuda" or self.family.reads_whole:
             return None
         from promptd.modeling.cuda_steps import CudaSteps
 

@@ -126,7 +126,7 @@ def _load(
     else:
         model = _proven(model, packed_linears=False, strict=False, rank=rank)
         replace_linears(hf, QuantizedLinear)
-    if model.device.type != "cpu" or not family.reads_by_arguments or rank is not None:
+    if model.device.type != "cpu" or family.reads_whole or rank is not None:
         return model
     return dataclasses.replace(
         model, step_graph=step_graph(model.forward, model.embed, spec.vocab_size, spec.max_model_len)

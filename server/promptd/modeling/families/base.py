@@ -105,8 +105,6 @@ class Family(ABC):
     """Whether answers are read off sources, and nothing is written."""
     stores_text: ClassVar[bool] = True
     """Whether texts leave keys and values behind."""
-    reads_by_arguments: ClassVar[bool] = False
-    """Whether all that `read` goes by are its arguments: then a step may be recorded."""
     learns_behind_first: ClassVar[bool] = False
     """Whether a soft prompt that is learned stands behind the first token of the text (of `first_ids`)."""
 

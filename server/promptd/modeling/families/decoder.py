@@ -25,7 +25,6 @@ class DecoderFamily(Family):
     """A text is its own target; every prompt becomes keys and values in front of it."""
 
     banks = ("target",)
-    reads_by_arguments = True
 
     def arrange(self, asked: Asked, encode: Callable[[str], list[int]]) -> Arrangement:
         """Cache all prompts; the text goes on from them."""
