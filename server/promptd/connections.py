@@ -23,6 +23,7 @@ HEADER_SECONDS = 10.0
 """A request's headers have come by then, from the connection's beginning or from their own first byte."""
 MAX_FILES = 1 << 16
 """Files that a server asks for, where it may have so many."""
+_MOST_CLOSING_WAITS = 5
 OWN_FILES = 256
 """Of these, for the model, the store and logs."""
 
@@ -56,7 +57,7 @@ class AbortableHttp(H11Protocol):
         num_over = len(self.connections) - self.max_connections
         self.transport = OnePiece(transport)
         self._cut = partial(_cut, transport)
-        self._has_waited = False
+        self._num_waits = 0
         self.app_state = {**self.app_state, ABORT: self._cut}
         self._is_crowded = num_over > 0
         self._wire: Any = transport
@@ -76,26 +77,49 @@ class AbortableHttp(H11Protocol):
             self._num_ignored -= num_dropped
             data = data[num_dropped:]
             self._refused()
-        if data and not self._ends and not ((self._is_crowded or self.shedding.is_full) and self._refuse(data)):
+        if not data or self._ends:
+            return
+        if self._is_crowded:
+            self._take_of_crowd(data)
+        elif not (self.shedding.is_full and self._is_idle and self._refuse(data)):
             super().data_received(data)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether the connection is between two requests, and its client reads answers."""
+        is_between = self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE
+        return is_between and not self.conn.trailing_data[0] and not self.flow.write_paused
 
     def _refuse(self, data: bytes) -> bool:
         """Answer a request for which there is no room, unless there is more here than one, or less."""
-        is_idle = self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE
-        if not is_idle or self.conn.trailing_data[0] or self.flow.write_paused:
-            return False
         head = read_head(data)
         if head is None or len(data) > head.num_bytes + head.body_bytes:
             return False
-        answer = self.shedding.answer(head, self.server_state.default_headers, is_crowded=self._is_crowded)
+        answer = self.shedding.answer(head, self.server_state.default_headers)
+        if answer is not None:
+            self._send_refusal(answer, head.num_bytes + head.body_bytes - len(data), ends=head.closes)
+        return answer is not None
+
+    def _take_of_crowd(self, data: bytes) -> None:
+        """Let a probe pass that is all that has come, and end the connection with anything else."""
+        if not self._is_idle:  # the probe is being answered
+            self.cycle.keep_alive = False
+            return
+        head = read_head(data)
+        num_missing = 0 if head is None else head.num_bytes + head.body_bytes - len(data)
+        answer = self.shedding.answer_crowd(head if num_missing >= 0 else None, self.server_state.default_headers)
         if answer is None:
-            return False
+            super().data_received(data)
+        else:
+            self._send_refusal(answer, max(0, num_missing), ends=True)
+
+    def _send_refusal(self, answer: bytes, num_missing: int, *, ends: bool) -> None:
         self._unset_keepalive_if_required()
-        self._num_ignored = head.num_bytes + head.body_bytes - len(data)
-        self._ends = self._is_crowded or head.closes
+        self._num_waits = 0
+        self._num_ignored = num_missing
+        self._ends = ends
         self._wire.write(answer)
         self._refused()
-        return True
 
     def _refused(self) -> None:
         """Go on behind a request that was refused, once its body is here."""
@@ -110,13 +134,17 @@ class AbortableHttp(H11Protocol):
         self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS / 2, self._look)
 
     def _look(self) -> None:
-        """Cut a connection that has neither a request nor is idle between two, a second time: it dawdles."""
+        """Cut a connection that has neither a request nor is idle between two, a second time: it dawdles.
+
+        One that ends has half a minute for what is still to be sent.
+        """
+        is_closing = self.transport.is_closing()  # and nobody reads what it still has to send
         is_answering = self.cycle is not None and not self.cycle.response_complete
-        is_waiting = not is_answering and self.timeout_keep_alive_task is None
-        if is_waiting and self._has_waited:
+        is_waiting = is_closing or (not is_answering and self.timeout_keep_alive_task is None)
+        if is_waiting and self._num_waits >= (_MOST_CLOSING_WAITS if is_closing else 1):
             self._cut()
             return
-        self._has_waited = is_waiting
+        self._num_waits = self._num_waits + 1 if is_waiting else 0
         self._look_later()
 
 

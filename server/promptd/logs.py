@@ -26,7 +26,6 @@ from promptd.api.trail import Trail, shown_path, trail_in
 from promptd.tracing import QUIET_PATHS, Tracing
 
 _COUNT_SECONDS = 1.0
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 _KEYS = r"pd_[A-Za-z0-9]{4,}_[A-Za-z0-9]+|(?i:bearer)\s+\S+|(?<=://)[^/@\s]*:[^/@\s]+(?=@)"
@@ -103,7 +102,7 @@ class RequestLog:
     def __init__(
         self, app: ASGIApp, observe: Callable[[str, str, int, float, str], None], tracing: Tracing | None = None
     ) -> None:
-        """`observe` takes method, route, status, seconds and an error's code; the two first are of a bounded number."""
+        """`observe` takes method, route, status, seconds and an error's code; routes are of a bounded number."""
         self._app = app
         self._observe = observe
         self._tracing = tracing
@@ -133,8 +132,8 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
             finally:
                 route = getattr(scope.get("route"), "path", "unknown")
-                method, trail = scope["method"] if scope["method"] in _METHODS else "other", trail_in(scope)
-                self._observe(method, route, status, time.monotonic() - began, trail.error_code)
+                trail = trail_in(scope)
+                self._observe(scope["method"], route, status, time.monotonic() - began, trail.error_code)
                 if scope["path"] not in QUIET_PATHS:
                     self._log.info(
                         "request",
@@ -161,9 +160,9 @@ class RefusedCount:
         self._counts[tenant, route, status, code] += 1
 
     def _write(self) -> None:
-        for (tenant, route, status, code), count in self._counts.items():
+        counts, self._counts = self._counts, Counter()
+        for (tenant, route, status, code), count in counts.items():
             self._log.info("refused", tenant=tenant, path=route, status=status, code=code, count=count)
-        self._counts.clear()
 
 
 def _facts(trail: Trail) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from promptd.api.trail import spans_of
 from promptd.engine.request import RequestTimings
 from promptd.timed_store import OPERATIONS
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 _LAG_EVERY_SECONDS = 0.25
@@ -99,6 +100,7 @@ class HttpMetrics:
 
     def observe(self, method: str, route: str, status: int, seconds: float, error_code: str = "") -> None:
         """Take in one exchange; status 0 is a connection that ended before an answer began."""
+        method = method if method in _METHODS else "other"
         self._exchanges_of(method, route, status).inc()
         self._seconds_of(route).observe(seconds)
         if error_code:

@@ -49,7 +49,7 @@ class Probe(BaseModel):
 def read_probes(path: str) -> tuple[Probe, ...]:
     """Read a suite, one JSON object a line; raises `InvalidRequestError` naming the line."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"the probe suite {path!r} cannot be read: {error}", param="probe_suite") from error
     probes: list[Probe] = []

@@ -23,24 +23,24 @@ NUM_SLOTS = 256
 
 
 class FakeRecorder:
-    """What a CUDA graph does: computes the same again from the same places into the same place, and runs no Python
-    that would look at a step's own objects."""
+    """What a CUDA graph does: computes the same again from the same places into the same place, and then `spoil`."""
 
-    def __init__(self, spoil: float = 0.0) -> None:
+    def __init__(self, spoil: Callable[[], None] = lambda: None) -> None:
         self.num_recorded = 0
         self.num_replayed = 0
         self._spoil = spoil
 
-    def __call__(self, run: Run) -> tuple[Callable[[], None], torch.Tensor]:
+    def __call__(self, run: Run) -> Run:
         """Record."""
         self.num_recorded += 1
-        logits = torch.full_like(run(), float("nan"))
+        run()
 
         def replay() -> None:
             self.num_replayed += 1
-            logits.copy_(run() + self._spoil)
+            run()
+            self._spoil()
 
-        return replay, logits
+        return replay
 
 
 def make_pools(model: FrozenModel) -> tuple[KVPool, KVPool]:
@@ -61,7 +61,7 @@ def make_rows(dice: random.Random, num_rows: int, model: FrozenModel) -> list[Pa
     slots = dice.sample(range(200, NUM_SLOTS), num_rows)
     for slot in slots:
         starts = [dice.randrange(150) for _ in range(dice.randint(1, 4))]
-        context = [(start, dice.randint(1, 40)) for start in starts]
+        context = [(start, dice.randint(1, 25)) for start in starts]
         virtual = (Virtual(0, torch.randn(1, model.spec.hidden_size)),) if dice.random() < 0.2 else ()
         position = sum(count for _, count in context)
         rows.append(PackedRow([dice.randrange(300)], position, [slot], context, (0,), virtual))
@@ -84,15 +84,15 @@ def check_steps(folder: str) -> None:
     model = load_model(folder)
     dice, recorder, (ours, theirs) = random.Random(5), FakeRecorder(), make_pools(model)
     steps = make_steps(model, ours, recorder)
-    for num_rows in (3, 4, 1, 2, 4, 3, 7, 5, 8, 17, 20, 3):
+    for num_rows in (3, 4, 1, 3, 2, 5, 3):
         rows = make_rows(dice, num_rows, model)
         found, expected = steps(PackedBatch(rows, ours)), model.forward_packed(PackedBatch(rows, theirs))
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-4)
         for mine, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
             torch.testing.assert_close(mine, other, atol=2e-4, rtol=2e-4, equal_nan=True)
-    assert recorder.num_recorded == len(steps._graphs) <= 12
-    assert {size for size, _ in steps._graphs} == {1, 2, 4, 8, 24}
-    assert recorder.num_replayed == 12, "each step but the first of a size, and that one's trial"
+    assert recorder.num_recorded == len(steps._graphs) < 7
+    assert {size for size, _ in steps._graphs} == {1, 2, 4, 8}
+    assert recorder.num_replayed == 7, "all steps but the first of a size, and that one's trial"
 
 
 def check_others(folder: str) -> None:
@@ -120,23 +120,35 @@ def check_failures(folder: str) -> None:
     rows, (ours, theirs) = make_rows(random.Random(4), 2, model), make_pools(model)
     expected = model.forward_packed(PackedBatch(rows, theirs))
 
+    written = [slot for row in rows for slot in row.slots]
+
+    def spoil() -> None:
+        assert steps._logits is not None
+        steps._logits += 0.5
+        for stored in (ours.keys, ours.values):
+            stored[:, :, written] += 0.5
+
     class Failing(FakeRecorder):
-        def __call__(self, run: Run) -> tuple[Callable[[], None], torch.Tensor]:
-            self.num_recorded += 1
+        def __call__(self, run: Run) -> Run:
+            super().__call__(run)
+            spoil()
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    for recorder in (FakeRecorder(spoil=0.5), Failing()):
+    for recorder in (FakeRecorder(spoil), Failing()):
         steps = make_steps(model, ours, recorder)
         for _ in range(3):
             torch.testing.assert_close(steps(PackedBatch(rows, ours)), expected, atol=1e-5, rtol=1e-5)
+            for stored, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+                torch.testing.assert_close(stored, other, atol=1e-5, rtol=1e-5, equal_nan=True)
         assert recorder.num_recorded == 1
     recorder = FakeRecorder()
     steps = make_steps(model, ours, recorder)
     poison = Virtual(0, torch.full((1, model.spec.hidden_size), float("nan")))
     hostile = PackedRow([0], 1, [210], [(0, 1)], (0,), (poison,))
     assert steps(PackedBatch([hostile, hostile], ours)).isnan().all()
+    assert recorder.num_recorded == 0
     torch.testing.assert_close(steps(PackedBatch(rows, ours)), expected, atol=1e-5, rtol=1e-5)
-    assert recorder.num_recorded == 2 and len(steps._graphs) == 1
+    assert recorder.num_recorded == 1 and len(steps._graphs) == 1
 
 
 @pytest.mark.parametrize("check", [check_steps, check_others, check_failures])

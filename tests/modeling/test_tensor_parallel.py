@@ -22,7 +22,7 @@ from promptd.errors import ModelRefusedError
 from promptd.modeling.families.base import Sizes
 from promptd.modeling.packed_batch import PackedRow, Virtual
 from promptd.modeling.ranks import Rank
-from promptd.modeling.tensor_parallel import Order, order_of, rows_of
+from promptd.modeling.tensor_parallel import Order, ParallelModel, order_of, rows_of
 from promptd.settings import Settings
 from tests.engine.harness import library
 from tests.ports import free_port
@@ -153,3 +153,8 @@ def test_a_model_without_a_plan_is_refused(tiny_models: dict[str, Path], tmp_pat
         assert process.wait(START_SECONDS) == 1
     log = (tmp_path / "log").read_text()
     assert "transformers has no plan for gpt2" in log and "Traceback" not in log
+
+
+def test_a_leader_replays_no_graph() -> None:
+    """Of a step that only the leader replays the others would hear nothing: no device is asked."""
+    assert ParallelModel.steps_over(None, None) is None  # type: ignore[arg-type, func-returns-value]

@@ -68,6 +68,58 @@ def test_one_too_many(site: Site) -> None:
     until(lambda: httpx.post(f"{site.url}/v1/completions", json=ASK, timeout=60).status_code == 200, "well again")
 
 
+def answer_of(connection: socket.socket) -> bytes:
+    """All that comes until the end."""
+    came = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(4096):
+            came += part
+    return came
+
+
+BODY = json.dumps(ASK).encode()
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+PLAIN = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([PLAIN], id="plain"),
+        pytest.param([PLAIN[:30], PLAIN[30:]], id="its head in two"),
+        pytest.param([PLAIN + PLAIN], id="two at once"),
+        pytest.param([PROBE + PLAIN], id="behind a probe"),
+        pytest.param([PROBE, PLAIN], id="behind a probe, later"),
+        pytest.param([HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS], id="chunked"),
+        pytest.param([PLAIN.replace(b"1.1", b"1.0", 1)], id="HTTP/1.0"),
+        pytest.param([PLAIN.replace(b"POST", b"ABCDEF", 1)], id="no method"),
+    ],
+)
+def test_nobody_slips_in(site: Site, pieces: list[bytes]) -> None:
+    """However a request on one connection too many is written, it is not served, and the connection ends."""
+    with idle(site.port, 8), socket.create_connection(("127.0.0.1", site.port), timeout=60) as ninth:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for piece in pieces:
+                ninth.sendall(piece)
+                time.sleep(0.05)
+        came = answer_of(ninth)
+        assert came.count(b"HTTP/1.1 503 ") <= 1 and b"text_completion" not in came, came
+        assert came.startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 200 ")), came
+        if not came.startswith(b"HTTP/1.1 503 "):
+            assert pieces[0] is PROBE
+    metrics = httpx.get(f"{site.url}/metrics", timeout=60).text
+    assert "ABCDEF" not in metrics, "what clients send never becomes a label"
+
+
+def test_the_head_alone(site: Site) -> None:
+    """An answer to HEAD has no body, a refusal neither."""
+    with idle(site.port, 8), socket.create_connection(("127.0.0.1", site.port), timeout=60) as ninth:
+        ninth.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        came = answer_of(ninth)
+    assert came.startswith(b"HTTP/1.1 503 ") and came.endswith(b"\r\n\r\n")
+
+
 def test_room_for_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server takes as many files as it may, and half of them are for connections."""
     asked: list[tuple[int, int]] = []

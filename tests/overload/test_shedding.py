@@ -15,9 +15,10 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from promptd import logs
+from promptd import connections, logs
 from promptd.api import guard, shedding
 from promptd.api.routes import ROUTES
+from promptd.connections import AbortableHttp
 from tests.engine.harness import library
 from tests.overload.conftest import Site, running
 from tests.overload.wire import request_bytes
@@ -256,6 +257,32 @@ def test_who_closes_hears_the_end(site: Site, guarded: list[str]) -> None:
                 connection.sendall(whole[-num_late:] + whole)  # what comes behind the end is not read
             assert connection.recv(1) == b""
     assert guarded == []
+
+
+def test_who_reads_no_refusals_is_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client leaves unread holds its connection for a while behind its end, not for ever."""
+    made: list[AbortableHttp] = []
+    begin = AbortableHttp.connection_made
+
+    def beginning(protocol: AbortableHttp, transport: asyncio.BaseTransport) -> None:
+        protocol.timeout_keep_alive = 1
+        begin(protocol, transport)
+        made.append(protocol)
+
+    monkeypatch.setattr(AbortableHttp, "connection_made", beginning)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    whole = request_bytes(ASK, key=FLOOD, keeps=True)
+    with full(site, "flood"), socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", site.port))
+        until(lambda: made)
+        end = time.monotonic() + PATIENCE_SECONDS
+        while made[0].transport.get_write_buffer_size() == 0 and time.monotonic() < end:
+            deaf.sendall(whole)
+            time.sleep(0.002)
+        assert made[0].transport.get_write_buffer_size() > 0
+        until(lambda: made[0].transport.is_closing(), "it was idle for too long")
+        until(lambda: made[0] not in made[0].connections, "and then it is gone")
 
 
 def test_a_search_through_the_vocabulary_is_of_the_budget(site: Site, model: Path) -> None:

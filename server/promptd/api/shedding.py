@@ -15,6 +15,7 @@ from promptd.api.services import Services, request_id
 from promptd.errors import OverloadedError, PermissionDeniedError
 
 _ROUTES = {route.path: route for route in ROUTES if route.is_inference and "{" not in route.path}
+Headers = Iterable[tuple[bytes, bytes]]
 _PROBES = frozenset(route.path for route in ROUTES if route.tag == "health")
 
 
@@ -46,31 +47,35 @@ class Shedding:
         has_room = services.gate.budgets.requests.has_room_for_all
         return not (has_room or services.is_draining or services.leaving.has_begun)
 
-    def answer(self, head: Head, common: Iterable[tuple[bytes, bytes]], *, is_crowded: bool) -> bytes | None:
-        """Return the refusal as it is sent, with headers that all answers have; None for what passes on.
+    def answer(self, head: Head, common: Headers) -> bytes | None:
+        """Return the refusal as it is sent, with headers that all answers have; None for what passes on."""
+        tenant = self._tenant(head)
+        if tenant is None:
+            return None
+        return self._refuse(self._state.services.gate.budgets.requests.refusal(), tenant, head.target, head, common)
 
-        A request on one connection too many (`is_crowded`) is refused whatever it asks, and the connection closed.
+    def answer_crowd(self, head: Head | None, common: Headers) -> bytes | None:
+        """Return what a request on one connection too many hears, whatever it asks; None for a probe, which passes on.
+
+        Its connection ends with it.
         """
+        if head is not None and head.target.partition("?")[0] in _PROBES:
+            return None
+        refusal = OverloadedError("the server has as many connections open as it can have")
+        return self._refuse(refusal, "", "unknown", head, common)
+
+    def _refuse(self, error: OverloadedError, tenant: str, path: str, head: Head | None, common: Headers) -> bytes:
         began = time.monotonic()
-        if is_crowded:
-            if head.target.partition("?")[0] in _PROBES:
-                return None
-            tenant, path = "", "unknown"
-            refusal = OverloadedError("the server has as many connections open as it can have")
-        else:
-            found = self._tenant(head)
-            if found is None:
-                return None
-            tenant, path, refusal = found, head.target, self._state.services.gate.budgets.requests.refusal()
-        headers = {"X-Request-Id": request_id(head.headers.get("x-request-id"))}
-        if is_crowded or head.closes:
+        headers = {"X-Request-Id": request_id(None if head is None else head.headers.get("x-request-id"))}
+        if path == "unknown" or (head is not None and head.closes):
             headers["Connection"] = "close"
-        answer = error_response(refusal, {}, headers)
-        lines = [b"HTTP/1.1 %d %b" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]
+        answer = error_response(error, {}, headers)
+        lines = [b"HTTP/1.1 %d %b" % (error.status, HTTPStatus(error.status).phrase.encode())]
         lines += [b"%b: %b" % header for header in (*common, *answer.raw_headers)]
-        self._observe(head.method, path, refusal.status, time.monotonic() - began, refusal.code)
-        self._count(tenant, path, refusal.status, refusal.code)
-        return b"\r\n".join([*lines, b"", bytes(answer.body)])
+        method = "other" if head is None else head.method
+        self._observe(method, path, error.status, time.monotonic() - began, error.code)
+        self._count(tenant, path, error.status, error.code)
+        return b"\r\n".join([*lines, b"", b"" if method == "HEAD" else bytes(answer.body)])
 
     def _tenant(self, head: Head) -> str | None:
         """Return for whom a full server has no room, where that is certain."""

@@ -202,6 +202,9 @@ class ParallelModel(FrozenModel):
         """Make the K/V pool of the only engine that may run on this model."""
         return ParallelPool(self.followers, **self.pool_sizes(num_slots))
 
+    def steps_over(self, pool: KVPool) -> None:
+        """Nothing is faster: of a graph that the leader replays the others would hear nothing."""
+
     @torch.no_grad()
     def forward_packed(self, batch: PackedBatch) -> torch.Tensor:
         """Read one step's targets; what is wrong with the rows themselves is found before anybody is told."""
