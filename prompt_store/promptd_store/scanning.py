@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 from promptd_store.base import Record, Store
@@ -30,12 +31,16 @@ async def scan_records(store: Store, prefix: str, *, after: str = "") -> AsyncIt
         after = page[-1].key
 
 
-async def show_records(store: Store, tenant: str, *viewers: Callable[[Record], None]) -> None:
-    """Show all records of a tenant to everybody who has to see them: each is read once."""
-    num_shown = 0
+async def show_records(store: Store, tenant: str, *viewers: Callable[[Record], None], share: float = 1.0) -> None:
+    """Show all records of a tenant to everybody who has to see them: each is read once.
+
+    With a `share` below 1 this takes no more than that part of the time, and leaves the rest to whoever is served.
+    """
+    num_shown, began = 0, time.monotonic()
     async for record in scan_records(store, f"{{{tenant}}}:"):
         for see in viewers:
             see(record)
         num_shown += 1
         if num_shown % SHOWN_AT_ONCE == 0:
-            await asyncio.sleep(0)
+            await asyncio.sleep((time.monotonic() - began) * (1 / share - 1))
+            began = time.monotonic()
