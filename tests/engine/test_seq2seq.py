@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,7 +242,7 @@ def test_errors_are_typed_and_hurt_one_row(tiny_seq2seq: dict[str, Path]) -> Non
 @pytest.mark.parametrize("family", SEQ2SEQ)
 def test_two_threads_run_one_model(tiny_seq2seq: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """A job that begins computes beside the engine: right when a pass has told its positions, another one runs."""
-    model = load_model(tiny_seq2seq[family])
+    model = replace(load_model(tiny_seq2seq[family]), step_graph=None)  # a recorded step asks for its arguments alone
     short, long = ("the quick brown fox", "the lazy dog plays some music for two people near the river")
 
     def answer(text: str) -> tuple[int, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from promptd_store import Record, Store, show_records
+from promptd_store import Record, Store, scanning, show_records
 from promptd_store.scanning import PAGE, SHOWN_AT_ONCE
 
 pytestmark = pytest.mark.anyio
@@ -29,13 +30,12 @@ async def test_a_walk_takes_its_share(monkeypatch: pytest.MonkeyPatch, share: fl
     """Behind every few records the others have their turn, for as long as the share says; all records are shown."""
     count = PAGE + SHOWN_AT_ONCE
     pauses: list[float] = []
-    sleep = asyncio.sleep
 
     async def noting(seconds: float) -> None:
         pauses.append(seconds)
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr(asyncio, "sleep", noting)
+    monkeypatch.setattr(scanning, "asyncio", SimpleNamespace(sleep=noting))
     seen: list[str] = []
 
     def look(record: Record) -> None:
