@@ -32,7 +32,7 @@ Rows = list[dict[str, str]]
 
 def day_of(user: int, num_rows: int) -> tuple[Rows, Rows]:
     """Return what a user sorted today, and what they will sort tomorrow, which nobody has seen yet."""
-    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    rows = [json.loads(line) for line in ROWS.read_bytes().splitlines()]
     own = random.Random(user)
     intents = sorted({row["label"] for row in rows})
     own.shuffle(intents)

@@ -63,7 +63,7 @@ async def main(verse: str) -> None:
     async with AsyncClient() as client:
         await write(client, verse)
         for user, prompt in USERS.items():
-            rows = [json.loads(line) for line in (DATA / f"{prompt}.jsonl").read_text().splitlines()[:20]]
+            rows = [json.loads(line) for line in (DATA / f"{prompt}.jsonl").read_bytes().splitlines()[:20]]
             losses = await asyncio.gather(*(loss(client, model, rows) for model in (None, *USERS.values())))
             best = min(losses)
             table.add_row(f"{user}'s", *(f"[bold]{each:.3f}[/]" if each == best else f"{each:.3f}" for each in losses))

@@ -23,9 +23,10 @@ HEADER_SECONDS = 10.0
 """A request's headers have come by then, from the connection's beginning or from their own first byte."""
 MAX_FILES = 1 << 16
 """Files that a server asks for, where it may have so many."""
-_MOST_CLOSING_WAITS = 5
 OWN_FILES = 256
 """Of these, for the model, the store and logs."""
+_MOST_CLOSING_WAITS = 5
+"""Looks, each half of `HEADER_SECONDS` behind the other, at a connection that ends and still has something to send."""
 
 
 class AbortableHttp(H11Protocol):
@@ -93,11 +94,11 @@ class AbortableHttp(H11Protocol):
     def _refuse(self, data: bytes) -> bool:
         """Answer a request for which there is no room, unless there is more here than one, or less."""
         head = read_head(data)
-        if head is None or len(data) > head.num_bytes + head.body_bytes:
+        if head is None or head.num_missing(data) < 0:
             return False
         answer = self.shedding.answer(head, self.server_state.default_headers)
         if answer is not None:
-            self._send_refusal(answer, head.num_bytes + head.body_bytes - len(data), ends=head.closes)
+            self._send_refusal(answer, head.num_missing(data), ends=head.closes)
         return answer is not None
 
     def _take_of_crowd(self, data: bytes) -> None:
@@ -106,7 +107,7 @@ class AbortableHttp(H11Protocol):
             self.cycle.keep_alive = False
             return
         head = read_head(data)
-        num_missing = 0 if head is None else head.num_bytes + head.body_bytes - len(data)
+        num_missing = 0 if head is None else head.num_missing(data)
         answer = self.shedding.answer_crowd(head if num_missing >= 0 else None, self.server_state.default_headers)
         if answer is None:
             super().data_received(data)

@@ -32,6 +32,10 @@ class Head:
     closes: bool
     """Whether the client wants no more of this connection."""
 
+    def num_missing(self, data: bytes) -> int:
+        """Return how many bytes of the request are still to come; below 0 where the data goes on behind it."""
+        return self.num_bytes + self.body_bytes - len(data)
+
 
 def read_head(data: bytes) -> Head | None:
     """Read the head that the data begins with; None where it is not all here, or in doubt."""

@@ -14,8 +14,8 @@ from promptd.api.routes import ROUTES
 from promptd.api.services import Services, request_id
 from promptd.errors import OverloadedError, PermissionDeniedError
 
-_ROUTES = {route.path: route for route in ROUTES if route.is_inference and "{" not in route.path}
 Headers = Iterable[tuple[bytes, bytes]]
+_ROUTES = {route.path: route for route in ROUTES if route.is_inference and "{" not in route.path}
 _PROBES = frozenset(route.path for route in ROUTES if route.tag == "health")
 
 
@@ -52,7 +52,8 @@ class Shedding:
         tenant = self._tenant(head)
         if tenant is None:
             return None
-        return self._refuse(self._state.services.gate.budgets.requests.refusal(), tenant, head.target, head, common)
+        refusal = self._state.services.gate.budgets.requests.refusal()
+        return self._refuse(refusal, head, common, tenant, head.target, ends=head.closes)
 
     def answer_crowd(self, head: Head | None, common: Headers) -> bytes | None:
         """Return what a request on one connection too many hears, whatever it asks; None for a probe, which passes on.
@@ -62,12 +63,14 @@ class Shedding:
         if head is not None and head.target.partition("?")[0] in _PROBES:
             return None
         refusal = OverloadedError("the server has as many connections open as it can have")
-        return self._refuse(refusal, "", "unknown", head, common)
+        return self._refuse(refusal, head, common, "", "unknown", ends=True)
 
-    def _refuse(self, error: OverloadedError, tenant: str, path: str, head: Head | None, common: Headers) -> bytes:
+    def _refuse(
+        self, error: OverloadedError, head: Head | None, common: Headers, tenant: str, path: str, *, ends: bool
+    ) -> bytes:
         began = time.monotonic()
         headers = {"X-Request-Id": request_id(None if head is None else head.headers.get("x-request-id"))}
-        if path == "unknown" or (head is not None and head.closes):
+        if ends:
             headers["Connection"] = "close"
         answer = error_response(error, {}, headers)
         lines = [b"HTTP/1.1 %d %b" % (error.status, HTTPStatus(error.status).phrase.encode())]

@@ -14,14 +14,17 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from promptd.modeling.attention import Attends
 from promptd.modeling.attention_triton import SpanTable, TritonAttention, to_device
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch
+from promptd.modeling.step_graph import Read
+
+if TYPE_CHECKING:
+    from promptd.modeling.frozen import FrozenModel
 
 logger = logging.getLogger(__name__)
 
@@ -35,31 +38,15 @@ from the model's own step. Products over other numbers of rows round otherwise."
 
 _one_recording = threading.Lock()
 """Recordings of two engines of a process may not overlap."""
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Attends], torch.Tensor]
 Run = Callable[[], None]
 Record = Callable[[Run], Run]
 """Takes what computes a step into fixed places; returns what does so again without Python."""
 
 
-class Steps(Protocol):
-    """What of a model is asked for here."""
-
-    def forward(
-        self, embeds: torch.Tensor, positions: torch.Tensor, logits_index: torch.Tensor, batch: Attends
-    ) -> torch.Tensor:
-        """See `FrozenModel`."""
-
-    def forward_packed(self, batch: PackedBatch) -> torch.Tensor:
-        """See `FrozenModel`."""
-
-    def embed_rows(self, batch: PackedBatch) -> torch.Tensor:
-        """See `FrozenModel`."""
-
-
 class CudaSteps:
     """The steps of one model over one K/V pool."""
 
-    def __init__(self, model: Steps, pool: KVPool, record: Record | None = None) -> None:
+    def __init__(self, model: FrozenModel, pool: KVPool, record: Record | None = None) -> None:
         """`record` is for tests alone: they have no device."""
         self._model = model
         self._pool = pool
@@ -142,7 +129,7 @@ class _Graph:
     """A step of `size` rows of up to `num_splits` ranges of keys."""
 
     def __init__(
-        self, forward: Forward, pool: KVPool, size: int, num_splits: int, like: torch.Tensor, logits: torch.Tensor
+        self, forward: Read, pool: KVPool, size: int, num_splits: int, like: torch.Tensor, logits: torch.Tensor
     ) -> None:
         """`like` is of the embeddings' dtype and width, on their device; `logits` `[size, vocab_size]` are its own."""
         self._forward = forward
