@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from promptd.engine import scheduler
 from promptd.engine.engine import Engine
 from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
 from tests.engine.harness import greedy, library, make_engine
@@ -43,6 +44,37 @@ def test_strict_chunks_are_not_starved(tiny_models: dict[str, Path]) -> None:
     engine.step()
     engine.add_request(GenerateRequest("long", TEXT, greedy(2), (library(tiny_models["llama"])[3],)))
     assert steps_until(engine, "long", crowd=3) < 60
+
+
+@pytest.mark.parametrize(("times", "largest"), [(scheduler.EVEN_STEP, 16), (1000, 201)])
+def test_who_writes_is_not_held_up(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, times: int, largest: int
+) -> None:
+    """Long texts beside a row that writes are read in pieces, but for candidates, which cannot be cut.
+
+    The control has no such limit: the writer's next token waits for all of both. Alone a text is read whole.
+    """
+    monkeypatch.setattr(scheduler, "EVEN_STEP", times)
+    engine = make_engine(tiny_models["llama"], max_num_seqs=4, num_blocks=64)
+    text, sizes, answers = TEXT * 5, list[int](), dict[str, tuple[int, ...]]()
+    engine.add_request(GenerateRequest("alone", text, greedy(1)))
+    (alone,) = engine.step()
+    assert engine.stats().last_step_num_tokens == len(text)
+    engine.add_request(GenerateRequest("writer", (9, 8), greedy(40)))
+    (begun,) = engine.step()
+    assert isinstance(begun, RequestOutput)
+    answers["writer"] = begun.token_ids
+    engine.add_request(GenerateRequest("reader", (6, *text[1:]), greedy(1)))
+    engine.add_request(ScoreRequest("scored", (7, *text[1:]), (TEXT,)))  # its candidate cannot be cut
+    while engine.has_work:
+        for output in engine.step():
+            if isinstance(output, RequestOutput):
+                answers[output.request_id] = answers.get(output.request_id, ()) + output.token_ids
+        sizes.append(engine.stats().last_step_num_tokens)
+        engine.check_integrity()
+    assert isinstance(alone, RequestOutput) and alone.is_last
+    assert (len(answers["writer"]), len(answers["reader"])) == (40, 1)
+    assert max(sizes) == largest
 
 
 @pytest.mark.parametrize("num_blocks", [8, 12])

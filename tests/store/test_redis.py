@@ -28,8 +28,8 @@ from tests.redis_server import RedisServer, running_redis
 pytestmark = pytest.mark.anyio
 
 KEY = "{acme}:thing:a"
-GIVE_UP_SECONDS = 0.5
-"""After which `store` gives up on an answer of Redis."""
+GIVE_UP_SECONDS = 2
+"""After which a `hasty` store gives up on an answer of Redis: longer than a busy machine stands still."""
 
 
 @pytest.fixture
@@ -41,7 +41,15 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
-    """A store that gives up on an answer soon."""
+    """A store with the product's patience."""
+    opened = await RedisStore.open(server.url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def hasty(server: RedisServer) -> AsyncIterator[RedisStore]:
+    """A store that gives up on an answer soon, for tests in which Redis does not answer."""
     opened = await RedisStore.open(f"{server.url}?socket_timeout={GIVE_UP_SECONDS}")
     yield opened
     await opened.close()
@@ -70,24 +78,24 @@ async def num_slow(call: Callable[[], Any], count: int) -> int:
     return num
 
 
-async def test_a_killed_redis_comes_back(server: RedisServer, store: RedisStore) -> None:
+async def test_a_killed_redis_comes_back(server: RedisServer, hasty: RedisStore) -> None:
     """While Redis is dead calls say so at once; after its restart everything acknowledged is there."""
-    subscription = await store.subscribe("{acme}:")
-    etags = await store.transact(puts=[Put(KEY, b"1")], appends=[Append("{acme}:e", b"1")])
-    digest = await store.put_blob("acme", b"blob")
+    subscription = await hasty.subscribe("{acme}:")
+    etags = await hasty.transact(puts=[Put(KEY, b"1")], appends=[Append("{acme}:e", b"1")])
+    digest = await hasty.put_blob("acme", b"blob")
     assert (await anext(subscription)).payload == b"1"
     server.kill()
     waiting = asyncio.create_task(anext(subscription))
     with pytest.raises(StoreUnavailableError) as caught:
-        await store.get(KEY)
+        await hasty.get(KEY)
     assert str(server.port) not in str(caught.value)
-    assert await num_slow(lambda: store.get(KEY), 200) <= 20  # on a busy machine some do not get their turn
+    assert await num_slow(lambda: hasty.get(KEY), 200) <= 20  # on a busy machine some do not get their turn
     await asyncio.to_thread(server.start)
-    await until_it_works(lambda: store.get(KEY))
-    record = await store.get(KEY)
+    await until_it_works(lambda: hasty.get(KEY))
+    record = await hasty.get(KEY)
     assert record is not None and (record.value, record.etag) == (b"1", etags[KEY])
-    assert await store.get_blob("acme", digest) == b"blob"
-    await store.publish("{acme}:e", b"2")
+    assert await hasty.get_blob("acme", digest) == b"blob"
+    await hasty.publish("{acme}:e", b"2")
     async with asyncio.timeout(60):
         assert (await waiting).payload == b"2"
 
@@ -102,26 +110,26 @@ async def test_a_restart_between_two_calls_is_not_noticed(server: RedisServer, s
     assert len(await store.scan(KEY)) == 21
 
 
-async def test_a_silent_redis_is_found_out(server: RedisServer, store: RedisStore) -> None:
+async def test_a_silent_redis_is_found_out(server: RedisServer, hasty: RedisStore) -> None:
     """Half-open: connections stand and nobody answers. The first call waits its time, others fail at once."""
-    await store.get(KEY)
+    await hasty.get(KEY)
     server.pause()
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="no answer in time"):
-        await store.get(KEY)
+        await hasty.get(KEY)
     assert time.monotonic() - started > 0.8 * GIVE_UP_SECONDS
-    assert await num_slow(lambda: store.transact(puts=[Put(KEY, b"1")]), 100) <= 10
+    assert await num_slow(lambda: hasty.transact(puts=[Put(KEY, b"1")]), 100) <= 10
     server.resume()
-    await until_it_works(lambda: store.get(KEY))
+    await until_it_works(lambda: hasty.get(KEY))
 
 
 async def test_an_old_failure_is_no_new_outage(server: RedisServer) -> None:
     """What was sent before an outage and fails after its end says nothing about Redis as it is now."""
     async with FaultProxy(server.port).running() as proxy:
-        store = await RedisStore.open(f"redis://127.0.0.1:{proxy.port}?socket_timeout=1")
+        store = await RedisStore.open(f"redis://127.0.0.1:{proxy.port}?socket_timeout={GIVE_UP_SECONDS}")
         proxy.mode = "swallow"
         first = asyncio.create_task(store.get(KEY))
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(0.6 * GIVE_UP_SECONDS)
         second = asyncio.create_task(store.get(KEY))
         with pytest.raises(StoreUnavailableError, match="no answer in time"):
             await first
@@ -244,15 +252,11 @@ async def test_a_full_redis_refuses_writes_only(server: RedisServer, store: Redi
     await store.transact(puts=[Put(KEY, b"again")])
 
 
-async def test_calls_beyond_the_pool_wait_their_turn(server: RedisServer) -> None:
+async def test_calls_beyond_the_pool_wait_their_turn(store: RedisStore) -> None:
     """A thousand calls at once all get their answer over a bounded number of connections."""
-    store = await RedisStore.open(server.url)  # with the product's patience: a thousand take their time
-    try:
-        await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i:04}", b"x")]) for i in range(1000)))
-        clients = int((await store._link.command("INFO", "clients"))["connected_clients"])
-        assert len(await store.scan(KEY)) == 1000 and clients <= 70
-    finally:
-        await store.close()
+    await asyncio.gather(*(store.transact(puts=[Put(f"{KEY}{i:04}", b"x")]) for i in range(1000)))
+    clients = int((await store._link.command("INFO", "clients"))["connected_clients"])
+    assert len(await store.scan(KEY)) == 1000 and clients <= 70
 
 
 async def test_cancelled_calls_leave_no_mess(store: RedisStore) -> None:

@@ -9,6 +9,20 @@ from promptd.engine.sequence import Sequence
 
 
 @dataclass(slots=True)
+class Budget:
+    """Tokens that a step may still read. What can be cut is cut to `num_even`, what cannot be cut to `num_tokens`."""
+
+    num_tokens: int
+    num_even: int
+    """So many, and those who write meanwhile do not notice."""
+
+    def take(self, num_tokens: int) -> None:
+        """Give tokens away."""
+        self.num_tokens -= num_tokens
+        self.num_even -= num_tokens
+
+
+@dataclass(slots=True)
 class ScheduledLoad:
     """Part of a prompt that becomes K/V in this step."""
 

@@ -1,10 +1,11 @@
 """Which tokens run in the next step. Decides only; computes nothing. No torch.
 
 Order: running rows (each decode token before any prefill chunk), then, the share with the least service first, its rows
-that still read and its waiting ones, while rows, tokens and blocks last. A row's prompts on their way into the cache
-come with it; a source is read whole, in one step. A row that finds no block preempts the youngest row, which later
-starts again from its tokens and, drawing from its own seed, makes the same ones. A share that has less than its part of
-the rows or blocks while another has more gets them at the next step: the youngest row of the other one is preempted.
+that still read and its waiting ones, while rows, tokens and blocks last. Beside rows that write, texts are read in
+smaller pieces. A row's prompts on their way into the cache come with it; a source is read whole, in one step. A row
+that finds no block preempts the youngest row, which later starts again from its tokens and, drawing from its own seed,
+makes the same ones. A share that has less than its part of the rows or blocks while another has more gets them at the
+next step: the youngest row of the other one is preempted.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from promptd.engine.block_manager import BlockManager
 from promptd.engine.config import EngineConfig
 from promptd.engine.fair_queue import FairQueue
 from promptd.engine.prompt_types import Prompts
-from promptd.engine.schedule import Schedule, ScheduledLoad, ScheduledRow
+from promptd.engine.schedule import Budget, Schedule, ScheduledLoad, ScheduledRow
 from promptd.engine.sequence import Sequence, SequenceStatus
+
+EVEN_STEP = 4
+"""While rows write, a step holds so many times as many tokens as rows may run at once, and no more of what can be cut:
+whoever reads a long text delays everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4)."""
 
 
 class Scheduler:
@@ -45,8 +50,11 @@ class Scheduler:
             if seq.status is SequenceStatus.RUNNING:  # not preempted by an older row meanwhile
                 self._schedule_decode(step, seq)
         # Decode rows never wait for prefill: their tokens are set aside, also those of rows just preempted.
-        budget = self.config.max_num_batched_tokens - len(decoding)
-        self._fill(step, budget, may_admit=self.num_preemptions == preempted_before)
+        num_tokens = self.config.max_num_batched_tokens - len(decoding)
+        num_even = num_tokens
+        if decoding and not self.config.strict:
+            num_even = min(num_tokens, EVEN_STEP * self.config.max_num_seqs - len(decoding))
+        self._fill(step, Budget(num_tokens, num_even), may_admit=self.num_preemptions == preempted_before)
         if not step and len(self.running) > 1:  # prefilling rows hold all blocks between them
             self._preempt(max(self.running, key=lambda seq: seq.arrived))
         alive = {id(entry) for entry in self.prompts.loading}
@@ -95,13 +103,13 @@ class Scheduler:
         self._preempt(victim)
         return victim
 
-    def _fill(self, step: Schedule, budget: int, *, may_admit: bool) -> None:
+    def _fill(self, step: Schedule, budget: Budget, *, may_admit: bool) -> None:
         """Give the step's tokens away: again and again to the share with the least service."""
         reading: dict[str, deque[Sequence]] = {}
         for seq in self.running:
             if not seq.is_decoding:
                 reading.setdefault(seq.request.share.key, deque()).append(seq)
-        while budget > 0:
+        while budget.num_even > 0:
             may_admit = may_admit and len(self.running) < self.config.max_num_seqs
             key = self.waiting.least_served([*reading, *(self.waiting.waiting_shares() if may_admit else ())])
             if key is None:
@@ -114,8 +122,8 @@ class Scheduler:
             else:
                 newcomer = self._start_first(key)
                 may_admit = newcomer is not None
-                num_tokens = 0 if newcomer is None else self._schedule_prompt_and_text(step, newcomer, budget)
-            budget -= num_tokens
+                if newcomer is not None:
+                    self._schedule_prompt_and_text(step, newcomer, budget)
 
     def _start_first(self, key: str) -> Sequence | None:
         """Let a share's next waiting row run; None where there is no room for it now."""
@@ -128,32 +136,32 @@ class Scheduler:
         self.running.append(seq)
         return seq
 
-    def _schedule_prompt_and_text(self, step: Schedule, seq: Sequence, budget: int) -> int:
+    def _schedule_prompt_and_text(self, step: Schedule, seq: Sequence, budget: Budget) -> int:
         """Add what a row still has to read: its prompts first. Return the tokens it takes of the budget."""
-        num_virtual = self._schedule_loads(step, seq, budget)
-        num_text = self._schedule_prefill(step, seq, budget - num_virtual)
-        self.waiting.charge(seq, num_read=num_virtual + num_text)
-        return num_virtual + num_text
+        before = budget.num_tokens
+        self._schedule_loads(step, seq, budget)
+        self._schedule_prefill(step, seq, budget)
+        num_taken = before - budget.num_tokens
+        self.waiting.charge(seq, num_read=num_taken)
+        return num_taken
 
-    def _schedule_loads(self, step: Schedule, seq: Sequence, budget: int) -> int:
-        """Add the prompts of a row's chain that no row before it has added; return their tokens."""
+    def _schedule_loads(self, step: Schedule, seq: Sequence, budget: Budget) -> None:
+        """Add the prompts of a row's chain that no row before it has added."""
         scheduled = {id(load.entry) for load in step.loads}
-        taken = 0
         for entry in seq.chain:
             if entry.is_ready or id(entry) in scheduled or not step.completes(entry.parent):
                 continue
-            num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget - taken)
+            num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget)
             if num_tokens:
                 step.loads.append(ScheduledLoad(entry, entry.num_computed, num_tokens))
-                taken += num_tokens
-        return taken
+                budget.take(num_tokens)
 
-    def _chunk(self, wanted: int, budget: int) -> int:
+    def _chunk(self, wanted: int, budget: Budget) -> int:
         """Tokens to run of `wanted`; strict mode cuts at fixed places whatever else is in the batch."""
         if self.config.strict:
             wanted = min(wanted, max(1, self.config.max_num_batched_tokens // 2))
-            return wanted if wanted <= budget else 0
-        return max(0, min(wanted, budget))
+            return wanted if wanted <= budget.num_tokens else 0
+        return max(0, min(wanted, budget.num_even))
 
     def _schedule_decode(self, step: Schedule, seq: Sequence) -> None:
         """Add the row's one token, preempting younger rows (or itself) where it finds no block."""
@@ -171,48 +179,48 @@ class Scheduler:
         step.rows.append(ScheduledRow(seq, seq.num_computed, 1))
         self.waiting.charge(seq, num_written=1)
 
-    def _schedule_prefill(self, step: Schedule, seq: Sequence, budget: int) -> int:
-        """Add the row's source and a chunk of its target once its prompts are there; return the tokens they take."""
+    def _schedule_prefill(self, step: Schedule, seq: Sequence, budget: Budget) -> None:
+        """Add the row's source and a chunk of its target once its prompts are there."""
         if seq.chain and not step.completes(seq.chain[-1]):
-            return 0
-        num_source = self._schedule_source(step, seq, budget)
-        if seq.num_source_tokens and not num_source:
-            return 0
-        return num_source + self._schedule_target(step, seq, budget - num_source)
+            return
+        if seq.num_source_tokens and not self._schedule_source(step, seq, budget):
+            return
+        self._schedule_target(step, seq, budget)
 
-    def _schedule_source(self, step: Schedule, seq: Sequence, budget: int) -> int:
-        """Add the row's source where it fits; return the tokens it takes of the budget."""
+    def _schedule_source(self, step: Schedule, seq: Sequence, budget: Budget) -> bool:
+        """Add the row's source, whole, where it fits; whether it does."""
         num_tokens = seq.num_source_tokens
         num_blocks = -(-seq.num_kept_tokens // self.config.block_size)
-        if not num_tokens or num_tokens > budget or not self.blocks.can_allocate(num_blocks):
-            return 0
+        if num_tokens > budget.num_tokens or not self.blocks.can_allocate(num_blocks):
+            return False
         seq.source_blocks = self.blocks.allocate(num_blocks)
         step.sources.append(seq)
-        return num_tokens
+        budget.take(num_tokens)
+        return True
 
-    def _schedule_target(self, step: Schedule, seq: Sequence, budget: int) -> int:
-        """Add a chunk of the row's target; return the tokens it takes of the budget."""
+    def _schedule_target(self, step: Schedule, seq: Sequence, budget: Budget) -> None:
+        """Add a chunk of the row's target."""
         size = self.config.block_size
         num_tokens = self._chunk(seq.num_uncomputed, budget)
         extra = seq.num_candidate_tokens
-        if extra and num_tokens == seq.num_uncomputed and num_tokens + extra > budget:
+        if extra and num_tokens == seq.num_uncomputed and num_tokens + extra > budget.num_tokens:
             num_tokens -= 1  # the last token goes with the candidates, in a step that holds them all
         room = (len(seq.blocks) + self.blocks.num_allocatable) * size - seq.num_computed
         num_tokens = min(num_tokens, room)
         if num_tokens <= 0:
-            return 0
+            return
         missing = -(-(seq.num_computed + num_tokens) // size) - len(seq.blocks)
         row = ScheduledRow(seq, seq.num_computed, num_tokens)
         if not row.is_final:
             extra = 0
         if not self.blocks.can_allocate(max(0, missing) + -(-extra // size)):
-            return 0
+            return
         if missing > 0:
             self._grow(seq, missing)
         if extra:
             row.candidate_blocks = self.blocks.allocate(-(-extra // size))
         step.rows.append(row)
-        return num_tokens + extra
+        budget.take(num_tokens + extra)
 
     def _grow(self, seq: Sequence, num_blocks: int) -> None:
         expected = -(-seq.num_expected_tokens // self.config.block_size) - len(seq.blocks) - num_blocks

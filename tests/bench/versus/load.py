@@ -69,8 +69,9 @@ def _measure(contender: Contender, shares: Sequence[float], scale: Scale, book: 
             found = _run(running, asked, spec.vocab_size, prompts, 1, None)
             book.note(f"{key}/requests_per_second", asked.num_requests / found["seconds"])
         capacity = book.fact(f"{key}/requests_per_second")
-        for share in shares:
-            found = _run(running, asked, spec.vocab_size, prompts, 2, capacity * share)
+        for share in shares:  # each with texts of its own: none is in a cache
+            number = 2 + scale.load_shares.index(share)
+            found = _run(running, asked, spec.vocab_size, prompts, number, capacity * share)
             gaps, firsts = latencies(found["times"])
             fact = {"kind": kind, "requests_per_second": capacity * share}
             for label, values in (("gap", gaps), ("first", firsts)):
