@@ -10,12 +10,14 @@ long in each step and says nothing; `{"connects": path}` writes down every addre
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +36,11 @@ from promptd.settings import Settings
 from promptd.training import job, job_run
 from promptd.training import worker as training_worker
 
+STACKS = signal.SIGUSR2
+"""Has a server write where its threads are."""
+PARTING_SECONDS = 10
+"""For threads that have ended to be gone."""
+
 
 def say(**message: object) -> None:
     """Write one line in one system call."""
@@ -49,6 +56,7 @@ def become(order: dict[str, object]) -> int:
     log = os.open(str(order["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.register(STACKS)
     settings = Settings(**order["settings"])  # type: ignore[arg-type]
     if "lease_seconds" in order:
         claims.LEASE_SECONDS = float(order["lease_seconds"])  # type: ignore[arg-type]
@@ -123,10 +131,17 @@ def wait(pid: int, seconds: float) -> int | None:
         time.sleep(0.005)
 
 
+def num_threads() -> int:
+    """Threads of this process, as the system sees them."""
+    threads = Path("/proc/self/task")
+    return len(list(threads.iterdir())) if threads.exists() else 1
+
+
 def main() -> None:
     """Carry out orders until there are no more."""
     torch.set_num_threads(1)
-    tqdm.monitor_interval = 0  # its thread takes tqdm's lock now and then: a fork at that moment would wait for ever
+    tqdm.monitor_interval = 0  # its thread would never end
+    num_own = num_threads()  # those of BLAS, which end before a fork
     for line in sys.stdin:
         order = json.loads(line)
         if "load" in order:
@@ -136,6 +151,11 @@ def main() -> None:
         elif "wait" in order:
             say(status=wait(order["wait"], order["seconds"]))
         else:
+            # Python's `join` returns before a thread is gone. On its way out it takes locks of the C libraries, which
+            # in a fork at that moment nobody would ever release: servers hung in MKL's memory manager.
+            end = time.monotonic() + PARTING_SECONDS
+            while num_threads() > num_own and time.monotonic() < end:
+                time.sleep(0.001)
             pid = os.fork()
             if pid == 0:
                 code = become(order)

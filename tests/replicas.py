@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,14 @@ class Replica:
         return self
 
     def until_ready(self) -> Replica:
-        """Wait until it says that new requests are welcome."""
-        until(lambda: self.status == 200, self, seconds=START_SECONDS, pause_seconds=0.02)
+        """Wait until it says that new requests are welcome; of one that does not come it is told where it hangs."""
+        try:
+            until(lambda: self.status == 200, self, seconds=START_SECONDS, pause_seconds=0.02)
+        except AssertionError:
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(signal.SIGUSR2)  # `replica_forge.STACKS`
+                time.sleep(2)
+            raise AssertionError(self) from None
         return self
 
     @property
@@ -96,7 +103,7 @@ class Replica:
             return None
 
     def __repr__(self) -> str:
-        return f"a server that wrote: {self.log.read_text()[-2000:]}"
+        return f"a server that wrote: {self.log.read_text()[-5000:]}"
 
     def signal(self, how: signal.Signals) -> None:
         """Send a signal."""

@@ -92,6 +92,7 @@ def make_engine(
     prompt_tokens: int = 512,
     strict: bool = False,
     quantization: str = "none",
+    runs_ahead: bool | None = None,
     **limits: int | bool,
 ) -> Engine:
     """An engine whose caches are given in blocks and virtual tokens; a slot read before it was written is a NaN."""
@@ -104,7 +105,7 @@ def make_engine(
         strict=strict,
         **limits,  # type: ignore[arg-type]
     )
-    engine = Engine(model, config)
+    engine = Engine(model, config, runs_ahead=runs_ahead)
     for stored in (engine.pool.keys, engine.pool.values):
         stored.fill_(torch.nan)
     return engine

@@ -41,6 +41,26 @@ def test_the_first_use_is_one_pass(tiny_models: dict[str, Path]) -> None:
     assert output.is_last  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("number", [3, 7], ids=["soft", "prefix"])
+def test_what_is_read_was_staged(tiny_models: dict[str, Path], number: int) -> None:
+    """A prompt goes to the device once, when it gets its place, and what arrived there is what rows read."""
+    prompt, staged = library(tiny_models["llama"])[number], []
+    engine = make_engine(tiny_models["llama"])
+
+    def other(tensor: torch.Tensor) -> torch.Tensor:
+        staged.append(tensor)
+        return tensor.flip(0)
+
+    engine.pool.stage = other  # type: ignore[method-assign, assignment]
+    cases = [Case((prompt,), TEXT, greedy(4), arrives=at) for at in (0, 0, 9)]
+    run(engine, cases)
+    name, tensor = next(iter(prompt.tensors.items()))
+    assert len(staged) == 1 and torch.equal(staged[0], tensor)
+    flipped = replace(prompt, tensors={name: tensor.flip(0)})
+    for case in cases:
+        assert_matches_oracle(tiny_models["llama"], replace(case, prompts=(flipped,)))
+
+
 def test_chains_share_their_beginning(tiny_models: dict[str, Path]) -> None:
     """Many user prompts behind one task prompt hold the task's K/V once; another order is another chain."""
     folder = tiny_models["llama"]

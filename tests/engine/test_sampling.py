@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from transformers.generation import (
 )
 
 from promptd.engine.request import SamplingParams
-from promptd.engine.sampler import SamplingRow, _cut_top_p, sample, top_logprobs, uniform
+from promptd.engine.sampler import SamplingRow, _cut_top_p, _cut_top_p_sorted, sample, top_logprobs, uniform
 from promptd.errors import InvalidRequestError
 from tests.engine.harness import Case, library, make_engine, run
 
+Cut = Callable[[torch.Tensor, float], None]
 LOGITS = torch.randn(64, generator=torch.Generator().manual_seed(3)) * 2
 
 
@@ -30,10 +32,24 @@ def row(params: SamplingParams, outputs: tuple[int, ...] = (), seed: int = 0) ->
     return SamplingRow(params, seed, (1, 2, 3), outputs, frozenset({0}))
 
 
+def picked(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
+    """What is drawn."""
+    tokens: list[int] = sample(logits, rows).tolist()
+    return tokens
+
+
+def cut_sorted(probs: torch.Tensor, top_p: float) -> None:
+    """The form for devices, of one row."""
+    _cut_top_p_sorted(probs[None], torch.tensor([[top_p]]))
+
+
+BOTH_CUTS = pytest.mark.parametrize("cut_top_p", [_cut_top_p, cut_sorted], ids=["split", "sorted"])
+
+
 def frequencies(params: SamplingParams, num_draws: int = 4000) -> torch.Tensor:
     """How often each token is drawn."""
     rows = [row(params, seed=seed) for seed in range(num_draws)]
-    counts = Counter(sample(LOGITS.repeat(num_draws, 1), rows))
+    counts = Counter(picked(LOGITS.repeat(num_draws, 1), rows))
     return torch.tensor([counts[token] / num_draws for token in range(len(LOGITS))])
 
 
@@ -64,27 +80,37 @@ def test_draws_follow_the_distribution_of_transformers(params: SamplingParams, w
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
 @pytest.mark.parametrize("top_p", [0.001, 0.3, 0.9, 0.9999])
-def test_top_p_of_a_large_vocabulary(scale: float, top_p: float) -> None:
+@BOTH_CUTS
+def test_top_p_of_a_large_vocabulary(scale: float, top_p: float, cut_top_p: Cut) -> None:
     """From flat to peaked: the set of transformers' warper, but for the rounding of the last place."""
     logits = torch.randn(30_000, generator=torch.Generator().manual_seed(4)) * scale
     expected = torch.isfinite(TopPLogitsWarper(top_p)(torch.zeros(1, 1), logits[None].clone())[0])
     probs = torch.softmax(logits, -1)
     cut = probs.clone()
-    _cut_top_p(cut, top_p)
+    cut_top_p(cut, top_p)
     assert float(probs[(cut > 0) != expected].sum()) <= 1e-5
     assert torch.equal(cut[cut > 0], probs[cut > 0])
 
 
-def test_top_p_of_equal_probabilities() -> None:
+@BOTH_CUTS
+def test_top_p_of_equal_probabilities(cut_top_p: Cut) -> None:
     """Tokens that are equally likely stay or go together."""
     probs = torch.full((5_000,), 1 / 5_000)
-    _cut_top_p(probs, 0.5)
+    cut_top_p(probs, 0.5)
     assert int((probs > 0).sum()) == 5_000
+
+
+def test_rows_without_a_cut_keep_all() -> None:
+    """On a device, beside rows that are cut."""
+    probs = torch.softmax(LOGITS.repeat(2, 1), -1)
+    kept = probs.clone()
+    _cut_top_p_sorted(kept, torch.tensor([[0.5], [1.0]]))
+    assert torch.equal(kept[1], probs[1]) and 0 < int((kept[0] > 0).sum()) < len(LOGITS)
 
 
 def test_greedy_is_the_largest_logit() -> None:
     """Temperature 0 takes the argmax."""
-    assert sample(LOGITS[None].clone(), [row(SamplingParams(temperature=0))]) == [int(LOGITS.argmax())]
+    assert picked(LOGITS[None].clone(), [row(SamplingParams(temperature=0))]) == [int(LOGITS.argmax())]
 
 
 def test_penalties_and_bias_move_single_logits() -> None:
@@ -97,8 +123,8 @@ def test_penalties_and_bias_move_single_logits() -> None:
         (replace(base, frequency_penalty=(gap + 0.01) / 3), (best, best, best)),
         (replace(base, logit_bias={best: -gap - 0.01}), ()),
     ):
-        assert sample(LOGITS[None].clone(), [row(params, outputs)]) == [second]
-    assert sample(LOGITS[None].clone(), [row(replace(base, presence_penalty=1.0))]) == [best]
+        assert picked(LOGITS[None].clone(), [row(params, outputs)]) == [second]
+    assert picked(LOGITS[None].clone(), [row(replace(base, presence_penalty=1.0))]) == [best]
 
 
 def test_min_tokens_forbids_the_end() -> None:
@@ -106,8 +132,8 @@ def test_min_tokens_forbids_the_end() -> None:
     logits = torch.zeros(1, 8)
     logits[0, 0], logits[0, 3], logits[0, 5] = 9, 8, 7
     params = SamplingParams(temperature=0, min_tokens=2, max_tokens=4, stop_token_ids=(3,))
-    assert sample(logits.clone(), [row(params)]) == [5]
-    assert sample(logits.clone(), [row(params, (5, 5))]) == [0]
+    assert picked(logits.clone(), [row(params)]) == [5]
+    assert picked(logits.clone(), [row(params, (5, 5))]) == [0]
 
 
 def test_uniform_numbers_are_spread_and_fixed() -> None:
@@ -128,7 +154,7 @@ def test_the_largest_uniform_number_is_below_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("promptd.engine.sampler.hashlib.blake2b", lambda *_, **__: Ones())
     assert uniform(0, 0) < 1.0
     logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
-    assert sample(logits, [row(SamplingParams(temperature=1.0))]) == [1]
+    assert picked(logits, [row(SamplingParams(temperature=1.0))]) == [1]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +169,7 @@ def test_the_largest_uniform_number_is_below_one(monkeypatch: pytest.MonkeyPatch
 )
 def test_extreme_values_are_greedy(params: SamplingParams) -> None:
     """Every cut taken to its end leaves the most likely token."""
-    found = sample(LOGITS.repeat(50, 1), [row(params, seed=seed) for seed in range(50)])
+    found = picked(LOGITS.repeat(50, 1), [row(params, seed=seed) for seed in range(50)])
     assert set(found) == {int(LOGITS.argmax())}
 
 
@@ -151,20 +177,20 @@ def test_extreme_values_that_change_nothing() -> None:
     """top_k of the vocabulary and more, min_p 0 and top_p 1 are off."""
     plain = [row(SamplingParams(), seed=seed) for seed in range(50)]
     off = [row(SamplingParams(top_k=1 << 30, top_p=1.0, min_p=0.0), seed=seed) for seed in range(50)]
-    assert sample(LOGITS.repeat(50, 1), plain) == sample(LOGITS.repeat(50, 1), off)
+    assert picked(LOGITS.repeat(50, 1), plain) == picked(LOGITS.repeat(50, 1), off)
 
 
 def test_a_bias_of_minus_100_bans() -> None:
     """OpenAI's ban: no draw meets the token, though it was the likeliest."""
     best = int(LOGITS.argmax())
     params = SamplingParams(logit_bias={best: -100})
-    assert best not in sample(LOGITS.repeat(200, 1), [row(params, seed=seed) for seed in range(200)])
+    assert best not in picked(LOGITS.repeat(200, 1), [row(params, seed=seed) for seed in range(200)])
 
 
 def test_min_tokens_without_any_end() -> None:
     """min_tokens with ignore_eos and no stop tokens forbids nothing."""
     params = SamplingParams(temperature=0, min_tokens=3, ignore_eos=True)
-    assert sample(LOGITS[None].clone(), [row(params)]) == [int(LOGITS.argmax())]
+    assert picked(LOGITS[None].clone(), [row(params)]) == [int(LOGITS.argmax())]
 
 
 def test_logprobs_name_token_and_alternatives() -> None:

@@ -211,6 +211,7 @@ class AsyncEngine:
                     break
                 self._step()
                 is_due = self._turns.stepped()
+            self._hand_over(self.engine.land())  # the slice may take long
         except Exception as error:  # noqa: BLE001 - the engine's death, not the fault of what runs around this
             self._death = error
         self._turns.begin_slice()
@@ -219,6 +220,9 @@ class AsyncEngine:
         outputs = self.engine.step()
         self._progress = time.monotonic()
         self._stats = self.engine.stats()
+        self._hand_over(outputs)
+
+    def _hand_over(self, outputs: list[Output]) -> None:
         if outputs:
             self._loop.call_soon_threadsafe(self._deliver, outputs)
 

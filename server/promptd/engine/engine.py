@@ -13,13 +13,13 @@ from promptd.engine.block_manager import BlockManager
 from promptd.engine.config import EngineConfig
 from promptd.engine.deadlines import overdue
 from promptd.engine.extents import ExtentAllocator
-from promptd.engine.output import Emitter
+from promptd.engine.output import Emitter, Picked
 from promptd.engine.prompt_cache import PromptCache
 from promptd.engine.request import Output, Request
-from promptd.engine.runner import Answers, Runner
+from promptd.engine.runner import Answers, Made, Runner
 from promptd.engine.schedule import Schedule
 from promptd.engine.scheduler import Scheduler
-from promptd.engine.sequence import Sequence
+from promptd.engine.sequence import Sequence, SequenceStatus
 from promptd.engine.stats import EngineCounters, EngineStats
 from promptd.errors import (
     InvalidRequestError,
@@ -35,7 +35,10 @@ from promptd.modeling import FrozenModel
 class Engine:
     """Many prompts, one packed batch. Used by one thread at a time."""
 
-    def __init__(self, model: FrozenModel, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self, model: FrozenModel, config: EngineConfig | None = None, *, runs_ahead: bool | None = None
+    ) -> None:
+        """`runs_ahead` overrides whether a step is begun before the one before has landed: see `step`."""
         self.model = model
         self.config = config or EngineConfig()
         size, slot_bytes = self.config.block_size, model.bytes_per_slot
@@ -51,12 +54,14 @@ class Engine:
         self._emitter = Emitter(model, self.counters)
         self._sequences: dict[str, Sequence] = {}
         self._displaced: list[Output] = []
+        self._runs_ahead = model.runs_ahead if runs_ahead is None else runs_ahead
+        self._in_flight: Picked | None = None
         self._last_step = (0.0, 0)
 
     @property
     def has_work(self) -> bool:
         """Whether `step()` has anything to do."""
-        return bool(self._sequences or self._displaced)
+        return bool(self._sequences or self._displaced or self._in_flight)
 
     def seconds_to_gather(self) -> float:
         """How long requests are to wait for others now: 0 when one runs, the batch is full, the first waited enough."""
@@ -104,6 +109,7 @@ class Engine:
         Returns how many prompts were resident. Where all goes, the salt's requests end now; others that need a version
         finish, and what they need goes with the last of them.
         """
+        self._displaced += self.land()
         wanted, everywhere = set(versions or ()), set(spread)
 
         def is_wanted(key: tuple[str, ...]) -> bool:
@@ -119,7 +125,11 @@ class Engine:
         return self.prompts.erase(is_wanted)
 
     def step(self) -> list[Output]:
-        """Run one packed batch; return what it added to every request in it."""
+        """Begin one packed batch; return what a batch added to every request in it.
+
+        That is this one, or, where the device computes while the host plans, the one before: then this one is in
+        flight, its rows have places for tokens that only the device knows, and a row that has ended runs once more.
+        """
         began = time.monotonic()
         outputs = [*self._displaced, *self._expire(began)]
         self._displaced.clear()
@@ -130,10 +140,20 @@ class Engine:
                 seq.reading = seq.reading or max(began, seq.scheduled or began)
             answers = self._run(step, outputs)
             self._advance(step)
-            outputs += self._hand_out(step, answers)
+            outputs += self.land()  # the step before: the device has this one to do meanwhile
+            self._in_flight = self._emitter.pick(step, answers)
+            if not (self._runs_ahead and self._in_flight.may_wait):
+                outputs += self.land()
             self.counters.steps += 1
             self._last_step = (time.monotonic() - began, step.num_tokens)
+        else:
+            outputs += self.land()
         return outputs
+
+    @property
+    def _made(self) -> Made | None:
+        """The tokens that only the device knows."""
+        return None if self._in_flight is None else self._in_flight.made
 
     def _expire(self, now: float) -> list[Output]:
         late = [(seq, overdue(seq, self.config, now)) for seq in self._sequences.values()]
@@ -142,7 +162,7 @@ class Engine:
     def _run(self, step: Schedule, outputs: list[Output]) -> Answers:
         """Run the batch; where it raises, run everything alone, so that only the guilty ones fail."""
         try:
-            return self._runner.run(step)
+            return self._runner.run(step, self._made)
         except Exception:  # noqa: BLE001 - whatever it was, one row caused it; the replay finds which
             self._replay_loads(step, outputs)
             return Answers(self._replay_sources(step, outputs), self._replay_rows(step, outputs))
@@ -173,7 +193,7 @@ class Engine:
         parts = [torch.empty(0, self.model.spec.vocab_size, device=self.model.device)]
         for row in list(step.rows):
             try:
-                parts.append(self._runner.run(Schedule(rows=[row])).logits)
+                parts.append(self._runner.run(Schedule(rows=[row]), self._made).logits)
             except Exception as error:  # noqa: BLE001 - becomes that row's typed error
                 self._drop_row(step, row.seq)
                 outputs.append(self._fail(row.seq, PromptdError(f"this row failed in the model: {error}")))
@@ -194,11 +214,17 @@ class Engine:
             seq.is_source_read = True
         for row in step.rows:
             row.seq.num_computed += row.num_tokens
-            self.scheduler.register_blocks(row.seq)
             self.blocks.release(row.candidate_blocks)
 
-    def _hand_out(self, step: Schedule, answers: Answers) -> list[Output]:
-        outputs = self._emitter.emit_read(step.sources, answers.read) + self._emitter.emit(step.rows, answers.logits)
+    def land(self) -> list[Output]:
+        """Wait for the step that is in flight, if one is; return what it added to every request in it."""
+        landing, self._in_flight = self._in_flight, None
+        if landing is None:
+            return []
+        outputs = self._emitter.emit(landing)
+        for row in landing.rows:
+            if row.seq.status is SequenceStatus.RUNNING:
+                self.scheduler.register_blocks(row.seq)
         for output in outputs:
             if output.is_last:
                 self._end(self._sequences[output.request_id], output.error)

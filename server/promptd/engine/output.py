@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
@@ -21,12 +23,38 @@ from promptd.engine.request import (
     ScoreRequest,
     TokenLogprob,
 )
+from promptd.engine.runner import Answers, Made
 from promptd.engine.sampler import SamplingRow, sample, top_logprobs
-from promptd.engine.schedule import ScheduledRow
-from promptd.engine.sequence import Sequence
+from promptd.engine.schedule import Schedule, ScheduledRow
+from promptd.engine.sequence import Sequence, SequenceStatus
 from promptd.engine.stats import EngineCounters
 from promptd.errors import NumericalError, PromptdError
 from promptd.modeling import FrozenModel
+from promptd.modeling.transfer import Fetched, to_device
+
+
+@dataclass(slots=True)
+class Picked:
+    """What a step found, on its way from the device."""
+
+    rows: Rows[ScheduledRow]
+    read: Rows[tuple[Sequence, Fetched]]
+    """What was read off sources that are answers themselves."""
+    logits: torch.Tensor
+    """`[num_logits, vocab_size]`, in the order of the rows; those of rows that draw may have been changed."""
+    made: Made
+    logprobs: Mapping[Sequence, torch.Tensor]
+    """`[vocab_size]`, of those who want to know."""
+    numbers: Fetched
+    """For each row of logits whether it is finite, then the tokens."""
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the next step may be planned before this one is known.
+
+        Not where it reads a text whose tokens are all judged: a row that is preempted reads that again, from the start.
+        """
+        return not any(_judges_text(row) for row in self.rows)
 
 
 class Emitter:
@@ -36,41 +64,69 @@ class Emitter:
         self._eos = model.eos_token_ids
         self._counters = counters
 
-    def emit(self, rows: Rows[ScheduledRow], logits: torch.Tensor) -> list[Output]:
-        """Consume logits `[num_logits, vocab_size]`, in the order of the rows."""
-        outputs: list[Output] = []
-        sampled: list[tuple[Sequence, int]] = []  # (sequence, its row of logits)
-        finite = torch.isfinite(logits.sum(-1)).tolist() if len(logits) else []
+    def pick(self, step: Schedule, answers: Answers) -> Picked:
+        """Choose the tokens of a step on the device, without waiting for it; each maker has a place for its own."""
+        logits, finite = answers.logits, torch.isfinite(answers.logits.sum(-1))
+        makers: dict[Sequence, int] = {}  # -> the last of its rows of logits
         at = 0
-        for row in rows:
-            seq = row.seq
-            count = _num_logits(row)
-            own = slice(at, at + count)
-            at += count
-            if not count:
+        for row in step.rows:
+            at += _num_logits(row)
+            if row.is_final and row.seq.is_generation:
+                makers[row.seq] = at - 1
+        tokens = finite.new_empty(0, dtype=torch.int64)
+        logprobs: dict[Sequence, torch.Tensor] = {}
+        if makers:
+            index = to_device([*makers.values()], logits.device, torch.int64)
+            chosen = logits if len(makers) == len(logits) else logits.index_select(0, index)
+            sampling = [_sampling_row(seq, self._eos) for seq in makers]
+            for seq, one, raw in zip(makers, sampling, chosen, strict=True):
+                if one.params.logprobs is not None:  # before penalties and temperature
+                    logprobs[seq] = torch.log_softmax(raw, -1)
+            tokens = sample(chosen, sampling)
+        for seq in makers:
+            seq.begin_token()
+        made = Made({seq: place for place, seq in enumerate(makers)}, tokens)
+        readers = [seq for seq in step.sources if seq.readout is not None]
+        read = [(seq, Fetched(found)) for seq, found in zip(readers, answers.read, strict=True)]
+        return Picked(step.rows, read, logits, made, logprobs, Fetched(torch.cat([finite.long(), tokens])))
+
+    def emit(self, picked: Picked) -> list[Output]:
+        """Wait for what a step found, and tell; of rows that ended meanwhile nothing."""
+        outputs = self._emit_read(picked.read)
+        numbers = picked.numbers.read()
+        at, now = 0, time.monotonic()
+        for row in picked.rows:
+            seq, request = row.seq, row.seq.request
+            own = slice(at, at + _num_logits(row))
+            at = own.stop
+            if own.start == own.stop or seq.status is SequenceStatus.FINISHED:
                 continue
-            if not all(finite[own]):
+            if not all(numbers[own]):
                 self._counters.numerical_errors += 1
                 outputs.append(self.failure(seq, NumericalError("the model's logits for this row are not finite")))
-            elif isinstance(seq.request, ScoreRequest):
-                self._note_first(seq, time.monotonic())
-                outputs.append(_scored(seq, seq.request, logits[own]))
-            else:
-                if seq.wants_prompt_logprobs and row.start < seq.num_target_tokens:
-                    _note_prompt_logprobs(seq, row, logits[own])
+            elif isinstance(request, ScoreRequest):
+                self._note_first(seq, now)
+                outputs.append(_scored(seq, request, picked.logits[own]))
+            elif isinstance(request, GenerateRequest):
+                if _judges_text(row):
+                    _note_prompt_logprobs(seq, row, picked.logits[own])
                 if row.is_final:
-                    sampled.append((seq, at - 1))
-        if sampled:
-            outputs += self._sample(sampled, logits)
+                    token = numbers[len(picked.logits) + picked.made.places[seq]]
+                    logprob = None
+                    if (raw := picked.logprobs.get(seq)) is not None:
+                        (logprob,) = top_logprobs(raw.unsqueeze(0), [token], request.params.logprobs or 0)
+                    outputs.append(self._extend(seq, request.params, token, logprob, now))
         return outputs
 
-    def emit_read(self, sources: Rows[Sequence], read: Rows[torch.Tensor]) -> list[Output]:
+    def _emit_read(self, read: Rows[tuple[Sequence, Fetched]]) -> list[Output]:
         """Hand out what was read off the sources that are answers themselves."""
         now = time.monotonic()
         outputs: list[Output] = []
-        for seq, found in zip([seq for seq in sources if seq.readout is not None], read, strict=True):
+        for seq, found in read:
+            if seq.status is SequenceStatus.FINISHED:
+                continue
             self._note_first(seq, now)
-            values = tuple(found.tolist())
+            values = tuple(found.read())
             if not all(map(math.isfinite, values)):
                 self._counters.numerical_errors += 1
                 outputs.append(self.failure(seq, NumericalError("the model's numbers for this text are not finite")))
@@ -88,34 +144,10 @@ class Emitter:
         kind: type[Output] = kinds.get(type(seq.request), RequestOutput)
         return kind(seq.request.request_id, error=error, timings=seq.timings(time.monotonic()), **_counts(seq))
 
-    def _sample(self, sampled: list[tuple[Sequence, int]], logits: torch.Tensor) -> list[Output]:
-        index = [at for _, at in sampled]
-        chosen = logits if len(index) == len(logits) else logits[index]
-        rows, params = [], []
-        for seq, _ in sampled:
-            own: SamplingParams = seq.request.params  # type: ignore[union-attr]
-            params.append(own)
-            target = tuple(seq.token_ids[seq.num_target_virtual : seq.num_target_tokens])
-            rows.append(SamplingRow(own, seq.seed, target, seq.output_token_ids, self._eos))
-        wanted = [number for number, own in enumerate(params) if own.logprobs is not None]
-        raw = torch.log_softmax(chosen[wanted], -1) if wanted else None  # before penalties and temperature
-        tokens = sample(chosen, rows)
-        logprobs: dict[int, TokenLogprob] = {}
-        if raw is not None:
-            for place, number in enumerate(wanted):
-                (logprobs[number],) = top_logprobs(
-                    raw[place : place + 1], [tokens[number]], params[number].logprobs or 0
-                )
-        now = time.monotonic()
-        return [
-            self._extend(seq, params[number], tokens[number], logprobs.get(number), now)
-            for number, (seq, _) in enumerate(sampled)
-        ]
-
     def _extend(
         self, seq: Sequence, params: SamplingParams, token: int, logprob: TokenLogprob | None, now: float
     ) -> RequestOutput:
-        """Append one token to a generation and tell what became certain."""
+        """Give a generation the token that it has a place for, and tell what became certain."""
         counts = _counts(seq)
         prompt_logprobs = _take_prompt_logprobs(seq)
         self._note_first(seq, now)
@@ -127,13 +159,13 @@ class Emitter:
                 timings=seq.timings(now),
                 **counts,
             )
-        seq.token_ids.append(token)
+        seq.settle_token(token)
         self._counters.generation_tokens += 1
         reason, stop_reason, is_hidden = self._finish_of(seq, params, token)
         detokenizer = seq.detokenizer
         text = ""
         if detokenizer is not None:
-            may_stop = len(seq.token_ids) - seq.num_target_tokens >= params.min_tokens
+            may_stop = seq.num_known - seq.num_target_tokens >= params.min_tokens
             stopped = None if is_hidden else detokenizer.push(token, may_stop=may_stop)
             if stopped is not None:
                 reason, stop_reason = FinishReason.STOP, stopped
@@ -162,7 +194,7 @@ class Emitter:
         self, seq: Sequence, params: SamplingParams, token: int
     ) -> tuple[FinishReason | None, str | int | None, bool]:
         """Return (reason, what stopped it, whether the token stays out of the text)."""
-        num_output = len(seq.token_ids) - seq.num_target_tokens
+        num_output = seq.num_known - seq.num_target_tokens
         if num_output >= params.min_tokens:
             if token in params.stop_token_ids:
                 return FinishReason.STOP, token, True
@@ -173,12 +205,22 @@ class Emitter:
         return None, None, False
 
 
+def _sampling_row(seq: Sequence, eos: frozenset[int]) -> SamplingRow:
+    params: SamplingParams = seq.request.params  # type: ignore[union-attr]
+    target = seq.token_ids[seq.num_target_virtual : seq.num_target_tokens] if params.looks_back else ()
+    return SamplingRow(params, seq.seed, target, seq.output_token_ids, eos)
+
+
 def _num_logits(row: ScheduledRow) -> int:
     """How many logits rows `runner` asked for on behalf of this row."""
-    seq = row.seq
-    if seq.wants_prompt_logprobs and row.start < seq.num_target_tokens:
+    if _judges_text(row):
         return row.num_tokens
-    return 1 + seq.num_candidate_tokens if row.is_final else 0
+    return 1 + row.seq.num_candidate_tokens if row.is_final else 0
+
+
+def _judges_text(row: ScheduledRow) -> bool:
+    """Whether log-probabilities of the text's own tokens are wanted, and it is being read."""
+    return row.seq.wants_prompt_logprobs and row.start < row.seq.num_target_tokens
 
 
 class _Counts(TypedDict):

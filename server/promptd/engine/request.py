@@ -52,6 +52,11 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     """The same for the text prompt's own tokens (`echo` with `logprobs`)."""
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether what was written before changes the logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
     def __post_init__(self) -> None:
         bounds: tuple[tuple[str, float, float], ...] = (
             ("max_tokens", 0, 1 << 20),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from promptd.engine.request import ScoreRequest
 from promptd.engine.schedule import Schedule, ScheduledLoad, ScheduledRow
 from promptd.engine.sequence import Sequence
 from promptd.modeling import FrozenModel, KVPool, PackedBatch, PackedRow, Span, Virtual
+from promptd.modeling.transfer import to_device
 
 
 @dataclass(slots=True)
@@ -20,6 +22,16 @@ class Answers:
     """What was read off each source that is an answer, in the order of the sources; fp32."""
     logits: torch.Tensor
     """`[num_logits, vocab_size]` in the order of the rows, fp32."""
+
+
+@dataclass(slots=True)
+class Made:
+    """Tokens that a step has chosen, known on the device."""
+
+    places: Mapping[Sequence, int]
+    """Whoever gets one -> where it is in `tokens`."""
+    tokens: torch.Tensor
+    """`[len(places)]`, int64."""
 
 
 class Runner:
@@ -33,16 +45,23 @@ class Runner:
         self._pool = pool
         self._block_size = block_size
 
-    def run(self, step: Schedule) -> Answers:
-        """Run one step; loads want no answers."""
+    def run(self, step: Schedule, made: Made | None = None) -> Answers:
+        """Run one step; loads want no answers. `made` has the tokens for which rows have only places yet."""
         read = self._read(step.sources)
         rows = [self._load(load) for load in step.loads]
+        pending: list[tuple[int, int]] = []  # (packed row, its last token's place in `made`)
         for row in step.rows:
+            if row.is_final and row.seq.num_pending and made is not None:
+                pending.append((len(rows), made.places[row.seq]))
             rows.append(self._row(row))
             rows += self._candidates(row)
         if not rows:
             return Answers(read, torch.empty(0, self._model.spec.vocab_size, device=self._model.device))
         batch = PackedBatch(rows, self._pool, shares_spans=not self._strict)
+        if pending and made is not None:
+            last = [batch.row_starts[number] + len(rows[number].token_ids) - 1 for number, _ in pending]
+            index = to_device([place for _, place in pending], made.tokens.device, torch.int64)
+            batch.put_tokens(last, made.tokens.index_select(0, index))
         forward = self._steps or self._model.forward_packed
         return Answers(read, forward(batch).float())
 

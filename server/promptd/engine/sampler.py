@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from promptd.engine.request import SamplingParams, TokenLogprob
+from promptd.modeling.transfer import to_device
 
 _SORTED_AT_ONCE = 1024
 
@@ -31,13 +32,7 @@ class SamplingRow:
     def changes_logits(self) -> bool:
         """Whether anything but the temperature touches this row's logits."""
         params = self.params
-        return bool(
-            params.logit_bias
-            or params.presence_penalty
-            or params.frequency_penalty
-            or params.repetition_penalty != 1.0
-            or len(self.output_token_ids) < params.min_tokens
-        )
+        return bool(params.logit_bias) or params.looks_back or len(self.output_token_ids) < params.min_tokens
 
 
 def uniform(seed: int, index: int) -> float:
@@ -46,17 +41,21 @@ def uniform(seed: int, index: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53  # 53 bits: 64 could round up to 1
 
 
-def sample(logits: torch.Tensor, rows: Rows[SamplingRow]) -> list[int]:
-    """Pick one token a row from finite logits `[num_rows, vocab_size]`; `logits` may be changed in place."""
+def sample(logits: torch.Tensor, rows: Rows[SamplingRow]) -> torch.Tensor:
+    """Pick one token a row from `[num_rows, vocab_size]` logits, which may be changed in place; int64 `[num_rows]`.
+
+    Nothing waits for the device, but for penalties. Of logits that are not finite the token says nothing.
+    """
     for number, row in enumerate(rows):
         if row.changes_logits:
             _adjust(logits[number], row)
-    tokens: list[int] = logits.argmax(-1).tolist()
+    tokens = logits.argmax(-1)
     drawn = [number for number, row in enumerate(rows) if row.params.temperature > 0]
+    if len(drawn) == len(rows):
+        return _draw(logits.float(), rows)
     if drawn:
-        chosen = logits if len(drawn) == len(rows) else logits[drawn]
-        for number, token in zip(drawn, _draw(chosen.float(), [rows[n] for n in drawn]), strict=True):
-            tokens[number] = token
+        index = to_device(drawn, logits.device, torch.int64)
+        tokens.index_copy_(0, index, _draw(logits.index_select(0, index).float(), [rows[n] for n in drawn]))
     return tokens
 
 
@@ -78,29 +77,40 @@ def _adjust(logits: torch.Tensor, row: SamplingRow) -> None:
         logits[sorted(ends)] = -torch.inf
 
 
-def _draw(logits: torch.Tensor, rows: Rows[SamplingRow]) -> list[int]:
+def _draw(logits: torch.Tensor, rows: Rows[SamplingRow]) -> torch.Tensor:
     """Draw from softmax(logits / temperature) cut by top_k, top_p and min_p; fp32 `[num_rows, vocab_size]`."""
 
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, device=logits.device, dtype=torch.float32).unsqueeze(1)
+    def column(values: list[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return to_device(values, logits.device, dtype).unsqueeze(1)
 
     params = [row.params for row in rows]
     probs = torch.softmax(logits / column([max(p.temperature, 1e-5) for p in params]), -1)
     for number, p in enumerate(params):
         if 0 < p.top_k < probs.shape[1]:
             row = probs[number]
-            row[row < row.topk(p.top_k).values[-1]] = 0
-        if p.top_p < 1.0:
-            _cut_top_p(probs[number], p.top_p)
+            row.masked_fill_(row < row.topk(p.top_k).values[-1], 0)
+    if any(p.top_p < 1.0 for p in params):
+        if probs.is_cuda:
+            _cut_top_p_sorted(probs, column([p.top_p for p in params]))
+        else:
+            for number, p in enumerate(params):
+                if p.top_p < 1.0:
+                    _cut_top_p(probs[number], p.top_p)
     if any(p.min_p for p in params):
-        probs[probs < column([p.min_p for p in params]) * probs.amax(-1, keepdim=True)] = 0
+        probs.masked_fill_(probs < column([p.min_p for p in params]) * probs.amax(-1, keepdim=True), 0)
     total = probs.double().cumsum(-1)
-    draws = torch.tensor([uniform(row.seed, len(row.output_token_ids)) for row in rows], dtype=torch.float64)
-    targets = draws.to(logits.device).unsqueeze(1) * total[:, -1:]
+    draws = column([uniform(row.seed, len(row.output_token_ids)) for row in rows], torch.float64)
     # `right=True` never lands on an entry of probability zero in front of the target.
-    tokens = torch.searchsorted(total, targets, right=True).squeeze(1)
-    picked: list[int] = tokens.clamp_(max=probs.shape[1] - 1).tolist()
-    return picked
+    tokens = torch.searchsorted(total, draws * total[:, -1:], right=True).squeeze(1)
+    return tokens.clamp_(max=probs.shape[1] - 1)
+
+
+def _cut_top_p_sorted(probs: torch.Tensor, top_p: torch.Tensor) -> None:
+    """Do what `_cut_top_p` does for all rows at once and without waiting for the device; `top_p` `[num_rows, 1]`."""
+    values = probs.sort(-1, descending=True).values
+    is_kept = values.cumsum(-1) - values < top_p * probs.sum(-1, keepdim=True)
+    least = values.gather(1, is_kept.sum(-1, keepdim=True).clamp_(min=1) - 1)
+    probs.masked_fill_((probs < least) & (top_p < 1.0), 0)
 
 
 def _cut_top_p(probs: torch.Tensor, top_p: float) -> None:

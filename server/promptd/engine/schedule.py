@@ -39,11 +39,11 @@ class ScheduledRow:
     start: int
     num_tokens: int
     candidate_blocks: list[int] = field(default_factory=list)
+    is_final: bool = field(init=False)
+    """Whether the sequence's last token is among them, so that its logits are wanted."""
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the sequence's last token is among them, so that its logits are wanted."""
-        return self.start + self.num_tokens == len(self.seq.token_ids)
+    def __post_init__(self) -> None:
+        self.is_final = self.start + self.num_tokens == len(self.seq.token_ids)
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ class Scheduler:
         step = Schedule()
         self._make_way()
         preempted_before = self.num_preemptions
-        decoding = [seq for seq in self.running if seq.is_decoding]
+        decoding = [seq for seq in self.running if seq.is_decoding and not seq.is_done]
         for seq in decoding:
             if seq.status is SequenceStatus.RUNNING:  # not preempted by an older row meanwhile
                 self._schedule_decode(step, seq)
@@ -55,7 +55,8 @@ class Scheduler:
         if decoding and not self.config.strict:
             num_even = min(num_tokens, EVEN_STEP * self.config.max_num_seqs - len(decoding))
         self._fill(step, Budget(num_tokens, num_even), may_admit=self.num_preemptions == preempted_before)
-        if not step and len(self.running) > 1:  # prefilling rows hold all blocks between them
+        if not step and len(self.running) > 1 and not any(seq.is_done for seq in self.running):
+            # Rows that still read hold all blocks between them.
             self._preempt(max(self.running, key=lambda seq: seq.arrived))
         alive = {id(entry) for entry in self.prompts.loading}
         step.loads = [load for load in step.loads if id(load.entry) in alive]
@@ -107,7 +108,7 @@ class Scheduler:
         """Give the step's tokens away: again and again to the share with the least service."""
         reading: dict[str, deque[Sequence]] = {}
         for seq in self.running:
-            if not seq.is_decoding:
+            if not (seq.is_decoding or seq.is_done):
                 reading.setdefault(seq.request.share.key, deque()).append(seq)
         while budget.num_even > 0:
             may_admit = may_admit and len(self.running) < self.config.max_num_seqs
@@ -266,7 +267,7 @@ class Scheduler:
         if not self.config.enable_prefix_caching or self.config.strict:
             return
         size = self.config.block_size
-        while (seq.num_registered_blocks + 1) * size <= seq.num_computed:
+        while (seq.num_registered_blocks + 1) * size <= min(seq.num_computed, seq.num_known):
             start = seq.num_registered_blocks * size
             tokens = tuple(seq.token_ids[start : start + size])
             seq.prefix_node = self.blocks.register(seq.prefix_node, tokens, seq.blocks[seq.num_registered_blocks])

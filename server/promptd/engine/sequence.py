@@ -24,8 +24,10 @@ class SequenceStatus(enum.Enum):
 
 class Sequence:
     """One request in progress. `token_ids`, its target, is read left to right; `token_ids[:num_computed]` have their
-    K/V in `blocks`; its first `num_target_virtual` stand for soft prompts, `target_virtual`. Its source, where it has
-    one, is read whole first; what the target sees of it is in `source_blocks`."""
+    K/V in `blocks`, or will have once the steps that were begun have run. Of its last `num_pending` tokens only the
+    places are known, until the steps that make them have landed. Its first `num_target_virtual` stand for soft prompts,
+    `target_virtual`. Its source, where it has one, is read whole first; what the target sees of it is in
+    `source_blocks`."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.chain: Tokens[Any] = ()
         self.num_computed = 0
+        self.num_pending = 0
         self.num_cached_tokens = 0
         self.blocks: list[int] = []
         self.prefix_node = 0
@@ -126,6 +129,28 @@ class Sequence:
         """
         is_last = self.num_uncomputed == 1 and self.num_computed >= self.num_target_tokens
         return is_last and self.is_source_read and (not self.chain or self.chain[-1].is_whole)
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that are more than a place."""
+        return len(self.token_ids) - self.num_pending
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of it is left to be run: it ends when what was begun has landed."""
+        if self.num_pending:
+            return len(self.token_ids) >= self.num_expected_tokens
+        return self.is_source_read and not self.num_uncomputed
+
+    def begin_token(self) -> None:
+        """Take a place for a token that a step is making."""
+        self.token_ids.append(0)
+        self.num_pending += 1
+
+    def settle_token(self, token_id: int) -> None:
+        """Put the oldest token that was made in its place."""
+        self.token_ids[self.num_known] = token_id
+        self.num_pending -= 1
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -18,6 +18,7 @@ import triton.language as tl
 from promptd.modeling.attention import Site
 from promptd.modeling.kv_pool import KVPool, Span
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
+from promptd.modeling.transfer import to_device
 
 SPLIT_KEYS = 1024
 _BLOCK_KEYS = 32
@@ -207,12 +208,6 @@ class TritonAttention:
             return out.to(query.dtype)
         weights = torch.softmax(log_sums, 0).unsqueeze(-1)
         return (out * weights).sum(0, keepdim=True).to(query.dtype)
-
-
-def to_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Send numbers as int32, without waiting for anything that the device does."""
-    host = torch.tensor(values, dtype=torch.int32)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _runs(row: PackedRow) -> list[Span]:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from promptd.modeling.attention_triton import SpanTable, TritonAttention, to_device
+from promptd.modeling.attention_triton import SpanTable, TritonAttention
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch
 from promptd.modeling.step_graph import Read
+from promptd.modeling.transfer import to_device
 
 if TYPE_CHECKING:
     from promptd.modeling.frozen import FrozenModel

@@ -187,6 +187,11 @@ class FrozenModel:
 
         return CudaSteps(self, pool)
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step may be begun while the one before still computes: what decides it is known on the device."""
+        return self.device.type == "cuda"
+
     def embed_rows(self, batch: PackedBatch) -> torch.Tensor:
         """Embed a batch's tokens `[num_tokens, hidden_size]`, soft prompts in their places."""
         embeds = self.embed(batch.input_ids)

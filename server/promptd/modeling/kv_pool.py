@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from promptd.modeling.decode_kernel import decode_kernel
+from promptd.modeling.transfer import Staging
 
 Span = tuple[int, int]
 """`(first slot, number of slots)`: a run of adjacent slots."""
@@ -37,6 +38,7 @@ class KVPool:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self._kernel = decode_kernel(dtype) if device.type == "cpu" else None
+        self.stage = Staging(device)
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `[1, num_kv_heads, num_tokens, head_dim]` at `slots` (`[num_tokens]`, int64)."""
@@ -55,12 +57,12 @@ class KVPool:
 
         It may have fewer layers than the pool: those of a shallower stack.
         """
-        layers = prefix.shape[0]
+        prefix, layers = self.stage(prefix), prefix.shape[0]
         done = 0
         for start, length in spans:
             part = prefix[:, :, :, done : done + length]  # [num_layers, 2, num_kv_heads, length, head_dim]
-            self.keys[:layers, :, start : start + length].copy_(part[:, 0], non_blocking=True)
-            self.values[:layers, :, start : start + length].copy_(part[:, 1], non_blocking=True)
+            self.keys[:layers, :, start : start + length].copy_(part[:, 0])
+            self.values[:layers, :, start : start + length].copy_(part[:, 1])
             done += length
 
     def clear(self, spans: Sequence[Span]) -> None:

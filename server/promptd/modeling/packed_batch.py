@@ -9,6 +9,7 @@ from itertools import groupby
 import torch
 
 from promptd.modeling.kv_pool import KVPool, Span
+from promptd.modeling.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +116,13 @@ class PackedBatch:
         device = pool.keys.device
         self.num_tokens = len(ids)
         self.num_logits = len(logits)
-        packed = torch.tensor([ids, positions], dtype=torch.int64).to(device, non_blocking=True)
-        self.input_ids, self.position_ids = packed.unbind(0)  # [num_tokens] each
-        self.slot_mapping = torch.tensor(slots, dtype=torch.int64).to(device, non_blocking=True)  # [num_slots]
-        self.logits_index = torch.tensor(logits, dtype=torch.int64).to(device, non_blocking=True)
+        self.input_ids, self.position_ids = to_device([ids, positions], device, torch.int64)  # [num_tokens] each
+        self.slot_mapping = to_device(slots, device, torch.int64)  # [num_slots]
+        self.logits_index = to_device(logits, device, torch.int64)
+
+    def put_tokens(self, places: Sequence[int], token_ids: torch.Tensor) -> None:
+        """Put tokens `[len(places)]` that only the device knows yet where the rows have anything."""
+        self.input_ids.index_copy_(0, to_device(places, self.input_ids.device, torch.int64), token_ids)
 
     @property
     def is_step(self) -> bool:

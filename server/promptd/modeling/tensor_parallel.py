@@ -202,6 +202,11 @@ class ParallelModel(FrozenModel):
         """Make the K/V pool of the only engine that may run on this model."""
         return ParallelPool(self.followers, **self.pool_sizes(num_slots))
 
+    @property
+    def runs_ahead(self) -> bool:
+        """The others are told tokens that this process knows."""
+        return False
+
     def steps_over(self, pool: KVPool) -> None:
         """Nothing is faster: of a graph that the leader replays the others would hear nothing."""
 
