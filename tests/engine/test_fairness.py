@@ -46,7 +46,7 @@ def test_strict_chunks_are_not_starved(tiny_models: dict[str, Path]) -> None:
     assert steps_until(engine, "long", crowd=3) < 60
 
 
-@pytest.mark.parametrize(("times", "largest"), [(scheduler.EVEN_STEP, 16), (1000, 201)])
+@pytest.mark.parametrize(("times", "largest"), [(scheduler.EVEN_STEP, 12), (1000, 201)])
 def test_who_writes_is_not_held_up(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, times: int, largest: int
 ) -> None:

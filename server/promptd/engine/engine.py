@@ -224,7 +224,7 @@ class Engine:
         outputs = self._emitter.emit(landing)
         for row in landing.rows:
             if row.seq.status is SequenceStatus.RUNNING:
-                self.scheduler.register_blocks(row.seq)
+                self.scheduler.register_blocks(row.seq, row.start + row.num_tokens)
         for output in outputs:
             if output.is_last:
                 self._end(self._sequences[output.request_id], output.error)

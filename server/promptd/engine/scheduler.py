@@ -20,7 +20,7 @@ from promptd.engine.prompt_types import Prompts
 from promptd.engine.schedule import Budget, Schedule, ScheduledLoad, ScheduledRow
 from promptd.engine.sequence import Sequence, SequenceStatus
 
-EVEN_STEP = 4
+EVEN_STEP = 3
 """While rows write, a step holds so many times as many tokens as rows may run at once, and no more of what can be cut:
 whoever reads a long text delays everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4)."""
 
@@ -262,12 +262,12 @@ class Scheduler:
             seq.blocks += self.blocks.allocate(needed)
         return True
 
-    def register_blocks(self, seq: Sequence) -> None:
-        """Make the sequence's newly filled blocks findable by later texts."""
+    def register_blocks(self, seq: Sequence, num_landed: int) -> None:
+        """Make the sequence's newly filled blocks findable by later texts, as far as their steps have landed."""
         if not self.config.enable_prefix_caching or self.config.strict:
             return
         size = self.config.block_size
-        while (seq.num_registered_blocks + 1) * size <= min(seq.num_computed, seq.num_known):
+        while (seq.num_registered_blocks + 1) * size <= min(seq.num_computed, num_landed):
             start = seq.num_registered_blocks * size
             tokens = tuple(seq.token_ids[start : start + size])
             seq.prefix_node = self.blocks.register(seq.prefix_node, tokens, seq.blocks[seq.num_registered_blocks])
