@@ -28,7 +28,7 @@ from promptd import logs
 from promptd.commands.launch import listen
 from promptd.commands.serve import _start
 from promptd.commands.worker import run_worker
-from promptd.engine.runner import Answers, Runner
+from promptd.engine.runner import Answers, Made, Runner
 from promptd.engine.schedule import Schedule
 from promptd.jobs import claims
 from promptd.modeling import load_model
@@ -100,7 +100,7 @@ def slow_down(step_seconds: float) -> None:
 def sleep_for_the_model(model_seconds: float) -> None:
     """Have every step of the engine take so long without any processor's time: what is left is everything around it."""
 
-    def run(self: Runner, step: Schedule) -> Answers:
+    def run(self: Runner, step: Schedule, made: Made | None = None) -> Answers:
         time.sleep(model_seconds)
         num_logits = sum(row.is_final for row in step.rows)
         return Answers([], torch.zeros(num_logits, self._model.spec.vocab_size))

@@ -114,6 +114,7 @@ def make_engine(settings: Settings) -> AsyncEngine:
     config = EngineConfig(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_mixed_tokens=settings.max_num_mixed_tokens,
         max_model_len=settings.max_model_len,
         kv_cache_bytes=settings.kv_cache_bytes,
         prompt_cache_bytes=settings.prompt_cache_bytes,
@@ -137,6 +138,7 @@ def make_trial_engine(settings: Settings, model: FrozenModel, loop: TrainingLoop
     config = EngineConfig(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_mixed_tokens=settings.max_num_mixed_tokens,
         max_model_len=settings.max_model_len,
         kv_cache_bytes=min(settings.kv_cache_bytes, 2 * longest),
         prompt_cache_bytes=min(settings.prompt_cache_bytes, 3 * longest),  # a prefix may have three banks

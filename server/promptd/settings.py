@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     tensor_parallel: int = Field(1, ge=1, description="Devices of this machine that a decoder is divided over")
     max_num_seqs: int = Field(16, ge=1, description="Rows that run at once")
     max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens of one step")
+    max_num_mixed_tokens: int | None = Field(
+        None, ge=2, description="Tokens of a step in which rows write, too; else 3 for each row, on a GPU 512 at least"
+    )
     max_model_len: int | None = Field(None, ge=1, description="Longest row; the model's own limit where none is given")
     kv_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of texts")
     prompt_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of learned prompts")

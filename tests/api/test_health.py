@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from promptd.api import health
-from promptd.engine.runner import Answers, Runner
+from promptd.engine.runner import Answers, Made, Runner
 from promptd.engine.schedule import Schedule
 from tests.api.conftest import MODEL, LiveServer
 from tests.patience import PATIENCE_SECONDS, until
@@ -22,9 +22,9 @@ def test_an_engine_that_stands_still(server: LiveServer, monkeypatch: pytest.Mon
     """It is out of its balancer first, and only much later to be restarted; both end with the step. Idle is healthy."""
     go_on, run = threading.Event(), Runner.run
 
-    def stuck(runner: Runner, step: Schedule) -> Answers:
+    def stuck(runner: Runner, step: Schedule, made: Made | None = None) -> Answers:
         go_on.wait(PATIENCE_SECONDS)
-        return run(runner, step)
+        return run(runner, step, made)
 
     def ask() -> httpx.Response:
         with server.http() as http:

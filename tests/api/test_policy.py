@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from promptd.api.uploads import TRAINED_HERE, seal_headers
 from promptd.app import create_app
 from promptd.engine.engine import Engine
-from promptd.engine.runner import Answers, Runner
+from promptd.engine.runner import Answers, Made, Runner
 from promptd.engine.scheduler import Schedule
 from promptd.errors import InvalidRequestError, NumericalError
 from promptd.settings import Settings
@@ -195,8 +195,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, num_virtual_tokens: int) -> None:
     """Make the logits of every row NaN that stands behind a prompt of so many virtual tokens."""
     run = Runner.run
 
-    def running(runner: Runner, step: Schedule) -> Answers:
-        answers = run(runner, step)
+    def running(runner: Runner, step: Schedule, made: Made | None = None) -> Answers:
+        answers = run(runner, step, made)
         at = 0
         for row in step.rows:
             count = 1 if row.is_final else 0

@@ -93,12 +93,12 @@ def make_engine(
     strict: bool = False,
     quantization: str = "none",
     runs_ahead: bool | None = None,
-    **limits: int | bool,
+    **limits: int | bool | None,
 ) -> Engine:
     """An engine whose caches are given in blocks and virtual tokens; a slot read before it was written is a NaN."""
     model = frozen(folder, strict=strict, quantization=quantization)
     slot = model.bytes_per_slot
-    block_size = int(limits.get("block_size", 16))
+    block_size = int(limits.get("block_size") or 16)
     config = EngineConfig(
         kv_cache_bytes=num_blocks * block_size * slot,
         prompt_cache_bytes=prompt_tokens * slot,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from promptd.engine import scheduler
+from promptd.engine.config import EngineConfig
 from promptd.engine.engine import Engine
 from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
+from promptd.errors import InvalidRequestError
 from tests.engine.harness import greedy, library, make_engine
 
 TEXT = tuple(range(5, 25))
@@ -46,16 +47,13 @@ def test_strict_chunks_are_not_starved(tiny_models: dict[str, Path]) -> None:
     assert steps_until(engine, "long", crowd=3) < 60
 
 
-@pytest.mark.parametrize(("times", "largest"), [(scheduler.EVEN_STEP, 12), (1000, 201)])
-def test_who_writes_is_not_held_up(
-    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, times: int, largest: int
-) -> None:
+@pytest.mark.parametrize(("most", "largest"), [(None, 12), (30, 30), (2048, 201)])
+def test_who_writes_is_not_held_up(tiny_models: dict[str, Path], most: int | None, largest: int) -> None:
     """Long texts beside a row that writes are read in pieces, but for candidates, which cannot be cut.
 
     The control has no such limit: the writer's next token waits for all of both. Alone a text is read whole.
     """
-    monkeypatch.setattr(scheduler, "EVEN_STEP", times)
-    engine = make_engine(tiny_models["llama"], max_num_seqs=4, num_blocks=64)
+    engine = make_engine(tiny_models["llama"], max_num_seqs=4, num_blocks=64, max_num_mixed_tokens=most)
     text, sizes, answers = TEXT * 5, list[int](), dict[str, tuple[int, ...]]()
     engine.add_request(GenerateRequest("alone", text, greedy(1)))
     (alone,) = engine.step()
@@ -75,6 +73,16 @@ def test_who_writes_is_not_held_up(
     assert isinstance(alone, RequestOutput) and alone.is_last
     assert (len(answers["writer"]), len(answers["reader"])) == (40, 1)
     assert max(sizes) == largest
+
+
+def test_a_gpu_reads_more_beside_rows_that_write() -> None:
+    """It computes some hundreds of tokens in the time of one; what is said holds everywhere."""
+    plain, said = EngineConfig(max_num_seqs=16), EngineConfig(max_num_seqs=16, max_num_mixed_tokens=40)
+    assert (plain.num_mixed_tokens(on_gpu=False), plain.num_mixed_tokens(on_gpu=True)) == (48, 512)
+    assert EngineConfig(max_num_seqs=256).num_mixed_tokens(on_gpu=True) == 768
+    assert (said.num_mixed_tokens(on_gpu=False), said.num_mixed_tokens(on_gpu=True)) == (40, 40)
+    with pytest.raises(InvalidRequestError, match=r"max_num_mixed_tokens \(16\) must be above max_num_seqs \(16\)"):
+        EngineConfig(max_num_seqs=16, max_num_mixed_tokens=16)
 
 
 @pytest.mark.parametrize("num_blocks", [8, 12])

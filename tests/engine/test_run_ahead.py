@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from promptd.engine.async_engine import AsyncEngine
 from promptd.engine.engine import Engine, Output
 from promptd.engine.request import (
     GenerateRequest,
@@ -21,7 +24,7 @@ from promptd.engine.request import (
     ScoreRequest,
 )
 from promptd.modeling import PackedBatch
-from tests.engine.harness import library, make_engine
+from tests.engine.harness import Case, assert_matches_oracle, greedy, library, make_engine, run
 from tests.family_models import SEQ2SEQ
 
 WORDS = tuple(range(5, 60))
@@ -133,17 +136,80 @@ def test_the_same_answers(tiny_models: dict[str, Path], family: str, seed: int) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_same_answers_with_preemptions(tiny_models: dict[str, Path], seed: int) -> None:
+def test_preempted_rows_match_the_oracle(tiny_models: dict[str, Path], seed: int) -> None:
     """In a pool for a few rows only, where texts are found again: rows leave and come back with tokens in flight."""
-    limits = {"num_blocks": 15, "block_size": 4, "max_num_seqs": 6, "max_num_batched_tokens": 24}
-    requests = requests_of(tiny_models["llama"], 100 + seed, 24)
-    engine = make_engine(tiny_models["llama"], runs_ahead=True, **limits)
-    ahead, num_ahead = answers(engine, requests)
-    waiting, _ = answers(make_engine(tiny_models["llama"], runs_ahead=False, **limits), requests)
-    assert num_ahead > 20 and engine.stats().preemptions > 0
-    different = differing(ahead, waiting)
-    # Batches are others, so are the last places of their sums: logarithms may differ, tokens but by a near-tie.
-    assert sum(ahead[name].tokens != waiting[name].tokens for name in different) <= 1
+    folder, dice = tiny_models["llama"], random.Random(seed)
+    engine = make_engine(
+        folder, runs_ahead=True, num_blocks=15, block_size=4, max_num_seqs=6, max_num_batched_tokens=24
+    )
+    cases = [
+        Case(
+            tuple(dice.sample(library(folder), dice.choice([0, 1, 2]))),
+            tuple(dice.choices(WORDS, k=dice.choice([1, 7, 30]))),
+            greedy(dice.choice([2, 9, 24])),
+            arrives=dice.randrange(10),
+        )
+        for _ in range(20)
+    ]
+    run(engine, cases)
+    assert engine.stats().preemptions > 0
+    for case in cases:
+        assert len(case.tokens) == case.params.max_tokens
+        assert_matches_oracle(folder, case)
+
+
+def test_no_step_is_run_in_vain(tiny_models: dict[str, Path]) -> None:
+    """Whose last token is known to be the last is not run again, nor preempted for the step that is empty then."""
+    engine = make_engine(tiny_models["llama"], runs_ahead=True)
+    run(engine, [Case((), (5, 6), greedy(5)), Case((), (7, 8), greedy(5))])
+    assert (engine.stats().steps, engine.stats().preemptions) == (5, 0)
+    longest = engine.max_model_len
+    run(engine, [Case((), tuple(dice_text(longest - 3)), greedy(3))])
+
+
+def dice_text(length: int) -> list[int]:
+    """So many words."""
+    return random.Random(length).choices(WORDS, k=length)
+
+
+def test_a_done_row_gives_its_blocks_to_others(tiny_models: dict[str, Path]) -> None:
+    """A row that finds no block waits for the landing of one that is done; none is preempted."""
+    engine = make_engine(tiny_models["llama"], runs_ahead=True, num_blocks=5, block_size=4)
+    first, second = Case((), tuple(WORDS[:7]), greedy(2)), Case((), tuple(WORDS[:11]), greedy(9))
+    run(engine, [first, second])
+    assert engine.stats().preemptions == 0
+    assert (len(first.tokens), len(second.tokens)) == (2, 9)
+
+
+@pytest.mark.parametrize("runs_ahead", [True, False])
+def test_blocks_are_found_when_they_have_landed(tiny_models: dict[str, Path], runs_ahead: bool) -> None:
+    """Not before: what is wrong with their step is not known yet. The control waits, and finds them at once."""
+    engine = make_engine(tiny_models["llama"], runs_ahead=runs_ahead)
+    engine.add_request(GenerateRequest("r", tuple(dice_text(40)), greedy(9)))
+
+    def num_found() -> int:
+        (seq,) = engine._sequences.values()
+        found, _ = engine.blocks.match(engine.blocks.root(seq.prefix_key), seq.token_ids)
+        engine.blocks.release(found)
+        return len(found)
+
+    engine.step()
+    assert num_found() == (0 if runs_ahead else 2)
+    engine.step()
+    assert num_found() == 2
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_text_that_is_judged_lands_at_once(tiny_models: dict[str, Path], judged: bool) -> None:
+    """A row that were preempted now would read it again, and tell its tokens' log-probabilities twice."""
+    engine = make_engine(tiny_models["llama"], runs_ahead=True, max_num_batched_tokens=16)
+    params = SamplingParams(max_tokens=3, temperature=0, prompt_logprobs=1 if judged else None)
+    engine.add_request(GenerateRequest("r", tuple(dice_text(40)), params))
+    for _ in range(3):
+        engine.step()
+        assert (engine._in_flight is None) == judged
+    while engine.has_work:
+        engine.step()
 
 
 def test_without_the_device_the_token_is_another(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +227,7 @@ def test_targets_of_sources_too(tiny_seq2seq: dict[str, Path], family: str) -> N
     for runs_ahead in (True, False):
         engine = make_engine(tiny_seq2seq[family], runs_ahead=runs_ahead, max_num_seqs=3)
         asked: list[tuple[int, int | None, Request]] = [
-            (0, None, GenerateRequest(name, text, SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)))
-            for name, text in texts
+            (0, None, GenerateRequest(name, text, greedy(8))) for name, text in texts
         ]
         found.append(answers(engine, asked))
     assert found[0][1] > 5 and differing(found[0][0], found[1][0]) == []
@@ -171,12 +236,11 @@ def test_targets_of_sources_too(tiny_seq2seq: dict[str, Path], family: str) -> N
 def test_a_row_that_fails_while_another_is_in_flight(tiny_models: dict[str, Path]) -> None:
     """A step that raises is run row by row, tokens in flight in their places; numbers that are none end one row."""
     engine = make_engine(tiny_models["llama"], runs_ahead=True, strict=True)
-    greedy = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
     expected = make_engine(tiny_models["llama"], runs_ahead=False, strict=True)
     told: dict[str, dict[str, Told]] = {"ahead": {}, "waiting": {}}
     for label, one in (("ahead", engine), ("waiting", expected)):
         for number in range(3):
-            one.add_request(GenerateRequest(f"r{number}", (5 + number, 9), greedy))
+            one.add_request(GenerateRequest(f"r{number}", (5 + number, 9), greedy(12)))
             told[label][f"r{number}"] = Told()
         forward, calls = one._runner._model.forward_packed, 0
 
@@ -208,9 +272,8 @@ def test_a_row_that_fails_while_another_is_in_flight(tiny_models: dict[str, Path
 def test_erasing_waits_for_what_is_in_flight(tiny_models: dict[str, Path]) -> None:
     """Who is erased has ended behind it, with no step of theirs on its way; others lose nothing."""
     engine = make_engine(tiny_models["llama"], runs_ahead=True)
-    greedy = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
-    engine.add_request(GenerateRequest("theirs", (5, 6), greedy, salt="them"))
-    engine.add_request(GenerateRequest("ours", (7, 8), greedy, salt="us"))
+    engine.add_request(GenerateRequest("theirs", (5, 6), greedy(6), salt="them"))
+    engine.add_request(GenerateRequest("ours", (7, 8), greedy(6), salt="us"))
     outputs = engine.step() + engine.step()
     assert engine._in_flight is not None
     engine.erase("them", None)
@@ -221,3 +284,46 @@ def test_erasing_waits_for_what_is_in_flight(tiny_models: dict[str, Path]) -> No
     assert ended["ours"] is None and ended["theirs"] is not None
     ours = [output for output in outputs if output.request_id == "ours" and isinstance(output, RequestOutput)]
     assert sum(len(output.token_ids) for output in ours) == 6
+
+
+class Spare:
+    """Work for a while, in slices, which remembers whether a step was in flight when one began."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.wake: Any = None
+        self.has_work = True
+        self.in_flight: list[bool] = []
+
+    def run(self, serve: Any) -> None:
+        """Take some slices."""
+        for _ in range(20):
+            self.in_flight.append(self.engine._in_flight is not None)
+            time.sleep(0.001)
+            serve()
+        self.in_flight.append(self.engine._in_flight is not None)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_runs_ahead_beside_training(tiny_models: dict[str, Path]) -> None:
+    """Streams end as they do elsewhere, no token waits for a slice, and what is told of the engine is not old."""
+    engine = make_engine(tiny_models["llama"], runs_ahead=True, strict=True)
+    spare = Spare(engine)
+    server = AsyncEngine(engine, spare)
+    server.start()
+    expected = make_engine(tiny_models["llama"], runs_ahead=False, strict=True)
+    for number in range(6):
+        text = tuple(dice_text(3 + number))
+        stream = server.submit(GenerateRequest(f"r{number}", text, greedy(8)))
+        found = [token async for output in stream for token in output.token_ids]
+        case = Case((), text, greedy(8))
+        run(expected, [case])
+        assert found == case.tokens
+        for _ in range(1000):
+            if server.stats().requests_finished == number + 1:
+                break
+            await asyncio.sleep(0.005)
+        assert (server.stats().requests_finished, server.stats().num_requests_running) == (number + 1, 0)
+    spare.has_work = False
+    await server.shutdown()
+    assert len(spare.in_flight) > 20 and not any(spare.in_flight)

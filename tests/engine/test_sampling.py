@@ -18,8 +18,9 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from promptd.engine.logprobs import top_logprobs
 from promptd.engine.request import SamplingParams
-from promptd.engine.sampler import SamplingRow, _cut_top_p, _cut_top_p_sorted, sample, top_logprobs, uniform
+from promptd.engine.sampler import SamplingRow, _cut_top_p, _cut_top_p_sorted, sample, uniform
 from promptd.errors import InvalidRequestError
 from tests.engine.harness import Case, library, make_engine, run
 

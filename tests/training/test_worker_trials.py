@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from promptd.commands.worker import run_worker
-from promptd.engine.runner import Answers, Runner
+from promptd.engine.runner import Answers, Made, Runner
 from promptd.engine.schedule import Schedule
 from promptd.errors import InvalidRequestError
 from promptd.jobs import JobState
@@ -66,8 +66,8 @@ def test_numbers_that_are_not_finite(
     """Also without a suite: a prompt under which the model's numbers are not finite is not published."""
     run = Runner.run
 
-    def broken(runner: Runner, step: Schedule) -> Answers:
-        answers = run(runner, step)
+    def broken(runner: Runner, step: Schedule, made: Made | None = None) -> Answers:
+        answers = run(runner, step, made)
         answers.logits[:] = torch.nan
         return answers
 

@@ -89,6 +89,14 @@ def serve(
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(help="Tokens of one step (2048).", metavar="N", rich_help_panel=_ENGINE)
     ] = None,
+    max_num_mixed_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a step in which rows write, too: less makes tokens come evenly (3 for each row).",
+            metavar="N",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     kv_cache_bytes: Annotated[
         int | None, typer.Option(help="K/V of texts (1 GiB).", metavar="N", rich_help_panel=_ENGINE)
     ] = None,

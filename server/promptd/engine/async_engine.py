@@ -179,10 +179,12 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
+            self.engine.model.use_device()
             while not self._is_stopping:
                 self._wake.clear()  # before the inbox is read: what comes after sets it again
                 self._take_in()
                 if self.spare_time is not None and self.spare_time.has_work:
+                    self._land()
                     self._turns.begin_slice()
                     self.spare_time.run(self._serve)
                     if self._death is not None:
@@ -211,18 +213,21 @@ class AsyncEngine:
                     break
                 self._step()
                 is_due = self._turns.stepped()
-            self._hand_over(self.engine.land())  # the slice may take long
+            self._land()
         except Exception as error:  # noqa: BLE001 - the engine's death, not the fault of what runs around this
             self._death = error
         self._turns.begin_slice()
 
     def _step(self) -> None:
-        outputs = self.engine.step()
-        self._progress = time.monotonic()
-        self._stats = self.engine.stats()
-        self._hand_over(outputs)
+        self._hand_over(self.engine.step())
+
+    def _land(self) -> None:
+        """Wait for the step in flight, before something that may take long."""
+        self._hand_over(self.engine.land())
 
     def _hand_over(self, outputs: list[Output]) -> None:
+        self._progress = time.monotonic()
+        self._stats = self.engine.stats()
         if outputs:
             self._loop.call_soon_threadsafe(self._deliver, outputs)
 

@@ -15,6 +15,10 @@ class EngineConfig:
 
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 2048
+    max_num_mixed_tokens: int | None = None
+    """Tokens of a step in which rows write, as far as what is read beside them can be cut: whoever reads a long text
+    delays everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4). None: three for each row
+    that may run, on a GPU, which computes some hundreds in the time of one, 512 at least."""
     max_model_len: int | None = None
     kv_cache_bytes: int = DEFAULT_CACHE_BYTES
     prompt_cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -30,10 +34,22 @@ class EngineConfig:
     strict: bool = False
     """A row's bits do not depend on its neighbours: fixed prefill chunks, no text-prefix reuse, no preemption."""
 
+    def num_mixed_tokens(self, *, on_gpu: bool) -> int:
+        """Return what `max_num_mixed_tokens` is on such a device."""
+        if self.max_num_mixed_tokens is not None:
+            return self.max_num_mixed_tokens
+        return max(3 * self.max_num_seqs, 512 if on_gpu else 0)
+
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if self.max_num_mixed_tokens is not None and self.max_num_mixed_tokens <= self.max_num_seqs:
+            raise InvalidRequestError(
+                f"max_num_mixed_tokens ({self.max_num_mixed_tokens}) must be above max_num_seqs ({self.max_num_seqs}), "
+                "or nothing could be read beside rows that write",
+                param="max_num_mixed_tokens",
+            )
         for name in ("max_queue_seconds", "max_first_token_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:

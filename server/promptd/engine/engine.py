@@ -40,6 +40,7 @@ class Engine:
     ) -> None:
         """`runs_ahead` overrides whether a step is begun before the one before has landed: see `step`."""
         self.model = model
+        model.use_device()
         self.config = config or EngineConfig()
         size, slot_bytes = self.config.block_size, model.bytes_per_slot
         num_blocks = max(1, self.config.kv_cache_bytes // (slot_bytes * size)) if model.stores_text else 1
@@ -48,7 +49,8 @@ class Engine:
         self.pool = model.make_pool(num_blocks * size + num_prompt_slots)
         self.blocks = BlockManager(num_blocks, size)
         self.prompts = PromptCache(self.pool, ExtentAllocator(num_blocks * size, num_prompt_slots))
-        self.scheduler = Scheduler(self.config, self.blocks, self.prompts)
+        on_gpu = model.device.type == "cuda"
+        self.scheduler = Scheduler(self.config, self.blocks, self.prompts, on_gpu=on_gpu)
         self.counters = EngineCounters()
         self._runner = Runner(model, self.pool, size, strict=self.config.strict)
         self._emitter = Emitter(model, self.counters)

@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import torch
 
+from promptd.engine.logprobs import by_candidate, judged, scores, token_logprob, top_logprobs
 from promptd.engine.request import (
     FinishReason,
     GenerateRequest,
@@ -24,7 +25,7 @@ from promptd.engine.request import (
     TokenLogprob,
 )
 from promptd.engine.runner import Answers, Made
-from promptd.engine.sampler import SamplingRow, sample, top_logprobs
+from promptd.engine.sampler import SamplingRow, sample
 from promptd.engine.schedule import Schedule, ScheduledRow
 from promptd.engine.sequence import Sequence, SequenceStatus
 from promptd.engine.stats import EngineCounters
@@ -43,8 +44,10 @@ class Picked:
     logits: torch.Tensor
     """`[num_logits, vocab_size]`, in the order of the rows; those of rows that draw may have been changed."""
     made: Made
-    logprobs: Mapping[Sequence, torch.Tensor]
-    """`[vocab_size]`, of those who want to know."""
+    judged: Mapping[Sequence, Fetched]
+    """Candidates' log-probabilities, of those who score."""
+    logprobs: Fetched | None
+    """`logprobs.judged` of the tokens whose rows want to know, in their order."""
     numbers: Fetched
     """For each row of logits whether it is finite, then the tokens."""
 
@@ -53,8 +56,9 @@ class Picked:
         """Whether the next step may be planned before this one is known.
 
         Not where it reads a text whose tokens are all judged: a row that is preempted reads that again, from the start.
+        And not where sources are read for their own sake: that looks at numbers itself.
         """
-        return not any(_judges_text(row) for row in self.rows)
+        return not self.read and not any(_judges_text(row) for row in self.rows)
 
 
 class Emitter:
@@ -68,37 +72,47 @@ class Emitter:
         """Choose the tokens of a step on the device, without waiting for it; each maker has a place for its own."""
         logits, finite = answers.logits, torch.isfinite(answers.logits.sum(-1))
         makers: dict[Sequence, int] = {}  # -> the last of its rows of logits
+        scored: dict[Sequence, Fetched] = {}
         at = 0
         for row in step.rows:
-            at += _num_logits(row)
-            if row.is_final and row.seq.is_generation:
+            request, first, at = row.seq.request, at, at + _num_logits(row)
+            if row.is_final and isinstance(request, GenerateRequest):
                 makers[row.seq] = at - 1
-        tokens = finite.new_empty(0, dtype=torch.int64)
-        logprobs: dict[Sequence, torch.Tensor] = {}
+            elif row.is_final and isinstance(request, ScoreRequest):
+                scored[row.seq] = Fetched(scores(request, logits[first:at]))
+        tokens, logprobs = finite.new_empty(0, dtype=torch.int64), None
         if makers:
             index = to_device([*makers.values()], logits.device, torch.int64)
             chosen = logits if len(makers) == len(logits) else logits.index_select(0, index)
             sampling = [_sampling_row(seq, self._eos) for seq in makers]
-            for seq, one, raw in zip(makers, sampling, chosen, strict=True):
-                if one.params.logprobs is not None:  # before penalties and temperature
-                    logprobs[seq] = torch.log_softmax(raw, -1)
+            wanted = {
+                place: row.params.logprobs for place, row in enumerate(sampling) if row.params.logprobs is not None
+            }
+            if wanted:  # before penalties and temperature
+                which = to_device([*wanted], logits.device, torch.int64)
+                raw = torch.log_softmax(chosen.index_select(0, which), -1)
             tokens = sample(chosen, sampling)
+            if wanted:
+                logprobs = Fetched(judged(raw, tokens.index_select(0, which), max(wanted.values())))
         for seq in makers:
             seq.begin_token()
         made = Made({seq: place for place, seq in enumerate(makers)}, tokens)
         readers = [seq for seq in step.sources if seq.readout is not None]
         read = [(seq, Fetched(found)) for seq, found in zip(readers, answers.read, strict=True)]
-        return Picked(step.rows, read, logits, made, logprobs, Fetched(torch.cat([finite.long(), tokens])))
+        return Picked(step.rows, read, logits, made, scored, logprobs, Fetched(torch.cat([finite.long(), tokens])))
 
     def emit(self, picked: Picked) -> list[Output]:
         """Wait for what a step found, and tell; of rows that ended meanwhile nothing."""
         outputs = self._emit_read(picked.read)
         numbers = picked.numbers.read()
+        logprobs = iter(() if picked.logprobs is None else picked.logprobs.read())
         at, now = 0, time.monotonic()
         for row in picked.rows:
             seq, request = row.seq, row.seq.request
             own = slice(at, at + _num_logits(row))
             at = own.stop
+            params = request.params if row.is_final and isinstance(request, GenerateRequest) else None
+            own_logprobs = next(logprobs) if params is not None and params.logprobs is not None else None
             if own.start == own.stop or seq.status is SequenceStatus.FINISHED:
                 continue
             if not all(numbers[own]):
@@ -106,16 +120,16 @@ class Emitter:
                 outputs.append(self.failure(seq, NumericalError("the model's logits for this row are not finite")))
             elif isinstance(request, ScoreRequest):
                 self._note_first(seq, now)
-                outputs.append(_scored(seq, request, picked.logits[own]))
-            elif isinstance(request, GenerateRequest):
+                each = by_candidate(request, picked.judged[seq].read())
+                outputs.append(_scored(seq, request, each, now))
+            else:
                 if _judges_text(row):
                     _note_prompt_logprobs(seq, row, picked.logits[own])
-                if row.is_final:
-                    token = numbers[len(picked.logits) + picked.made.places[seq]]
-                    logprob = None
-                    if (raw := picked.logprobs.get(seq)) is not None:
-                        (logprob,) = top_logprobs(raw.unsqueeze(0), [token], request.params.logprobs or 0)
-                    outputs.append(self._extend(seq, request.params, token, logprob, now))
+                if params is not None:
+                    token, logprob = numbers[len(picked.logits) + picked.made.places[seq]], None
+                    if own_logprobs is not None:
+                        logprob = token_logprob(token, own_logprobs, params.logprobs or 0)
+                    outputs.append(self._extend(seq, params, token, logprob, now))
         return outputs
 
     def _emit_read(self, read: Rows[tuple[Sequence, Fetched]]) -> list[Output]:
@@ -131,9 +145,7 @@ class Emitter:
                 self._counters.numerical_errors += 1
                 outputs.append(self.failure(seq, NumericalError("the model's numbers for this text are not finite")))
             elif isinstance(seq.request, ScoreRequest):
-                each = tuple((value,) for value in values)
-                request_id = seq.request.request_id
-                outputs.append(ScoreOutput(request_id, values, each, timings=seq.timings(now), **_counts(seq)))
+                outputs.append(_scored(seq, seq.request, tuple((value,) for value in values), now))
             else:
                 outputs.append(PoolOutput(seq.request.request_id, values, timings=seq.timings(now), **_counts(seq)))
         return outputs
@@ -237,26 +249,13 @@ def _counts(seq: Sequence) -> _Counts:
     }
 
 
-def _scored(seq: Sequence, request: ScoreRequest, logits: torch.Tensor) -> ScoreOutput:
-    """Add up each candidate's log-probabilities; row 0 of `logits` is the text's last token."""
-    logprobs = torch.log_softmax(logits, -1)
-    rows: list[int] = []
-    tokens: list[int] = []
-    at = 1
-    for candidate in request.candidates:
-        rows += [0, *range(at, at + len(candidate) - 1)]
-        tokens += candidate
-        at += len(candidate) - 1
-    flat = logprobs[rows, tokens].tolist()
-    per_token: list[tuple[float, ...]] = []
-    for candidate in request.candidates:
-        per_token.append(tuple(flat[: len(candidate)]))
-        del flat[: len(candidate)]
+def _scored(seq: Sequence, request: ScoreRequest, per_token: tuple[tuple[float, ...], ...], now: float) -> ScoreOutput:
+    """Add up each candidate's log-probabilities."""
     return ScoreOutput(
         request.request_id,
-        logprobs=tuple(sum(values) for values in per_token),
-        token_logprobs=tuple(per_token),
-        timings=seq.timings(time.monotonic()),
+        logprobs=tuple(map(sum, per_token)),
+        token_logprobs=per_token,
+        timings=seq.timings(now),
         **_counts(seq),
     )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from promptd_store import PromptKind
 
@@ -148,8 +148,6 @@ class PromptCache:
         first = parent.next_position if parent is not None else 0
         names = list(segment.prefix) or ["target"]
         banks = {name: self._extents.allocate(segment.num_tokens) for name in names}
-        if segment.embeds is not None:
-            segment = replace(segment, embeds=self._pool.stage(segment.embeds))
         entry = PromptEntry(key, segment, banks, parent, first)
         entry.slots = [slot for start, length in entry.spans for slot in range(start, start + length)]
         if parent is not None:

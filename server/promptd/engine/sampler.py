@@ -7,12 +7,14 @@ uniform number from a hash of (seed, index) and inverts the row's own distributi
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
 
-from promptd.engine.request import SamplingParams, TokenLogprob
+from promptd.engine.request import SamplingParams
 from promptd.modeling.transfer import to_device
 
 _SORTED_AT_ONCE = 1024
@@ -44,15 +46,15 @@ def uniform(seed: int, index: int) -> float:
 def sample(logits: torch.Tensor, rows: Rows[SamplingRow]) -> torch.Tensor:
     """Pick one token a row from `[num_rows, vocab_size]` logits, which may be changed in place; int64 `[num_rows]`.
 
-    Nothing waits for the device, but for penalties. Of logits that are not finite the token says nothing.
+    Nothing waits for the device. Of logits that are not finite the token says nothing.
     """
     for number, row in enumerate(rows):
         if row.changes_logits:
             _adjust(logits[number], row)
-    tokens = logits.argmax(-1)
     drawn = [number for number, row in enumerate(rows) if row.params.temperature > 0]
     if len(drawn) == len(rows):
         return _draw(logits.float(), rows)
+    tokens = logits.argmax(-1)
     if drawn:
         index = to_device(drawn, logits.device, torch.int64)
         tokens.index_copy_(0, index, _draw(logits.index_select(0, index).float(), [rows[n] for n in drawn]))
@@ -62,19 +64,23 @@ def sample(logits: torch.Tensor, rows: Rows[SamplingRow]) -> torch.Tensor:
 def _adjust(logits: torch.Tensor, row: SamplingRow) -> None:
     """Apply penalties, bias and minimum length to one row `[vocab_size]`, in place."""
     params, device = row.params, logits.device
+
+    def add(changes: Mapping[int, float]) -> None:
+        ids, values = to_device([*changes], device, torch.int64), to_device([*changes.values()], device, logits.dtype)
+        logits.index_add_(0, ids, values)
+
     if params.repetition_penalty != 1.0:
-        ids = torch.tensor(sorted({*row.prompt_token_ids, *row.output_token_ids}), device=device)
+        ids = to_device(sorted({*row.prompt_token_ids, *row.output_token_ids}), device, torch.int64)
         seen = logits[ids]
         logits[ids] = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
     if (params.presence_penalty or params.frequency_penalty) and row.output_token_ids:
-        ids, counts = torch.tensor(list(row.output_token_ids), device=device).unique(return_counts=True)
-        logits[ids] -= params.presence_penalty + params.frequency_penalty * counts.to(logits.dtype)
+        counts = Counter(row.output_token_ids)
+        add({token: -params.presence_penalty - params.frequency_penalty * count for token, count in counts.items()})
     if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=device)
-        logits[ids] += torch.tensor(list(params.logit_bias.values()), device=device, dtype=logits.dtype)
+        add(params.logit_bias)
     if len(row.output_token_ids) < params.min_tokens:
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else row.eos_token_ids)}
-        logits[sorted(ends)] = -torch.inf
+        logits.index_fill_(0, to_device(sorted(ends), device, torch.int64), -torch.inf)
 
 
 def _draw(logits: torch.Tensor, rows: Rows[SamplingRow]) -> torch.Tensor:
@@ -130,16 +136,3 @@ def _cut_top_p(probs: torch.Tensor, top_p: float) -> None:
     values = pool.sort(descending=True).values
     num_kept = int((above + values.cumsum(0) - values < limit).sum())
     probs[probs < values[max(num_kept, 1) - 1]] = 0
-
-
-def top_logprobs(logprobs: torch.Tensor, tokens: Rows[int], num_top: int) -> list[TokenLogprob]:
-    """Describe `tokens` under `logprobs` (`[num_rows, vocab_size]`, nats), with the `num_top` best of each row."""
-    index = torch.tensor(list(tokens), device=logprobs.device).unsqueeze(1)
-    chosen = logprobs.gather(1, index).squeeze(1).tolist()
-    best = logprobs.topk(num_top) if num_top else None
-    tops = (
-        [tuple(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-        if best is not None
-        else [()] * len(chosen)
-    )
-    return [TokenLogprob(token, value, top) for token, value, top in zip(tokens, chosen, tops, strict=True)]

@@ -20,16 +20,13 @@ from promptd.engine.prompt_types import Prompts
 from promptd.engine.schedule import Budget, Schedule, ScheduledLoad, ScheduledRow
 from promptd.engine.sequence import Sequence, SequenceStatus
 
-EVEN_STEP = 3
-"""While rows write, a step holds so many times as many tokens as rows may run at once, and no more of what can be cut:
-whoever reads a long text delays everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4)."""
-
 
 class Scheduler:
     """Owner of the waiting queue and of the running rows."""
 
-    def __init__(self, config: EngineConfig, blocks: BlockManager, prompts: Prompts) -> None:
+    def __init__(self, config: EngineConfig, blocks: BlockManager, prompts: Prompts, *, on_gpu: bool = False) -> None:
         self.config = config
+        self._num_mixed_tokens = config.num_mixed_tokens(on_gpu=on_gpu)
         self.blocks = blocks
         self.prompts = prompts
         self.waiting = FairQueue()
@@ -53,7 +50,7 @@ class Scheduler:
         num_tokens = self.config.max_num_batched_tokens - len(decoding)
         num_even = num_tokens
         if decoding and not self.config.strict:
-            num_even = min(num_tokens, EVEN_STEP * self.config.max_num_seqs - len(decoding))
+            num_even = min(num_tokens, self._num_mixed_tokens - len(decoding))
         self._fill(step, Budget(num_tokens, num_even), may_admit=self.num_preemptions == preempted_before)
         if not step and len(self.running) > 1 and not any(seq.is_done for seq in self.running):
             # Rows that still read hold all blocks between them.
@@ -152,17 +149,17 @@ class Scheduler:
         for entry in seq.chain:
             if entry.is_ready or id(entry) in scheduled or not step.completes(entry.parent):
                 continue
-            num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget)
+            num_tokens = self._chunk(entry.num_tokens - entry.num_computed, budget.num_even)
             if num_tokens:
                 step.loads.append(ScheduledLoad(entry, entry.num_computed, num_tokens))
                 budget.take(num_tokens)
 
-    def _chunk(self, wanted: int, budget: Budget) -> int:
+    def _chunk(self, wanted: int, most: int) -> int:
         """Tokens to run of `wanted`; strict mode cuts at fixed places whatever else is in the batch."""
         if self.config.strict:
             wanted = min(wanted, max(1, self.config.max_num_batched_tokens // 2))
-            return wanted if wanted <= budget.num_tokens else 0
-        return max(0, min(wanted, budget.num_even))
+            return wanted if wanted <= most else 0
+        return max(0, min(wanted, most))
 
     def _schedule_decode(self, step: Schedule, seq: Sequence) -> None:
         """Add the row's one token, preempting younger rows (or itself) where it finds no block."""
@@ -170,6 +167,8 @@ class Scheduler:
         if seq.num_computed == len(seq.blocks) * size:
             scheduled = {id(row.seq) for row in step.rows}
             while not self.blocks.can_allocate(1):
+                if any(other.is_done for other in self.running):  # its blocks come back with the next landing
+                    return
                 others = [s for s in self.running if s is not seq and id(s) not in scheduled]
                 victim = max(others, key=lambda s: s.arrived, default=seq)
                 if victim.arrived <= seq.arrived:
@@ -184,9 +183,10 @@ class Scheduler:
         """Add the row's source and a chunk of its target once its prompts are there."""
         if seq.chain and not step.completes(seq.chain[-1]):
             return
-        if seq.num_source_tokens and not self._schedule_source(step, seq, budget):
-            return
-        self._schedule_target(step, seq, budget)
+        if not seq.num_source_tokens:
+            self._schedule_target(step, seq, budget, budget.num_even)
+        elif self._schedule_source(step, seq, budget):  # it makes the step long: its target's beginning is little more
+            self._schedule_target(step, seq, budget, budget.num_tokens)
 
     def _schedule_source(self, step: Schedule, seq: Sequence, budget: Budget) -> bool:
         """Add the row's source, whole, where it fits; whether it does."""
@@ -199,10 +199,10 @@ class Scheduler:
         budget.take(num_tokens)
         return True
 
-    def _schedule_target(self, step: Schedule, seq: Sequence, budget: Budget) -> None:
-        """Add a chunk of the row's target."""
+    def _schedule_target(self, step: Schedule, seq: Sequence, budget: Budget, most: int) -> None:
+        """Add a chunk of the row's target, of so many tokens at most."""
         size = self.config.block_size
-        num_tokens = self._chunk(seq.num_uncomputed, budget)
+        num_tokens = self._chunk(seq.num_uncomputed, most)
         extra = seq.num_candidate_tokens
         if extra and num_tokens == seq.num_uncomputed and num_tokens + extra > budget.num_tokens:
             num_tokens -= 1  # the last token goes with the candidates, in a step that holds them all

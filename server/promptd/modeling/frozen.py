@@ -43,6 +43,11 @@ class FrozenModel:
         """Where the weights are."""
         return self.hf.device
 
+    def use_device(self) -> None:
+        """Have the calling thread compute on the weights' device: which one it is belongs to a thread."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     @property
     def dtype(self) -> torch.dtype:
         """The serving dtype of weights, activations and K/V."""
@@ -198,7 +203,7 @@ class FrozenModel:
         for start, row in zip(batch.row_starts, batch.rows, strict=True):
             for virtual in row.virtual:
                 first = start + virtual.offset
-                embeds[first : first + virtual.embeds.shape[0]] = virtual.embeds.to(embeds)
+                embeds[first : first + virtual.embeds.shape[0]] = batch.pool.stage(virtual.embeds).to(embeds)
         return embeds
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

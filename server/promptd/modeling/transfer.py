@@ -24,7 +24,7 @@ class Fetched:
             self._values = torch.empty_like(values, device="cpu", pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._is_here = torch.cuda.Event()
-            self._is_here.record()
+            self._is_here.record(torch.cuda.current_stream(values.device))
 
     def read(self) -> Any:
         """Wait for them, and return them as lists."""
