@@ -11,6 +11,7 @@ from promptd.engine.engine import Engine
 from promptd.engine.request import GenerateRequest, RequestOutput, ScoreOutput, ScoreRequest
 from promptd.errors import InvalidRequestError
 from tests.engine.harness import greedy, library, make_engine
+from tests.family_models import SEQ2SEQ
 
 TEXT = tuple(range(5, 25))
 
@@ -73,6 +74,16 @@ def test_who_writes_is_not_held_up(tiny_models: dict[str, Path], most: int | Non
     assert isinstance(alone, RequestOutput) and alone.is_last
     assert (len(answers["writer"]), len(answers["reader"])) == (40, 1)
     assert max(sizes) == largest
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_a_source_brings_its_first_token(tiny_seq2seq: dict[str, Path], family: str) -> None:
+    """Beside a row that writes, too: a source is read whole in any case, and its target begins in the same step."""
+    engine = make_engine(tiny_seq2seq[family], max_num_seqs=4)
+    engine.add_request(GenerateRequest("writer", (9, 8), greedy(9)))
+    engine.step()
+    engine.add_request(GenerateRequest("reader", TEXT * 2, greedy(2)))
+    assert {output.request_id for output in engine.step()} == {"writer", "reader"}
 
 
 def test_a_gpu_reads_more_beside_rows_that_write() -> None:
