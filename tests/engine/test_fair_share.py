@@ -208,7 +208,7 @@ def test_a_lone_share_has_everything(tiny_models: dict[str, Path]) -> None:
 def test_no_row_stays_free_while_somebody_waits(tiny_models: dict[str, Path]) -> None:
     """Work-conserving while a step's tokens last: B wants two rows, A has all the others, whatever their parts are."""
     witness = fresh(tiny_models["llama"])
-    loads = [Load(Share("A"), 64, num_text=3), Load(Share("B"), 2, num_text=3)]
+    loads = [Load(Share("A"), 64, num_text=4), Load(Share("B"), 2, num_text=4)]
     for at in range(100):
         witness.step(loads)
         if at > 5:

@@ -48,7 +48,7 @@ def test_strict_chunks_are_not_starved(tiny_models: dict[str, Path]) -> None:
     assert steps_until(engine, "long", crowd=3) < 60
 
 
-@pytest.mark.parametrize(("most", "largest"), [(None, 12), (30, 30), (2048, 201)])
+@pytest.mark.parametrize(("most", "largest"), [(None, 33), (11, 12), (2048, 201)])
 def test_who_writes_is_not_held_up(tiny_models: dict[str, Path], most: int | None, largest: int) -> None:
     """Long texts beside a row that writes are read in pieces, but for candidates, which cannot be cut.
 
@@ -79,7 +79,7 @@ def test_who_writes_is_not_held_up(tiny_models: dict[str, Path], most: int | Non
 @pytest.mark.parametrize("family", SEQ2SEQ)
 def test_a_source_brings_its_first_token(tiny_seq2seq: dict[str, Path], family: str) -> None:
     """Beside a row that writes, too: a source is read whole in any case, and its target begins in the same step."""
-    engine = make_engine(tiny_seq2seq[family], max_num_seqs=4)
+    engine = make_engine(tiny_seq2seq[family], max_num_mixed_tokens=12)
     engine.add_request(GenerateRequest("writer", (9, 8), greedy(9)))
     engine.step()
     engine.add_request(GenerateRequest("reader", TEXT * 2, greedy(2)))
@@ -88,12 +88,13 @@ def test_a_source_brings_its_first_token(tiny_seq2seq: dict[str, Path], family: 
 
 def test_a_gpu_reads_more_beside_rows_that_write() -> None:
     """It computes some hundreds of tokens in the time of one; what is said holds everywhere."""
-    plain, said = EngineConfig(max_num_seqs=16), EngineConfig(max_num_seqs=16, max_num_mixed_tokens=40)
-    assert (plain.num_mixed_tokens(on_gpu=False), plain.num_mixed_tokens(on_gpu=True)) == (48, 512)
-    assert EngineConfig(max_num_seqs=256).num_mixed_tokens(on_gpu=True) == 768
-    assert (said.num_mixed_tokens(on_gpu=False), said.num_mixed_tokens(on_gpu=True)) == (40, 40)
-    with pytest.raises(InvalidRequestError, match=r"max_num_mixed_tokens \(16\) must be above max_num_seqs \(16\)"):
-        EngineConfig(max_num_seqs=16, max_num_mixed_tokens=16)
+    plain, said = EngineConfig(), EngineConfig(max_num_mixed_tokens=40)
+    for num_writing, on_cpu, on_gpu in ((1, 32, 512), (16, 32, 512), (64, 96, 512), (512, 768, 768)):
+        assert plain.num_mixed_tokens(num_writing, on_gpu=False) == on_cpu
+        assert plain.num_mixed_tokens(num_writing, on_gpu=True) == on_gpu
+        assert said.num_mixed_tokens(num_writing, on_gpu=num_writing > 1) == 40
+    with pytest.raises(InvalidRequestError, match="max_num_mixed_tokens must be at least 1, got 0"):
+        EngineConfig(max_num_mixed_tokens=0)
 
 
 @pytest.mark.parametrize("num_blocks", [8, 12])

@@ -92,7 +92,7 @@ def serve(
     max_num_mixed_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a step in which rows write, too: less makes tokens come evenly (3 for each row).",
+            help="Tokens that a step reads beside rows that write: fewer make tokens come evenly (32; on a GPU 512).",
             metavar="N",
             rich_help_panel=_ENGINE,
         ),

@@ -16,9 +16,9 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 2048
     max_num_mixed_tokens: int | None = None
-    """Tokens of a step in which rows write, as far as what is read beside them can be cut: whoever reads a long text
-    delays everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4). None: three for each row
-    that may run, on a GPU, which computes some hundreds in the time of one, 512 at least."""
+    """Tokens that a step reads beside rows that write, as far as that can be cut: whoever reads a long text delays
+    everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4). None: three for two rows that
+    write, 32 at least; on a GPU, which computes some hundreds in the time of one, 512 at least."""
     max_model_len: int | None = None
     kv_cache_bytes: int = DEFAULT_CACHE_BYTES
     prompt_cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -34,20 +34,19 @@ class EngineConfig:
     strict: bool = False
     """A row's bits do not depend on its neighbours: fixed prefill chunks, no text-prefix reuse, no preemption."""
 
-    def num_mixed_tokens(self, *, on_gpu: bool) -> int:
-        """Return what `max_num_mixed_tokens` is on such a device."""
+    def num_mixed_tokens(self, num_writing: int, *, on_gpu: bool) -> int:
+        """Return how many tokens are read beside so many rows that write."""
         if self.max_num_mixed_tokens is not None:
             return self.max_num_mixed_tokens
-        return max(3 * self.max_num_seqs, 512 if on_gpu else 0)
+        return max(3 * num_writing // 2, 512 if on_gpu else 32)
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
-        if self.max_num_mixed_tokens is not None and self.max_num_mixed_tokens <= self.max_num_seqs:
+        if self.max_num_mixed_tokens is not None and self.max_num_mixed_tokens < 1:
             raise InvalidRequestError(
-                f"max_num_mixed_tokens ({self.max_num_mixed_tokens}) must be above max_num_seqs ({self.max_num_seqs}), "
-                "or nothing could be read beside rows that write",
+                f"max_num_mixed_tokens must be at least 1, got {self.max_num_mixed_tokens}",
                 param="max_num_mixed_tokens",
             )
         for name in ("max_queue_seconds", "max_first_token_seconds"):

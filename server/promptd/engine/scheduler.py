@@ -26,7 +26,7 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig, blocks: BlockManager, prompts: Prompts, *, on_gpu: bool = False) -> None:
         self.config = config
-        self._num_mixed_tokens = config.num_mixed_tokens(on_gpu=on_gpu)
+        self._on_gpu = on_gpu
         self.blocks = blocks
         self.prompts = prompts
         self.waiting = FairQueue()
@@ -50,7 +50,7 @@ class Scheduler:
         num_tokens = self.config.max_num_batched_tokens - len(decoding)
         num_even = num_tokens
         if decoding and not self.config.strict:
-            num_even = min(num_tokens, self._num_mixed_tokens - len(decoding))
+            num_even = min(num_tokens, self.config.num_mixed_tokens(len(decoding), on_gpu=self._on_gpu))
         self._fill(step, Budget(num_tokens, num_even), may_admit=self.num_preemptions == preempted_before)
         if not step and len(self.running) > 1 and not any(seq.is_done for seq in self.running):
             # Rows that still read hold all blocks between them.
