@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(16, ge=1, description="Rows that run at once")
     max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens of one step")
     max_num_mixed_tokens: int | None = Field(
-        None, ge=1, description="Tokens that a step reads beside rows that write; else 32 or more, on a GPU 512"
+        None, ge=1, description="Tokens that a step reads beside rows that write; else 32 to 256, on a GPU 512"
     )
     max_model_len: int | None = Field(None, ge=1, description="Longest row; the model's own limit where none is given")
     kv_cache_bytes: int = Field(1 << 30, ge=1, description="K/V of texts")

@@ -89,10 +89,16 @@ def test_a_source_brings_its_first_token(tiny_seq2seq: dict[str, Path], family: 
 def test_a_gpu_reads_more_beside_rows_that_write() -> None:
     """It computes some hundreds of tokens in the time of one; what is said holds everywhere."""
     plain, said = EngineConfig(), EngineConfig(max_num_mixed_tokens=40)
-    for num_writing, on_cpu, on_gpu in ((1, 32, 512), (16, 32, 512), (64, 96, 512), (512, 768, 768)):
-        assert plain.num_mixed_tokens(num_writing, on_gpu=False) == on_cpu
-        assert plain.num_mixed_tokens(num_writing, on_gpu=True) == on_gpu
-        assert said.num_mixed_tokens(num_writing, on_gpu=num_writing > 1) == 40
+    for num_writing, num_unread, on_cpu, on_gpu in (
+        (1, 9, 32, 512),
+        (16, 800, 100, 512),
+        (16, 8000, 256, 512),
+        (64, 9, 96, 512),
+        (512, 8000, 768, 768),
+    ):
+        assert plain.num_mixed_tokens(num_writing, num_unread, on_gpu=False) == on_cpu
+        assert plain.num_mixed_tokens(num_writing, num_unread, on_gpu=True) == on_gpu
+        assert said.num_mixed_tokens(num_writing, num_unread, on_gpu=num_writing > 1) == 40
     with pytest.raises(InvalidRequestError, match="max_num_mixed_tokens must be at least 1, got 0"):
         EngineConfig(max_num_mixed_tokens=0)
 

@@ -92,7 +92,7 @@ def serve(
     max_num_mixed_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens that a step reads beside rows that write: fewer make tokens come evenly (32; on a GPU 512).",
+            help="Tokens that a step reads beside rows that write: fewer make tokens come evenly (32 to 256).",
             metavar="N",
             rich_help_panel=_ENGINE,
         ),

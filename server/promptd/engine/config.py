@@ -17,8 +17,9 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     max_num_mixed_tokens: int | None = None
     """Tokens that a step reads beside rows that write, as far as that can be cut: whoever reads a long text delays
-    everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4). None: three for two rows that
-    write, 32 at least; on a GPU, which computes some hundreds in the time of one, 512 at least."""
+    everybody's next token by little (Sarathi-Serve, Agrawal et al. 2024, section 4). None: an eighth of
+    what is there to be read, 32 at least and 256 at most; on a GPU, which computes some hundreds in the time of one,
+    512; in any case three for two rows that write."""
     max_model_len: int | None = None
     kv_cache_bytes: int = DEFAULT_CACHE_BYTES
     prompt_cache_bytes: int = DEFAULT_CACHE_BYTES
@@ -34,11 +35,11 @@ class EngineConfig:
     strict: bool = False
     """A row's bits do not depend on its neighbours: fixed prefill chunks, no text-prefix reuse, no preemption."""
 
-    def num_mixed_tokens(self, num_writing: int, *, on_gpu: bool) -> int:
-        """Return how many tokens are read beside so many rows that write."""
+    def num_mixed_tokens(self, num_writing: int, num_unread: int, *, on_gpu: bool) -> int:
+        """Return how many of `num_unread` tokens are read beside so many rows that write."""
         if self.max_num_mixed_tokens is not None:
             return self.max_num_mixed_tokens
-        return max(3 * num_writing // 2, 512 if on_gpu else 32)
+        return max(3 * num_writing // 2, 512 if on_gpu else min(max(32, num_unread // 8), 256))
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size"):

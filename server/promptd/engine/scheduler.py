@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from itertools import islice
 
 from promptd.engine.block_manager import BlockManager
 from promptd.engine.config import EngineConfig
@@ -50,7 +51,8 @@ class Scheduler:
         num_tokens = self.config.max_num_batched_tokens - len(decoding)
         num_even = num_tokens
         if decoding and not self.config.strict:
-            num_even = min(num_tokens, self.config.num_mixed_tokens(len(decoding), on_gpu=self._on_gpu))
+            num_mixed = self.config.num_mixed_tokens(len(decoding), self._num_unread(), on_gpu=self._on_gpu)
+            num_even = min(num_tokens, num_mixed)
         self._fill(step, Budget(num_tokens, num_even), may_admit=self.num_preemptions == preempted_before)
         if not step and len(self.running) > 1 and not any(seq.is_done for seq in self.running):
             # Rows that still read hold all blocks between them.
@@ -59,6 +61,12 @@ class Scheduler:
         step.loads = [load for load in step.loads if id(load.entry) in alive]
         step.rows.sort(key=lambda row: row.seq.bank("target"))  # rows of one prompt are neighbours: it is read once
         return step
+
+    def _num_unread(self) -> int:
+        """Tokens of texts that rows which run, or could, have still to read."""
+        reading = [seq for seq in self.running if not (seq.is_decoding or seq.is_done)]
+        newcomers = islice(self.waiting, self.config.max_num_seqs - len(self.running))
+        return sum(seq.num_uncomputed for seq in [*reading, *newcomers])
 
     def _make_way(self) -> None:
         """Preempt rows of shares that have more than their part, for waiting ones that have less and were served less.
