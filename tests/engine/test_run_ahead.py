@@ -261,7 +261,7 @@ def test_a_row_that_fails_while_another_is_in_flight(tiny_models: dict[str, Path
             told[label][f"r{number}"] = Told()
         forward, calls = one._runner._model.forward_packed, 0
 
-        def failing(batch: PackedBatch, calls_of: Any = None, forward: Any = forward, label: str = label) -> Any:
+        def failing(batch: PackedBatch, forward: Any = forward, label: str = label) -> Any:
             nonlocal calls
             calls += 1
             if label == "ahead" and calls == 5:

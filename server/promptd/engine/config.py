@@ -42,14 +42,11 @@ class EngineConfig:
         return max(3 * num_writing // 2, 512 if on_gpu else min(max(32, num_unread // 8), 256))
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
-        if self.max_num_mixed_tokens is not None and self.max_num_mixed_tokens < 1:
-            raise InvalidRequestError(
-                f"max_num_mixed_tokens must be at least 1, got {self.max_num_mixed_tokens}",
-                param="max_num_mixed_tokens",
-            )
+        sizes = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes", "prompt_cache_bytes", "block_size")
+        for name in (*sizes, "max_num_mixed_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequestError(f"{name} must be at least 1, got {value}", param=name)
         for name in ("max_queue_seconds", "max_first_token_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:

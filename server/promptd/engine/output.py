@@ -44,7 +44,7 @@ class Picked:
     logits: torch.Tensor
     """`[num_logits, vocab_size]`, in the order of the rows; those of rows that draw may have been changed."""
     made: Made
-    judged: Mapping[Sequence, Fetched]
+    scored: Mapping[Sequence, Fetched]
     """Candidates' log-probabilities, of those who score."""
     logprobs: Fetched | None
     """`logprobs.judged` of the tokens whose rows want to know, in their order."""
@@ -120,7 +120,7 @@ class Emitter:
                 outputs.append(self.failure(seq, NumericalError("the model's logits for this row are not finite")))
             elif isinstance(request, ScoreRequest):
                 self._note_first(seq, now)
-                each = by_candidate(request, picked.judged[seq].read())
+                each = by_candidate(request, picked.scored[seq].read())
                 outputs.append(_scored(seq, request, each, now))
             else:
                 if _judges_text(row):

@@ -49,10 +49,10 @@ class Runner:
         """Run one step; loads want no answers. `made` has the tokens for which rows have only places yet."""
         read = self._read(step.sources)
         rows = [self._load(load) for load in step.loads]
-        pending: list[tuple[int, int]] = []  # (packed row, its last token's place in `made`)
+        pending: list[tuple[int, Sequence]] = []  # packed rows whose last token is in `made`
         for row in step.rows:
-            if row.is_final and row.seq.num_pending and made is not None:
-                pending.append((len(rows), made.places[row.seq]))
+            if row.is_final and row.seq.num_pending:
+                pending.append((len(rows), row.seq))
             rows.append(self._row(row))
             rows += self._candidates(row)
         if not rows:
@@ -60,7 +60,7 @@ class Runner:
         batch = PackedBatch(rows, self._pool, shares_spans=not self._strict)
         if pending and made is not None:
             last = [batch.row_starts[number] + len(rows[number].token_ids) - 1 for number, _ in pending]
-            index = to_device([place for _, place in pending], made.tokens.device, torch.int64)
+            index = to_device([made.places[seq] for _, seq in pending], made.tokens.device, torch.int64)
             batch.put_tokens(last, made.tokens.index_select(0, index))
         forward = self._steps or self._model.forward_packed
         return Answers(read, forward(batch).float())
