@@ -34,7 +34,7 @@ from promptd.tenancy import ERASURES_LOG, note_stored_bytes, trim_calls
 
 RETENTION_SECONDS = 86400.0
 """Whether prompts are kept is looked at once a day: it reads what was used on all days that count."""
-_SHARE = 0.1
+_SHARE = 0.02
 """Of the time, while records are looked through: 100,000 prompts take minutes, and requests no longer than ever."""
 FIRST_RUN_SECONDS = 5.0
 """After the start, so that a server that is restarted often still gets to it."""

@@ -21,6 +21,8 @@ class Scale:
     """PEFT takes 3 s a request here; its tokens/s do not depend on how many there are."""
     num_rounds: int = 3
     num_mixing_pairs: int = 5
+    num_product_rounds: int = 7
+    prefill_tokens: int = 1536
     num_latency_pairs: int = 200
     num_path_rounds: int = 9
     path_rows: tuple[int, ...] = (1, 32, 256)
@@ -88,6 +90,8 @@ SMOKE = Scale(
     num_peft_requests=3,
     num_rounds=1,
     num_mixing_pairs=1,
+    num_product_rounds=1,
+    prefill_tokens=27,
     num_latency_pairs=4,
     num_path_rounds=1,
     path_rows=(1, 3, 5),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from promptd_store import encode
 from promptd.engine.block_manager import BlockManager
 from promptd.engine.extents import ExtentAllocator
 from promptd.engine.request import GenerateRequest
+from promptd.modeling import attention_pooled, decode_kernel
+from promptd.modeling.shared_spans import Run, Spans, runs_of
 from tests.engine.harness import Case, assert_matches_oracle, frozen, greedy, library, make_engine, run
 
 TEXT = tuple(range(5, 45))
@@ -201,6 +204,31 @@ def test_text_prefixes_are_reused_exactly(tiny_models: dict[str, Path]) -> None:
     repeat = [replace(case, outputs=[]) for case in cases]
     run(off, repeat)
     assert off.stats().cached_tokens == 0  # control
+
+
+@pytest.mark.parametrize("max_tokens", [1, 5])
+def test_rows_of_one_cached_text_are_neighbours(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    """Two texts, asked for in turn, are each read once for the rows that continue them, and these are exact."""
+    folder, texts = tiny_models["llama"], (TEXT, TEXT[::-1])
+    engine = make_engine(folder)
+    run(engine, [Case((), text, greedy(1)) for text in texts])
+    seen: list[list[Run]] = []
+
+    def noted(rows: Iterable[Spans]) -> list[Run]:
+        seen.append(runs_of(rows))
+        return seen[-1]
+
+    monkeypatch.setattr(attention_pooled, "runs_of", noted)
+    monkeypatch.setattr(decode_kernel, "runs_of", noted)
+    cases = [Case((), (*texts[number % 2], 60, 61 + number), greedy(max_tokens)) for number in range(6)]
+    run(engine, cases)
+    assert len(seen) == max_tokens
+    for runs in seen:
+        assert [(one.num_rows, one.num_shared) for one in runs] == [(3, 32), (3, 32)]
+    for case in cases:
+        assert_matches_oracle(folder, case)
 
 
 @settings(max_examples=60, deadline=None)

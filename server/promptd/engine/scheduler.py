@@ -59,7 +59,8 @@ class Scheduler:
             self._preempt(max(self.running, key=lambda seq: seq.arrived))
         alive = {id(entry) for entry in self.prompts.loading}
         step.loads = [load for load in step.loads if id(load.entry) in alive]
-        step.rows.sort(key=lambda row: row.seq.bank("target"))  # rows of one prompt are neighbours: it is read once
+        # Rows of one prompt, or of one cached text, are neighbours: it is read once.
+        step.rows.sort(key=lambda row: (row.num_tokens > 1, row.seq.bank("target"), row.seq.blocks))
         return step
 
     def _num_unread(self) -> int:

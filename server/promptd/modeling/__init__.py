@@ -4,10 +4,11 @@ import promptd.modeling.heavy_imports  # noqa: F401, first of all  # isort: skip
 from promptd.modeling.attention import Site
 from promptd.modeling.families.base import Arrangement, Asked, Source
 from promptd.modeling.frozen import FrozenModel
-from promptd.modeling.kv_pool import KVPool, Span, kv_bytes_per_token
+from promptd.modeling.kv_pool import KVPool, kv_bytes_per_token
 from promptd.modeling.load import load_model
 from promptd.modeling.packed_batch import PackedBatch, PackedRow, Virtual
 from promptd.modeling.readout import Reading
+from promptd.modeling.shared_spans import Span
 
 __all__ = [
     "Arrangement",

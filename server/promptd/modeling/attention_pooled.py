@@ -1,4 +1,4 @@
-"""Attention of texts that continue, on the CPU: each row attends its K/V spans in place, no padding, no gather."""
+"""Attention of texts that continue, on the CPU, without padding: single tokens read their keys where they lie."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 
 from promptd.modeling.attention import Site, flash_cpu, merge_parts
 from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, kernel_over
-from promptd.modeling.kv_pool import Span
-from promptd.modeling.packed_batch import DecodeGroup, PackedBatch, PrefillRow
+from promptd.modeling.packed_batch import DecodeRow, PackedBatch, PrefillRow
+from promptd.modeling.shared_spans import Run, Span, behind_keys, first_keys, runs_of
+
+Part = tuple[torch.Tensor, torch.Tensor]
+"""What tokens have attended of some keys `[1, num_heads, num_tokens, head_dim]`, and its log-sum-exps."""
 
 
 class Fresh(NamedTuple):
@@ -34,13 +37,17 @@ class Stored:
     values: torch.Tensor
     scale: float
 
-    def span(self, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of a span, in place."""
-        return self.keys.narrow(2, *span), self.values.narrow(2, *span)
+    def of(self, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of some spans: in place where it is one, else side by side.
 
-    def read(self, query: torch.Tensor, span: Span) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend one span; return that and its log-sum-exps."""
-        return flash_cpu(query, *self.span(span), scale=self.scale)
+        Copying them takes less than a product for each: those are small, and their outcomes are to be merged.
+        """
+        keys, values = ([stored.narrow(2, *span) for span in spans] for stored in (self.keys, self.values))
+        return (keys[0], values[0]) if len(spans) == 1 else (torch.cat(keys, 2), torch.cat(values, 2))
+
+    def read(self, query: torch.Tensor, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend some spans; return that and its log-sum-exps."""
+        return flash_cpu(query, *self.of(spans), scale=self.scale)
 
 
 class PooledAttention:
@@ -58,17 +65,17 @@ class PooledAttention:
         stored = Stored(*batch.pool.heads(site.layer), site.scale)
         fresh = Fresh(query, key, value)
         out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
-        if batch.decode_groups:
+        if batch.decode_rows:
             if window not in self._decodes:
                 self._decodes[window] = _decode(batch, window)
             self._decodes[window].attend(out, query, stored)
-        for run in self._runs:
-            start, length = run[0].start, sum(row.length for row in run)
+        for rows, num_shared in self._runs:
+            start, length = rows[0].start, sum(row.length for row in rows)
             own = fresh.narrow(start, length)
-            if window is None or all(_num_keys(row) <= window for row in run):
-                attended = _prefill(run, own, stored)
+            if window is None or all(_num_keys(row) <= window for row in rows):
+                attended = _prefill(rows, num_shared, own, stored)
             else:
-                attended = torch.cat([_windowed(*row, stored, window) for row in _apart(run, own)], 2)
+                attended = torch.cat([_windowed(*row, stored, window) for row in _apart(rows, own)], 2)
             out[:, start : start + length] = attended.transpose(1, 2)
         return out
 
@@ -81,20 +88,24 @@ class Decode(Protocol):
 
 
 def _decode(batch: PackedBatch, window: int | None) -> Decode:
-    groups = list(batch.decode_groups.values())
-    groups = groups if window is None else _clipped(groups, window)
+    rows = batch.decode_rows
+    if window is not None:
+        rows = [DecodeRow(row.token, _nearest(row.spans, window)) for row in rows]
     kernel = kernel_over(batch.pool.keys)
-    if kernel is None:
-        return TorchDecode(groups, shares_spans=batch.shares_spans)
-    return KernelDecode(groups, kernel)
+    return TorchDecode(rows, shares_spans=batch.shares_spans) if kernel is None else KernelDecode(rows, kernel)
+
+
+def _nearest(spans: Sequence[Span], num_keys: int) -> list[Span]:
+    """Drop the keys that lie further back than the model's sliding window."""
+    return behind_keys(spans, max(0, sum(length for _, length in spans) - num_keys))
 
 
 class KernelDecode:
     """All rows in one call of the kernel."""
 
-    def __init__(self, groups: Sequence[DecodeGroup], kernel: DecodeKernel) -> None:
+    def __init__(self, rows: Sequence[DecodeRow], kernel: DecodeKernel) -> None:
         self._kernel = kernel
-        self.plan = RowPlan.of(row for group in groups for row in group.rows())
+        self.plan = RowPlan.of((row.token, row.spans) for row in rows)
 
     def attend(self, out: torch.Tensor, query: torch.Tensor, stored: Stored) -> None:
         """Fill these tokens."""
@@ -102,41 +113,38 @@ class KernelDecode:
 
 
 class TorchDecode:
-    """Span by span, a span that adjacent rows share once for them; parts are merged by their log-sum-exp."""
+    """Run by run: what its rows share, then what is each row's own; merged by their log-sum-exp."""
 
-    def __init__(self, groups: Sequence[DecodeGroup], *, shares_spans: bool) -> None:
-        self._groups = [
-            (group.tokens, [group.runs(part, shares_spans=shares_spans) for part in range(group.num_parts)])
-            for group in groups
-        ]
+    def __init__(self, rows: Sequence[DecodeRow], *, shares_spans: bool) -> None:
+        self._rows = rows
+        self._runs = _runs_of([row.spans for row in rows], shares_spans=shares_spans)
 
     def attend(self, out: torch.Tensor, query: torch.Tensor, stored: Stored) -> None:
         """Fill these tokens."""
-        for tokens, parts in self._groups:
-            rows = query[:, :, tokens]
-            outs: list[torch.Tensor] = []
-            sums: list[torch.Tensor] = []
-            for counts, spans in parts:
-                for own, span in zip(rows.split(counts, 2), spans, strict=True):
-                    part, log_sum = stored.read(own, span)
-                    outs.append(part)
-                    sums.append(log_sum)
-            merged = torch.cat(outs, 2)
-            if len(parts) > 1:
-                merged = merge_parts(merged, torch.cat(sums, 2), len(parts))
-            out[:, tokens] = merged.transpose(1, 2)
+        for run in self._runs:
+            rows = self._rows[run.first : run.first + run.num_rows]
+            tokens = [row.token for row in rows]
+            queries = query[:, :, tokens]
+            owns = [
+                stored.read(own, behind_keys(row.spans, run.num_shared))  # its own key is among them
+                for row, own in zip(rows, queries.split(1, 2), strict=True)
+            ]
+            out[:, tokens] = _with_shared(queries, rows[0].spans, run.num_shared, owns, stored).transpose(1, 2)
 
 
-def _runs(rows: Sequence[PrefillRow], *, shares_spans: bool) -> list[list[PrefillRow]]:
-    """Put adjacent rows together that begin with the same span."""
-    runs: list[list[PrefillRow]] = []
-    for row in rows:
-        last = runs[-1][-1] if runs else None
-        is_next = shares_spans and last is not None and last.start + last.length == row.start
-        if is_next and last is not None and row.context and row.context[:1] == last.context[:1]:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
+def _runs_of(rows: Sequence[Sequence[Span]], *, shares_spans: bool) -> list[Run]:
+    """Apart, each row has a run of its own: a product over one row rounds differently than one over several."""
+    return runs_of(rows) if shares_spans else [Run(at) for at in range(len(rows))]
+
+
+def _runs(rows: Sequence[PrefillRow], *, shares_spans: bool) -> list[tuple[Sequence[PrefillRow], int]]:
+    """Return neighbours that begin with the same keys, and the number of these."""
+    runs: list[tuple[Sequence[PrefillRow], int]] = []
+    while rows:
+        end = next((at for at in range(1, len(rows)) if rows[at - 1].end != rows[at].start), len(rows))
+        found = _runs_of([row.context for row in rows[:end]], shares_spans=shares_spans)
+        runs += ((rows[run.first : run.first + run.num_rows], run.num_shared) for run in found)
+        rows = rows[end:]
     return runs
 
 
@@ -144,54 +152,49 @@ def _num_keys(row: PrefillRow) -> int:
     return row.length + sum(length for _, length in row.context)
 
 
-def _apart(run: Sequence[PrefillRow], fresh: Fresh) -> Iterator[tuple[PrefillRow, Fresh]]:
+def _apart(rows: Sequence[PrefillRow], fresh: Fresh) -> Iterator[tuple[PrefillRow, Fresh]]:
     """Yield each row of a run with what is its own."""
-    for row in run:
-        yield row, fresh.narrow(row.start - run[0].start, row.length)
+    for row in rows:
+        yield row, fresh.narrow(row.start - rows[0].start, row.length)
 
 
-def _prefill(run: Sequence[PrefillRow], fresh: Fresh, stored: Stored) -> torch.Tensor:
-    """Attend a run's tokens `[1, num_heads, num_tokens, head_dim]`; the span that its rows share is read once."""
-    owns = [_own(*row, stored) for row in _apart(run, fresh)]
-    if not run[0].context:
-        return owns[0][0]
-    out, log_sum = stored.read(fresh.query, run[0].context[0])
-    outs, sums = [out, *(own for own, _ in owns)], [log_sum, *(own_sum for _, own_sum in owns)]
-    return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), 2)
+def _prefill(rows: Sequence[PrefillRow], num_shared: int, fresh: Fresh, stored: Stored) -> torch.Tensor:
+    """Attend a run's tokens `[1, num_heads, num_tokens, head_dim]`; the keys that its rows share are read once."""
+    owns = [_own(row, num_shared, own, stored) for row, own in _apart(rows, fresh)]
+    return _with_shared(fresh.query, rows[0].context, num_shared, owns, stored)
 
 
-def _own(row: PrefillRow, fresh: Fresh, stored: Stored) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend a row's own keys and all of its spans but the first; return it and its log-sum-exps."""
+def _with_shared(
+    query: torch.Tensor, spans: Sequence[Span], num_shared: int, owns: Sequence[Part], stored: Stored
+) -> torch.Tensor:
+    """Attend the first keys of `spans` for all of a run's rows, and merge that with what each has attended itself."""
+    if not num_shared:
+        return _merged(owns, 1)[0]
+    return _merged([stored.read(query, first_keys(spans, num_shared)), *owns], 2)[0]
+
+
+def _own(row: PrefillRow, num_shared: int, fresh: Fresh, stored: Stored) -> Part:
+    """Attend a row's own keys and all of its context that is not shared."""
     parts = [flash_cpu(*fresh, is_causal=True, scale=stored.scale)]
-    parts += [stored.read(fresh.query, span) for span in row.context[1:]]
+    if rest := behind_keys(row.context, num_shared):
+        parts.append(stored.read(fresh.query, rest))
+    return _merged(parts, len(parts))
+
+
+def _merged(parts: Sequence[Part], num_parts: int) -> Part:
+    """Put what rows have attended side by side, and merge it by its log-sum-exps where each row has several parts."""
     if len(parts) == 1:
         return parts[0]
     outs, sums = (torch.cat(each, 2) for each in zip(*parts, strict=True))
-    return merge_parts(outs, sums, len(parts)), sums.unflatten(2, (len(parts), -1)).logsumexp(2)
-
-
-def _clipped(groups: list[DecodeGroup], window: int) -> list[DecodeGroup]:
-    """Regroup decode rows after dropping the keys that lie further back than the model's sliding window."""
-    clipped: dict[int, DecodeGroup] = {}
-    rows = [row for group in groups for row in group.rows()]
-    for token, spans in sorted(rows):  # groups may join here: a group's tokens stay in the order of the batch
-        left, kept = window, []
-        for start, length in reversed(spans):
-            take = min(length, left)
-            if take:
-                kept.append((start + length - take, take))
-                left -= take
-        target = clipped.setdefault(len(kept), DecodeGroup(len(kept)))
-        target.tokens.append(token)
-        target.spans.append(kept[::-1])
-    return list(clipped.values())
+    if num_parts == 1:
+        return outs, sums
+    return merge_parts(outs, sums, num_parts), sums.unflatten(2, (num_parts, -1)).logsumexp(2)
 
 
 def _windowed(row: PrefillRow, fresh: Fresh, stored: Stored, window: int) -> torch.Tensor:
     """Attend with an explicit band mask: only runs with a row that is longer than the model's window come here."""
-    spans = [stored.span(span) for span in row.context]
-    keys = torch.cat([*(key for key, _ in spans), fresh.key], 2)
-    values = torch.cat([*(value for _, value in spans), fresh.value], 2)
+    parts = [*(stored.of([span]) for span in row.context), (fresh.key, fresh.value)]
+    keys, values = (torch.cat(each, 2) for each in zip(*parts, strict=True))
     return torch.nn.functional.scaled_dot_product_attention(
         fresh.query,
         keys,

@@ -1,7 +1,7 @@
 """Attention of sources, which are read whole, and of targets that read them by cross attention or have a position bias.
 
-Rows attend their spans in place, one after the other, and the parts are merged by their log-sum-exp, as in
-`attention`; single tokens, which are what a target mostly is, all at once by the kernel.
+Rows attend their spans one after the other; single tokens, which are what a target mostly is, all at once by the
+kernel.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from promptd.modeling.attention import Site, flash_attention, merge_parts
+from promptd.modeling.attention import Site, flash_attention
 from promptd.modeling.decode_kernel import RowPlan, kernel_over
-from promptd.modeling.kv_pool import Span
-from promptd.modeling.packed_batch import PackedBatch, PackedRow
+from promptd.modeling.packed_batch import PackedBatch, PackedRow, own_spans
+from promptd.modeling.shared_spans import Span
 
 Heads = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, `[1, num_kv_heads, num_slots, head_dim]` each."""
@@ -27,7 +27,7 @@ class _Plan:
     row: PackedRow
     start: int
     length: int
-    spans: list[Span]
+    spans: Sequence[Span]
     has_own: bool
     """Whether its own keys come with the call; a single token's lie in the last of the spans."""
 
@@ -99,15 +99,10 @@ class RowAttention:
 
 
 def _plan(row: PackedRow, start: int, is_causal: bool) -> _Plan:
-    length, spans = len(row.token_ids), list(row.context)
+    length = len(row.token_ids)
     if not is_causal or length > 1:
-        return _Plan(row, start, length, spans, has_own=True)
-    slot = row.slots[0]  # stored before it is read: where it continues the last span, one span covers both
-    if spans and sum(spans[-1]) == slot:
-        spans[-1] = (spans[-1][0], spans[-1][1] + 1)
-    else:
-        spans.append((slot, 1))
-    return _Plan(row, start, length, spans, has_own=False)
+        return _Plan(row, start, length, row.context, has_own=True)
+    return _Plan(row, start, length, own_spans(row), has_own=False)  # stored before it is read
 
 
 def _views(stored: Heads, spans: Sequence[Span]) -> list[Heads]:
@@ -115,17 +110,8 @@ def _views(stored: Heads, spans: Sequence[Span]) -> list[Heads]:
 
 
 def _attend(query: torch.Tensor, parts: list[Heads], mask: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """Attend `[1, num_heads, length, head_dim]` to all parts, with their columns of the mask."""
+    """Attend `[1, num_heads, length, head_dim]` to all parts, side by side."""
     if mask is not None:
         mask = mask.expand(-1, query.shape[1], -1, -1)
-    if len(parts) == 1:
-        return flash_attention(query, *parts[0], mask, scale)[0]
-    outs, sums, at = [], [], 0
-    for key, value in parts:
-        count = key.shape[2]
-        own = None if mask is None else mask[..., at : at + count]
-        out, log_sum = flash_attention(query, key, value, own, scale)
-        outs.append(out)
-        sums.append(log_sum)
-        at += count
-    return merge_parts(torch.cat(outs, 2), torch.cat(sums, 2), len(outs))
+    keys, values = parts[0] if len(parts) == 1 else (torch.cat(each, 2) for each in zip(*parts, strict=True))
+    return flash_attention(query, keys, values, mask, scale)[0]

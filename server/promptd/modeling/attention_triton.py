@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from promptd.modeling.attention import Site
-from promptd.modeling.kv_pool import KVPool, Span
+from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch, PackedRow
+from promptd.modeling.shared_spans import Span
 from promptd.modeling.transfer import to_device
 
 SPLIT_KEYS = 1024

@@ -11,19 +11,16 @@ import ctypes
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING
+from itertools import pairwise
 
 import torch
 
 from promptd.modeling.kernels import load_kernel
-
-if TYPE_CHECKING:
-    from promptd.modeling.kv_pool import Span
+from promptd.modeling.shared_spans import Span, num_common, runs_of
 
 MAX_HEAD_DIM = 256
 MAX_RUN = 32
-"""Rows of a shared span that one thread answers together."""
+"""Rows with keys in common that one thread answers together."""
 DECODE_ATTENTION = "decode_attention.c"
 STORED = {torch.float32: "STORED_FLOAT32", torch.bfloat16: "STORED_BFLOAT16"}
 """Dtypes that there is a kernel for, and what the source calls them."""
@@ -49,14 +46,14 @@ class _Rows(ctypes.Structure):
     """`rows` of the source."""
 
     _fields_ = [("num_runs", ctypes.c_int64), ("max_rows", ctypes.c_int64)] + [
-        (name, ctypes.c_void_p) for name in ("runs", "tokens", "first_spans", "spans")
+        (name, ctypes.c_void_p) for name in ("runs", "num_shared", "tokens", "first_spans", "spans")
     ]
 
 
 class RowPlan:
     """Which spans a step's single tokens read; the same for all layers.
 
-    `runs` are lists of `(token, spans)`: the rows of a run begin with the same span, which is read once for them.
+    `runs` are lists of `(token, spans)`: what all rows of a run begin with is read once for them.
     """
 
     def __init__(self, runs: Sequence[Sequence[tuple[int, Sequence[Span]]]]) -> None:
@@ -66,16 +63,18 @@ class RowPlan:
             ends.append(ends[-1] + len(run))
         for _, spans in rows:
             starts.append(starts[-1] + len(spans))
+        shared = [min((num_common(one, other) for (_, one), (_, other) in pairwise(run)), default=0) for run in runs]
         tokens = [token for token, _ in rows]
         slots = [number for _, spans in rows for span in spans for number in span]
-        self._kept = [torch.tensor(numbers, dtype=torch.int64) for numbers in (ends, tokens, starts, slots)]
+        self._kept = [torch.tensor(numbers, dtype=torch.int64) for numbers in (ends, shared, tokens, starts, slots)]
         longest = max((len(run) for run in runs), default=0)
         self.struct = _Rows(len(runs), longest, *(numbers.data_ptr() for numbers in self._kept))
 
     @classmethod
     def of(cls, rows: Iterable[tuple[int, Sequence[Span]]]) -> RowPlan:
-        """Make runs of neighbours that begin with the same span."""
-        runs = [list(run) for _, run in groupby(rows, key=lambda row: row[1][0])]
+        """Make runs of neighbours that begin with the same keys."""
+        rows = list(rows)
+        runs = [rows[run.first : run.first + run.num_rows] for run in runs_of(spans for _, spans in rows)]
         return cls([run[at : at + MAX_RUN] for run in runs for at in range(0, len(run), MAX_RUN)])
 
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from promptd.modeling.decode_kernel import decode_kernel
+from promptd.modeling.shared_spans import Span
 from promptd.modeling.transfer import Staging
-
-Span = tuple[int, int]
-"""`(first slot, number of slots)`: a run of adjacent slots."""
 
 
 class KVPool:

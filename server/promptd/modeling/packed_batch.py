@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
 
 import torch
 
-from promptd.modeling.kv_pool import KVPool, Span
+from promptd.modeling.kv_pool import KVPool
+from promptd.modeling.shared_spans import Span
 from promptd.modeling.transfer import to_device
 
 
@@ -45,30 +45,15 @@ class PackedRow:
     """Keys of the source that cross attention reads, in order."""
 
 
-@dataclass(slots=True)
-class DecodeGroup:
-    """Single-token rows whose keys lie in the same number of spans."""
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """A single token of the packed batch, and all keys that it sees, its own among them."""
 
-    num_parts: int
-    tokens: list[int] = field(default_factory=list)  # index of each row's token in the packed batch
-    spans: list[list[Span]] = field(default_factory=list)  # [row][part]
-
-    def rows(self) -> Iterator[tuple[int, list[Span]]]:
-        """Yield each row's token and spans."""
-        return zip(self.tokens, self.spans, strict=True)
-
-    def runs(self, part: int, *, shares_spans: bool) -> tuple[list[int], list[Span]]:
-        """Return how many adjacent rows read each span of a part, and the spans: rows of one prompt read it at once.
-
-        Apart, each row has a run of its own: a product over one row rounds differently than one over several.
-        """
-        if not shares_spans:
-            return [1] * len(self.spans), [spans[part] for spans in self.spans]
-        runs = [(span, len(list(rows))) for span, rows in groupby(spans[part] for spans in self.spans)]
-        return [count for _, count in runs], [span for span, _ in runs]
+    token: int
+    spans: list[Span]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PrefillRow:
     """A row of several tokens: `[start, start + length)` of the packed batch."""
 
@@ -76,12 +61,17 @@ class PrefillRow:
     length: int
     context: Sequence[Span]
 
+    @property
+    def end(self) -> int:
+        """Where the next row begins."""
+        return self.start + self.length
+
 
 class PackedBatch:
     """Rows packed into one `[1, num_tokens]` forward pass over a `KVPool`.
 
-    `is_causal` rows are read left to right and store their keys and values; others are sources, read whole. Where
-    adjacent rows begin with the same span, a prompt say, it is read once for all of them, unless `shares_spans` is off:
+    `is_causal` rows are read left to right and store their keys and values; others are sources, read whole. What
+    adjacent rows begin with, a prompt say, is read once for all of them, unless `shares_spans` is off:
     then only the kernel of single tokens does so, whose bits do not depend on it.
     """
 
@@ -93,7 +83,7 @@ class PackedBatch:
         self.rows = rows
         self.is_causal = is_causal
         self.is_plain = is_causal and not any(row.cross for row in rows)
-        self.decode_groups: dict[int, DecodeGroup] = {}
+        self.decode_rows: list[DecodeRow] = []
         self.prefill_rows: list[PrefillRow] = []
         self.row_starts: list[int] = []
         ids: list[int] = []
@@ -110,7 +100,7 @@ class PackedBatch:
             if not is_causal:
                 continue
             if length == 1:
-                self._add_decode(start, row)
+                self.decode_rows.append(DecodeRow(start, own_spans(row)))
             else:
                 self.prefill_rows.append(PrefillRow(start, length, row.context))
         device = pool.keys.device
@@ -129,14 +119,12 @@ class PackedBatch:
         """Whether it is of single tokens of texts that continue, each asked for what follows it."""
         return self.is_causal and 0 < self.num_tokens == self.num_logits == len(self.rows)
 
-    def _add_decode(self, token: int, row: PackedRow) -> None:
-        # The token's own slot usually continues the last span: then one span covers both.
-        spans = list(row.context)
-        slot = row.slots[0]
-        if spans and sum(spans[-1]) == slot:
-            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
-        else:
-            spans.append((slot, 1))
-        group = self.decode_groups.setdefault(len(spans), DecodeGroup(len(spans)))
-        group.tokens.append(token)
-        group.spans.append(spans)
+
+def own_spans(row: PackedRow) -> list[Span]:
+    """Return the keys of a single token: its own slot usually continues the last span, and one span covers both."""
+    spans, slot = list(row.context), row.slots[0]
+    if spans and sum(spans[-1]) == slot:
+        spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+    else:
+        spans.append((slot, 1))
+    return spans

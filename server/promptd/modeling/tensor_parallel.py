@@ -25,10 +25,11 @@ import torch
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling.frozen import FrozenModel, attention_for
-from promptd.modeling.kv_pool import KVPool, Span
+from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.load import load_model
 from promptd.modeling.packed_batch import PackedBatch, PackedRow, Virtual
 from promptd.modeling.ranks import Rank
+from promptd.modeling.shared_spans import Span
 
 COLLECTIVE_SECONDS = 600.0
 """How long the slowest process may take to the same place in loading or in a pass."""

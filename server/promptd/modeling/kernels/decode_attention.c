@@ -1,8 +1,7 @@
 /* Attention of single tokens over keys and values where they lie, for one layer of one step, on the CPU; and how a
  * step's keys and values get there.
  *
- * A row reads a list of spans of the pool; rows of a run begin with the same span, which is read once for all of
- * them. A row's keys are taken 64 at a time, counted from its first key wherever spans begin and end, with a running
+ * A row reads a list of spans of the pool; what all rows of a run begin with is read once for them. A row's keys are taken 64 at a time, counted from its first key wherever spans begin and end, with a running
  * softmax (Milakov and Gimelshein, 2018): what a row gets depends neither on its neighbours nor on how its keys are
  * cut into spans. Where there is a bias, each score has that of its key's distance. Sums are float32; a NaN or an
  * infinity in any key or value stays one.
@@ -69,10 +68,11 @@ typedef struct {
 } layer;
 
 /* The rows, the same for every layer: runs [num_runs + 1] index tokens and first_spans; first_spans [num_rows + 1]
- * index spans, which are pairs of a first slot and a length. */
+ * index spans, which are pairs of a first slot and a length. The rows of a run begin with num_shared [num_runs] keys in
+ * the same slots, though not always in as many spans. */
 typedef struct {
     int64_t num_runs, max_rows; /* no run has more rows */
-    const int64_t *runs, *tokens, *first_spans, *spans;
+    const int64_t *runs, *num_shared, *tokens, *first_spans, *spans;
 } rows;
 
 static INLINE void prefetch(const stored *at, int64_t dim)
@@ -172,46 +172,42 @@ static INLINE void add_values(state *row, const stored *values, int64_t count, i
         store_lanes(row->sum + i * LANES, sums[i]);
 }
 
-/* All of one row's keys from number `done` on, which is number `at` of the first of these spans, for the `group`
- * queries that share a head of keys. */
-static INLINE void attend_row(state *queries, int64_t group, const stored *keys, const stored *values,
-                              const int64_t *spans, int64_t num_spans, int64_t at, int64_t done, int64_t reach,
-                              int64_t dim)
+/* Keys number `done` up to `end` of these spans, for queries that all read them: 64 keys stay in the nearest cache
+ * for all of them. */
+static INLINE void attend_keys(state *queries, int64_t num_queries, const stored *keys, const stored *values,
+                               const int64_t *spans, int64_t done, int64_t end, int64_t reach, int64_t dim)
 {
     float scores[CHUNK];
-    int64_t span = 0, filled = 0;
-    for (; span < num_spans; done += filled) {
-        int64_t end_span = span, end_at = at;
-        for (int64_t query = 0; query < group; query++) {
-            filled = 0;
-            end_span = span, end_at = at;
-            while (end_span < num_spans && filled < CHUNK) {
-                int64_t left = spans[2 * end_span + 1] - end_at;
-                int64_t count = left < CHUNK - filled ? left : CHUNK - filled;
-                int64_t first = (spans[2 * end_span] + end_at) * dim;
-                score(queries + query, keys + first, query ? NULL : values + first, count, dim, scores + filled);
-                filled += count;
-                end_at += count;
-                if (end_at == spans[2 * end_span + 1])
-                    end_span++, end_at = 0;
+    int64_t span = 0, at = done;
+    while (done < end && at >= spans[2 * span + 1])
+        at -= spans[2 * span++ + 1];
+    while (done < end) {
+        int64_t count = end - done < CHUNK ? end - done : CHUNK, next_span = span, next_at = at;
+        for (int64_t query = 0; query < num_queries; query++) {
+            int64_t filled = 0, used = 0;
+            for (next_span = span, next_at = at; filled < count;) {
+                int64_t left = spans[2 * next_span + 1] - next_at, part = left < count - filled ? left : count - filled;
+                int64_t first = (spans[2 * next_span] + next_at) * dim;
+                score(queries + query, keys + first, query ? NULL : values + first, part, dim, scores + filled);
+                filled += part;
+                next_at += part;
+                if (part == left)
+                    next_span++, next_at = 0;
             }
             add_bias(queries + query, reach, done, filled, scores);
             for (int64_t key = filled; key < CHUNK; key++)
                 scores[key] = -INFINITY;
             weigh(queries + query, scores, dim);
-            int64_t used = 0, value_span = span, value_at = at;
-            while (used < filled) {
-                int64_t left = spans[2 * value_span + 1] - value_at;
-                int64_t count = left < filled - used ? left : filled - used;
-                add_values(queries + query, values + (spans[2 * value_span] + value_at) * dim, count, dim,
-                           scores + used);
-                used += count;
-                value_at += count;
-                if (value_at == spans[2 * value_span + 1])
-                    value_span++, value_at = 0;
+            for (next_span = span, next_at = at; used < count;) {
+                int64_t left = spans[2 * next_span + 1] - next_at, part = left < count - used ? left : count - used;
+                add_values(queries + query, values + (spans[2 * next_span] + next_at) * dim, part, dim, scores + used);
+                used += part;
+                next_at += part;
+                if (part == left)
+                    next_span++, next_at = 0;
             }
         }
-        span = end_span, at = end_at;
+        span = next_span, at = next_at, done += count;
     }
 }
 
@@ -236,23 +232,12 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run, in
             own->out = one->out + (token * one->num_heads + at) * dim;
         }
     }
-    const int64_t *shared = all->spans + 2 * all->first_spans[first];
-    int64_t done = num_rows > 1 ? shared[1] / CHUNK * CHUNK : 0;
-    for (int64_t at = 0; at < done; at += CHUNK) /* these 64 keys stay in the nearest cache for all rows */
-        for (int64_t query = 0; query < num_rows * group; query++) {
-            float scores[CHUNK];
-            const stored *own = values + (shared[0] + at) * dim;
-            score(states + query, keys + (shared[0] + at) * dim, query ? NULL : own, CHUNK, dim, scores);
-            add_bias(states + query, one->reach, at, CHUNK, scores);
-            weigh(states + query, scores, dim);
-            add_values(states + query, own, CHUNK, dim, scores);
-        }
-    for (int64_t row = 0; row < num_rows; row++) {
-        const int64_t *own = all->first_spans + first + row;
-        int64_t skipped = done == all->spans[2 * own[0] + 1]; /* nothing is left of the first span */
-        attend_row(states + row * group, group, keys, values, all->spans + 2 * (own[0] + skipped),
-                   own[1] - own[0] - skipped, skipped ? 0 : done, done, one->reach, dim);
-    }
+    int64_t done = num_rows > 1 ? all->num_shared[run] / CHUNK * CHUNK : 0;
+    attend_keys(states, num_rows * group, keys, values, all->spans + 2 * all->first_spans[first], 0, done, one->reach,
+                dim);
+    for (int64_t row = 0; row < num_rows; row++)
+        attend_keys(states + row * group, group, keys, values, all->spans + 2 * all->first_spans[first + row], done,
+                    states[row * group].num_keys, one->reach, dim);
     for (int64_t query = 0; query < num_rows * group; query++) {
         state *own = states + query;
         float share = 1.0f / own->total;
