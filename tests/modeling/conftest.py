@@ -16,6 +16,7 @@ from promptd.modeling import (
     integer_product,
     kernels,
     norms,
+    prefill_kernel,
     quantized_linear,
 )
 
@@ -26,6 +27,7 @@ _CACHES = (
     norms._kernel,
     integer_product._kernel,
     quantized_linear._kernel,
+    prefill_kernel.prefill_kernel,
 )
 
 

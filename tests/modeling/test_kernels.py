@@ -20,6 +20,7 @@ from promptd.modeling.integer_product import LINEAR_INT8
 from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled
 from promptd.modeling.norms import RMS_NORM
 from promptd.modeling.packed_linear import PackedLinear, can_pack
+from promptd.modeling.prefill_kernel import PREFILL_ATTENTION, prefill_kernel
 from promptd.modeling.quantized_linear import QUANTIZE
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this processor has no AVX-512 VNNI")
@@ -98,6 +99,8 @@ def test_a_model_is_served_with_them_and_without(
         (DECODE_ATTENTION, "+ 1 - row->num_keys", "- row->num_keys", decode_kernel, (torch.float32,)),
         (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, ()),
         (RMS_NORM, "total / dim + epsilon", "1.01f * total / dim + epsilon", norms._kernel, ()),
+        (PREFILL_ATTENTION, "share = 1.0f / one->total", "share = 1.01f / one->total", prefill_kernel, ()),
+        (PREFILL_ATTENTION, "first + row + 1 - at", "first + row + 2 - at", prefill_kernel, ()),
         (QUANTIZE, "(float)largest + 1.5f", "(float)largest + 3.5f", quantized_linear._kernel, ()),
         pytest.param(
             LINEAR_INT8, "sums[row][i] - offsets", "sums[row][i]", integer_product._kernel, (), marks=needs_vnni
@@ -142,7 +145,8 @@ def test_other_processors_kernels_are_right(
     assert activations._kernel() is not None
     assert quantized_linear._kernel() is not None
     assert integer_product._kernel() is None  # there is no instruction for it
-    assert len(list(fresh_kernels.iterdir())) == 5
+    assert prefill_kernel() is not None
+    assert len(list(fresh_kernels.iterdir())) == 6
 
 
 @pytest.mark.long
@@ -154,7 +158,7 @@ def test_an_image_compiles_for_every_processor(fresh_kernels: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {path.name for path in fresh_kernels.iterdir()}
-    assert len(names) == 10  # five kernels for two kinds
+    assert len(names) == 16  # eight kernels for two kinds
     for capability in CAPABILITIES:
         assert compiled(LINEAR, (), fresh_kernels, capability).name in names
         assert compiled(DECODE_ATTENTION, (STORED[torch.float32],), fresh_kernels, capability).name in names

@@ -82,13 +82,13 @@ def test_a_span_is_read_once_for_the_rows_that_share_it(monkeypatch: pytest.Monk
     each row has one product with all of its keys."""
     monkeypatch.setattr(attention_pooled, "kernel_over", lambda keys: None)
     reads: list[int] = []
-    flash = attention_pooled.flash_cpu
+    flash = attention_pooled.attend_text
 
     def counted(query: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
         reads.append(query.shape[2])
         return flash(query, *args, **kwargs)
 
-    monkeypatch.setattr(attention_pooled, "flash_cpu", counted)
+    monkeypatch.setattr(attention_pooled, "attend_text", counted)
     attend(batch_of(6, shares_spans=True))
     assert sorted(reads) == [1] * 6 + [2] * 3
     reads.clear()
@@ -123,14 +123,14 @@ def reading_batch(*, shares_spans: bool) -> PackedBatch:
 def test_texts_behind_one_prompt_read_it_at_once(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets what it gets by itself, and the prompt's keys are read once for neighbours; a window keeps its band."""
     reads: list[tuple[int, int]] = []
-    flash = attention_pooled.flash_cpu
+    flash = attention_pooled.attend_text
 
     def counted(query: torch.Tensor, key: torch.Tensor, *args: object, **kwargs: object) -> Any:
         reads.append((query.shape[2], key.shape[2]))
         return flash(query, key, *args, **kwargs)
 
     together = attend(reading_batch(shares_spans=True), window)
-    monkeypatch.setattr(attention_pooled, "flash_cpu", counted)
+    monkeypatch.setattr(attention_pooled, "attend_text", counted)
     apart = attend(reading_batch(shares_spans=False), window)
     torch.testing.assert_close(together, apart, atol=1e-6, rtol=1e-5)
     if window is None:
@@ -155,7 +155,7 @@ def test_a_scattered_text_is_read_once(length: int, monkeypatch: pytest.MonkeyPa
         for row, context in enumerate(behind)
     ]
     reads: list[tuple[int, int]] = []
-    flash = attention_pooled.flash_cpu
+    flash = attention_pooled.attend_text
 
     def counted(query: torch.Tensor, key: torch.Tensor, *args: object, **kwargs: object) -> Any:
         reads.append((query.shape[2], key.shape[2]))
@@ -163,13 +163,28 @@ def test_a_scattered_text_is_read_once(length: int, monkeypatch: pytest.MonkeyPa
 
     by_kernel = attend(PackedBatch(rows, first.pool, shares_spans=True))
     monkeypatch.setattr(attention_pooled, "kernel_over", lambda keys: None)
-    monkeypatch.setattr(attention_pooled, "flash_cpu", counted)
+    monkeypatch.setattr(attention_pooled, "attend_text", counted)
     apart = attend(PackedBatch(rows, first.pool, shares_spans=False))
     assert not [1 for num_queries, _ in reads if num_queries > length]
     together = attend(PackedBatch(rows, first.pool, shares_spans=True))
     assert (3 * length, 72) in reads
     for found in (by_kernel, together):
         torch.testing.assert_close(found, apart, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("has_kernel")
+@pytest.mark.parametrize("length", [1, 3])
+def test_where_keys_lie_changes_no_bit(length: int) -> None:
+    """A row whose bits must hold gets the same ones from keys side by side and from the same keys in pieces."""
+    pool, together = batch_of(1, shares_spans=False).pool, [(0, 72)]
+    answers = []
+    for context in (together, SCATTERED):
+        for stored in (pool.keys, pool.values):
+            keys = torch.randn(KV_HEADS, 72, DIM, generator=torch.Generator().manual_seed(7))
+            stored[0][:, slots_of(context)] = keys
+        row = PackedRow([1] * length, 80, list(range(220, 220 + length)), context)
+        answers.append(attend(PackedBatch([row], pool, shares_spans=False)))
+    assert torch.equal(*answers)
 
 
 def num_read(rows: list[list[Span]], runs: list[Run]) -> int:

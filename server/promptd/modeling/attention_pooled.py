@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from promptd.modeling.attention import Site, flash_cpu, merge_parts
+from promptd.modeling.attention import Site, merge_parts
 from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, kernel_over
 from promptd.modeling.packed_batch import DecodeRow, PackedBatch, PrefillRow
+from promptd.modeling.prefill_kernel import attend_text
 from promptd.modeling.shared_spans import Run, Span, behind_keys, first_keys, runs_of
 
 Part = tuple[torch.Tensor, torch.Tensor]
@@ -47,7 +48,7 @@ class Stored:
 
     def read(self, query: torch.Tensor, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend some spans; return that and its log-sum-exps."""
-        return flash_cpu(query, *self.of(spans), scale=self.scale)
+        return attend_text(query, *self.of(spans), scale=self.scale)
 
 
 class PooledAttention:
@@ -175,7 +176,7 @@ def _with_shared(
 
 def _own(row: PrefillRow, num_shared: int, fresh: Fresh, stored: Stored) -> Part:
     """Attend a row's own keys and all of its context that is not shared."""
-    parts = [flash_cpu(*fresh, is_causal=True, scale=stored.scale)]
+    parts = [attend_text(*fresh, is_causal=True, scale=stored.scale)]
     if rest := behind_keys(row.context, num_shared):
         parts.append(stored.read(fresh.query, rest))
     return _merged(parts, len(parts))
