@@ -76,7 +76,11 @@ class Housekeeper:
         while True:
             await asyncio.sleep(wait_seconds)
             if await self._has_turn(TURN, self._interval_seconds):
-                await self.clean_up()
+                keeping = asyncio.create_task(self._keep_turn())
+                try:
+                    await self.clean_up()
+                finally:
+                    keeping.cancel()
             wait_seconds = self._interval_seconds
 
     async def _has_turn(self, what: str, interval_seconds: float) -> bool:
@@ -86,6 +90,12 @@ class Housekeeper:
         except StoreError:
             self._metrics.count_failure()
             return False
+
+    async def _keep_turn(self) -> None:
+        """Ask for the turn again and again: going through very many records takes longer than an interval."""
+        while True:
+            await asyncio.sleep(self._interval_seconds / 3)
+            await self._has_turn(TURN, self._interval_seconds)
 
     async def clean_up(self) -> None:
         """Go through all tenants once; what goes wrong with one is logged and counted, and the others follow."""

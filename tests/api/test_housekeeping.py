@@ -204,6 +204,47 @@ def test_every_record_is_read_once(tmp_path: Path) -> None:
     assert set(read.values()) == {1}
 
 
+def test_a_long_round_keeps_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a server goes through its store it asks for the turn again and again, and no more when it is done."""
+    monkeypatch.setattr(housekeeping, "FIRST_RUN_SECONDS", 0.0)
+    asked: list[str] = []
+
+    class Turns:
+        """A store that has nothing but turns."""
+
+        async def acquire_lease(self, what: str, owner: str, seconds: float) -> int:
+            asked.append(owner)
+            return len(asked)
+
+    class Slow(housekeeping.Housekeeper):
+        """Is through when the turn was asked for three times more."""
+
+        async def clean_up(self) -> None:
+            while len(asked) < 4:  # noqa: ASYNC110 - of another task
+                await asyncio.sleep(0.001)
+            through.set()
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        keeper = Slow(
+            cast(Store, Turns()),
+            housekeeping.HousekeepingMetrics(CollectorRegistry()),
+            interval_seconds=0.03,
+            min_age_seconds=DAY,
+            keep_jobs_seconds=DAY,
+        )
+        running = asyncio.create_task(keeper.run())
+        await asyncio.wait_for(through.wait(), 30)
+        running.cancel()
+        await asyncio.wait([running])
+        await asyncio.sleep(0)  # so that what was cancelled with it ends
+        assert len(set(asked)) == 1
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    through = asyncio.Event()
+    asyncio.run(run())
+
+
 def test_old_versions_go_once_a_day(tmp_path: Path) -> None:
     """As the settings say, in one server's turn; what comes after it waits for the next day."""
 

@@ -15,7 +15,7 @@ from promptd.modeling.attention_pooled import PooledAttention
 from promptd.modeling.decode_kernel import decode_kernel
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import DecodeRow, PackedBatch, PackedRow
-from promptd.modeling.shared_spans import Run, Span, behind_keys, first_keys, num_common, runs_of
+from promptd.modeling.shared_spans import Run, Span, behind_keys, first_keys, num_common, pieces_of, runs_of
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
@@ -96,16 +96,30 @@ def test_a_span_is_read_once_for_the_rows_that_share_it(monkeypatch: pytest.Monk
     assert reads == [1] * 6
 
 
-def test_the_kernel_is_told_of_shared_spans() -> None:
-    """Six rows of three prompts are three runs; many rows of one are cut, so that more than one thread has work."""
+def test_the_kernel_is_told_of_shared_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six rows of three prompts are three runs; many rows of one are one, or as many as every thread needs."""
     batch = batch_of(6, shares_spans=True)
     kernel = decode_kernel(torch.float32)
     if kernel is None:
         pytest.skip("no C compiler on this machine: ./tests/run could not install it")
-    assert attention_pooled.KernelDecode(batch.decode_rows, kernel).plan.struct.num_runs == 3
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert attention_pooled.KernelDecode(batch.decode_rows, kernel, KV_HEADS).plan.struct.num_runs == 3
     rows = [DecodeRow(row.token, [(0, 20), (100 + row.token, 1)]) for row in batch.decode_rows]
-    plan = attention_pooled.KernelDecode(rows, kernel).plan
-    assert (plan.struct.num_runs, plan.struct.max_rows) == (1, 6)
+    for num_threads, expected in ((1, (1, 6)), (2, (2, 3)), (64, (6, 1))):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)  # noqa: B023 - it is called at once
+        struct = attention_pooled.KernelDecode(rows, kernel, KV_HEADS).plan.struct
+        assert (struct.num_runs, struct.max_rows) == expected
+
+
+@pytest.mark.usefixtures("has_kernel")
+def test_a_row_beside_one_that_continues_it() -> None:
+    """A text's last token and its candidates run at once: all that the first reads, the others read, too."""
+    pool = batch_of(1, shares_spans=True).pool
+    rows = [PackedRow([1], 0, [120], (), [0])]
+    rows += [PackedRow([2 + more], 1, [140 + more], [(120, 1)], [0]) for more in range(3)]
+    rows += [PackedRow([5], 40, [200], [(0, 40)], [0]), PackedRow([6], 41, [201], [(0, 40), (200, 1)], [0])]
+    together, apart = (attend(PackedBatch(rows, pool, shares_spans=one)) for one in (True, False))
+    torch.testing.assert_close(together, apart, atol=1e-6, rtol=1e-5)
 
 
 def reading_batch(*, shares_spans: bool) -> PackedBatch:
@@ -231,3 +245,11 @@ def test_a_row_goes_where_it_saves_most() -> None:
     assert runs_of([alone, *behind]) == [Run(0), Run(1, 3, 932)]
     assert runs_of([alone, alone, [(7, 1)], *behind]) == [Run(0, 2, 33), Run(2), Run(3, 3, 932)]
     assert runs_of([]) == []
+
+
+def test_long_spans_are_not_copied() -> None:
+    """Short neighbours are read together, a long span where it lies; where bits must hold everything is one piece."""
+    assert pieces_of([(0, 20), (32, 16), (100, 5000), (9000, 16), (9100, 7)]) == [
+        [(0, 20), (32, 16)], [(100, 5000)], [(9000, 16), (9100, 7)],
+    ]  # fmt: skip
+    assert pieces_of([]) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ from promptd.modeling.attention import Site, merge_parts
 from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, kernel_over
 from promptd.modeling.packed_batch import DecodeRow, PackedBatch, PrefillRow
 from promptd.modeling.prefill_kernel import attend_text
-from promptd.modeling.shared_spans import Run, Span, behind_keys, first_keys, runs_of
+from promptd.modeling.shared_spans import Run, Span, Spans, behind_keys, first_keys, pieces_of, runs_of
 
 Part = tuple[torch.Tensor, torch.Tensor]
 """What tokens have attended of some keys `[1, num_heads, num_tokens, head_dim]`, and its log-sum-exps."""
@@ -39,16 +39,13 @@ class Stored:
     scale: float
 
     def of(self, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of some spans: in place where it is one, else side by side.
-
-        Copying them takes less than a product for each: those are small, and their outcomes are to be merged.
-        """
+        """Return the keys and values of some spans: in place where it is one, else copied side by side."""
         keys, values = ([stored.narrow(2, *span) for span in spans] for stored in (self.keys, self.values))
         return (keys[0], values[0]) if len(spans) == 1 else (torch.cat(keys, 2), torch.cat(values, 2))
 
-    def read(self, query: torch.Tensor, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend some spans; return that and its log-sum-exps."""
-        return attend_text(query, *self.of(spans), scale=self.scale)
+    def read(self, query: torch.Tensor, pieces: Iterable[Sequence[Span]]) -> list[Part]:
+        """Attend each of some pieces."""
+        return [attend_text(query, *self.of(piece), scale=self.scale) for piece in pieces]
 
 
 class PooledAttention:
@@ -57,7 +54,7 @@ class PooledAttention:
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
         self._decodes: dict[int | None, Decode] = {}  # by sliding window; the same in all layers
-        self._runs = _runs(batch.prefill_rows, shares_spans=batch.shares_spans)
+        self._texts = _texts(batch.prefill_rows, shares_spans=batch.shares_spans)
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[1, num_tokens, num_heads, head_dim]`; rows may read slots that this very call writes."""
@@ -70,11 +67,11 @@ class PooledAttention:
             if window not in self._decodes:
                 self._decodes[window] = _decode(batch, window)
             self._decodes[window].attend(out, query, stored)
-        for rows, num_shared in self._runs:
+        for rows, read in self._texts:
             start, length = rows[0].start, sum(row.length for row in rows)
             own = fresh.narrow(start, length)
             if window is None or all(_num_keys(row) <= window for row in rows):
-                attended = _prefill(rows, num_shared, own, stored)
+                attended = _prefill(rows, read, own, stored)
             else:
                 attended = torch.cat([_windowed(*row, stored, window) for row in _apart(rows, own)], 2)
             out[:, start : start + length] = attended.transpose(1, 2)
@@ -93,7 +90,9 @@ def _decode(batch: PackedBatch, window: int | None) -> Decode:
     if window is not None:
         rows = [DecodeRow(row.token, _nearest(row.spans, window)) for row in rows]
     kernel = kernel_over(batch.pool.keys)
-    return TorchDecode(rows, shares_spans=batch.shares_spans) if kernel is None else KernelDecode(rows, kernel)
+    if kernel is None:
+        return TorchDecode(rows, shares_spans=batch.shares_spans)
+    return KernelDecode(rows, kernel, batch.pool.num_kv_heads)
 
 
 def _nearest(spans: Sequence[Span], num_keys: int) -> list[Span]:
@@ -104,9 +103,9 @@ def _nearest(spans: Sequence[Span], num_keys: int) -> list[Span]:
 class KernelDecode:
     """All rows in one call of the kernel."""
 
-    def __init__(self, rows: Sequence[DecodeRow], kernel: DecodeKernel) -> None:
+    def __init__(self, rows: Sequence[DecodeRow], kernel: DecodeKernel, num_kv_heads: int) -> None:
         self._kernel = kernel
-        self.plan = RowPlan.of((row.token, row.spans) for row in rows)
+        self.plan = RowPlan.of(((row.token, row.spans) for row in rows), num_kv_heads)
 
     def attend(self, out: torch.Tensor, query: torch.Tensor, stored: Stored) -> None:
         """Fill these tokens."""
@@ -114,39 +113,57 @@ class KernelDecode:
 
 
 class TorchDecode:
-    """Run by run: what its rows share, then what is each row's own; merged by their log-sum-exp."""
+    """Run by run: what its rows share, then what is each row's own; merged by their log-sum-exps."""
 
     def __init__(self, rows: Sequence[DecodeRow], *, shares_spans: bool) -> None:
-        self._rows = rows
-        self._runs = _runs_of([row.spans for row in rows], shares_spans=shares_spans)
+        # The last key is never shared: a row may stand beside one that continues it, and would have none of its own.
+        self._reads = list(_reads([row.spans for row in rows], shares_spans=shares_spans, num_own=1))
+        self._tokens = [row.token for row in rows]
 
     def attend(self, out: torch.Tensor, query: torch.Tensor, stored: Stored) -> None:
         """Fill these tokens."""
-        for run in self._runs:
-            rows = self._rows[run.first : run.first + run.num_rows]
-            tokens = [row.token for row in rows]
+        for read in self._reads:
+            tokens = self._tokens[read.run.first : read.run.end]
             queries = query[:, :, tokens]
             owns = [
-                stored.read(own, behind_keys(row.spans, run.num_shared))  # its own key is among them
-                for row, own in zip(rows, queries.split(1, 2), strict=True)
+                _merged(stored.read(row, pieces)) for row, pieces in zip(queries.split(1, 2), read.own, strict=True)
             ]
-            out[:, tokens] = _with_shared(queries, rows[0].spans, run.num_shared, owns, stored).transpose(1, 2)
+            out[:, tokens] = _merged([*stored.read(queries, read.shared), _beside(owns)])[0].transpose(1, 2)
 
 
-def _runs_of(rows: Sequence[Sequence[Span]], *, shares_spans: bool) -> list[Run]:
-    """Apart, each row has a run of its own: a product over one row rounds differently than one over several."""
-    return runs_of(rows) if shares_spans else [Run(at) for at in range(len(rows))]
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The keys of a run, in pieces that are a product each: what its rows share, and the rest of each row's."""
+
+    run: Run
+    shared: list[list[Span]]
+    own: list[list[list[Span]]]
 
 
-def _runs(rows: Sequence[PrefillRow], *, shares_spans: bool) -> list[tuple[Sequence[PrefillRow], int]]:
-    """Return neighbours that begin with the same keys, and the number of these."""
-    runs: list[tuple[Sequence[PrefillRow], int]] = []
+def _reads(rows: Sequence[Spans], *, shares_spans: bool, num_own: int = 0) -> Iterator[Read]:
+    """Yield the runs of rows, which never share the last `num_own` keys of any.
+
+    Apart, each row has a run of its own, since a product over one row rounds differently than one over several; and all
+    of its keys are one piece, so that its bits do not depend on where they lie.
+    """
+    if not shares_spans:
+        for at, spans in enumerate(rows):
+            yield Read(Run(at), [], [[list(spans)] if spans else []])
+        return
+    for run in runs_of(first_keys(spans, sum(length for _, length in spans) - num_own) for spans in rows):
+        behind = [behind_keys(spans, run.num_shared) for spans in rows[run.first : run.end]]
+        yield Read(run, pieces_of(first_keys(rows[run.first], run.num_shared)), [pieces_of(spans) for spans in behind])
+
+
+def _texts(rows: Sequence[PrefillRow], *, shares_spans: bool) -> list[tuple[Sequence[PrefillRow], Read]]:
+    """Return the runs of rows, each of rows that lie side by side."""
+    texts: list[tuple[Sequence[PrefillRow], Read]] = []
     while rows:
         end = next((at for at in range(1, len(rows)) if rows[at - 1].end != rows[at].start), len(rows))
-        found = _runs_of([row.context for row in rows[:end]], shares_spans=shares_spans)
-        runs += ((rows[run.first : run.first + run.num_rows], run.num_shared) for run in found)
+        found = _reads([row.context for row in rows[:end]], shares_spans=shares_spans)
+        texts += ((rows[read.run.first : read.run.end], read) for read in found)
         rows = rows[end:]
-    return runs
+    return texts
 
 
 def _num_keys(row: PrefillRow) -> int:
@@ -159,37 +176,29 @@ def _apart(rows: Sequence[PrefillRow], fresh: Fresh) -> Iterator[tuple[PrefillRo
         yield row, fresh.narrow(row.start - rows[0].start, row.length)
 
 
-def _prefill(rows: Sequence[PrefillRow], num_shared: int, fresh: Fresh, stored: Stored) -> torch.Tensor:
+def _prefill(rows: Sequence[PrefillRow], read: Read, fresh: Fresh, stored: Stored) -> torch.Tensor:
     """Attend a run's tokens `[1, num_heads, num_tokens, head_dim]`; the keys that its rows share are read once."""
-    owns = [_own(row, num_shared, own, stored) for row, own in _apart(rows, fresh)]
-    return _with_shared(fresh.query, rows[0].context, num_shared, owns, stored)
+    owns = [
+        _merged([attend_text(*own, is_causal=True, scale=stored.scale), *stored.read(own.query, pieces)])
+        for (_, own), pieces in zip(_apart(rows, fresh), read.own, strict=True)
+    ]
+    return _merged([*stored.read(fresh.query, read.shared), _beside(owns)])[0]
 
 
-def _with_shared(
-    query: torch.Tensor, spans: Sequence[Span], num_shared: int, owns: Sequence[Part], stored: Stored
-) -> torch.Tensor:
-    """Attend the first keys of `spans` for all of a run's rows, and merge that with what each has attended itself."""
-    if not num_shared:
-        return _merged(owns, 1)[0]
-    return _merged([stored.read(query, first_keys(spans, num_shared)), *owns], 2)[0]
-
-
-def _own(row: PrefillRow, num_shared: int, fresh: Fresh, stored: Stored) -> Part:
-    """Attend a row's own keys and all of its context that is not shared."""
-    parts = [attend_text(*fresh, is_causal=True, scale=stored.scale)]
-    if rest := behind_keys(row.context, num_shared):
-        parts.append(stored.read(fresh.query, rest))
-    return _merged(parts, len(parts))
-
-
-def _merged(parts: Sequence[Part], num_parts: int) -> Part:
-    """Put what rows have attended side by side, and merge it by its log-sum-exps where each row has several parts."""
+def _beside(parts: Sequence[Part]) -> Part:
+    """Put what several rows have attended side by side."""
     if len(parts) == 1:
         return parts[0]
     outs, sums = (torch.cat(each, 2) for each in zip(*parts, strict=True))
-    if num_parts == 1:
-        return outs, sums
-    return merge_parts(outs, sums, num_parts), sums.unflatten(2, (num_parts, -1)).logsumexp(2)
+    return outs, sums
+
+
+def _merged(parts: Sequence[Part]) -> Part:
+    """Merge what the same tokens have attended of several pieces, by its log-sum-exps."""
+    if len(parts) == 1:
+        return parts[0]
+    outs, sums = _beside(parts)
+    return merge_parts(outs, sums, len(parts)), sums.unflatten(2, (len(parts), -1)).logsumexp(2)
 
 
 def _windowed(row: PrefillRow, fresh: Fresh, stored: Stored, window: int) -> torch.Tensor:

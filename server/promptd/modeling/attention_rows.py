@@ -49,8 +49,9 @@ class RowAttention:
         self._kernel = kernel_over(batch.pool.keys)
         singles = [plan for plan in plans if self._kernel is not None and not plan.has_own]
         self._plans = [plan for plan in plans if self._kernel is None or plan.has_own]
-        self._own_singles = RowPlan.of((plan.start, plan.spans) for plan in singles)
-        self._cross_singles = RowPlan.of((plan.start, plan.row.cross) for plan in singles if plan.row.cross)
+        heads, cross = batch.pool.num_kv_heads, [plan for plan in singles if plan.row.cross]
+        self._own_singles = RowPlan.of(((plan.start, plan.spans) for plan in singles), heads)
+        self._cross_singles = RowPlan.of(((plan.start, plan.row.cross) for plan in cross), heads)
         self._masks: list[torch.Tensor | None] | None = None
 
     def attend(self, site: Site, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

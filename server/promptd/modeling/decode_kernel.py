@@ -71,11 +71,12 @@ class RowPlan:
         self.struct = _Rows(len(runs), longest, *(numbers.data_ptr() for numbers in self._kept))
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, Sequence[Span]]]) -> RowPlan:
-        """Make runs of neighbours that begin with the same keys."""
+    def of(cls, rows: Iterable[tuple[int, Sequence[Span]]], num_kv_heads: int) -> RowPlan:
+        """Make runs of neighbours that begin with the same keys, and enough of them that every thread has some."""
         rows = list(rows)
-        runs = [rows[run.first : run.first + run.num_rows] for run in runs_of(spans for _, spans in rows)]
-        return cls([run[at : at + MAX_RUN] for run in runs for at in range(0, len(run), MAX_RUN)])
+        most = max(1, min(MAX_RUN, len(rows) * num_kv_heads // (2 * torch.get_num_threads())))
+        runs = [rows[run.first : run.end] for run in runs_of(spans for _, spans in rows)]
+        return cls([run[at : at + most] for run in runs for at in range(0, len(run), most)])
 
 
 class DecodeKernel:
@@ -149,14 +150,15 @@ def decode_kernel(dtype: torch.dtype) -> DecodeKernel | None:
 
 
 def _passes(kernel: DecodeKernel, dtype: torch.dtype) -> bool:
-    """Whether two rows that share a span, and one of its own, come out as by plain products, also with a bias."""
+    """Whether rows that share spans, and one that shares none, come out as by plain products, also with a bias."""
     generator = torch.Generator().manual_seed(0)
     query, keys, values = (
-        torch.randn(1, heads, count, 20, generator=generator).to(dtype) for heads, count in ((4, 3), (2, 200), (2, 200))
+        torch.randn(1, heads, count, 20, generator=generator).to(dtype) for heads, count in ((4, 5), (2, 200), (2, 200))
     )
     runs = [[(0, [(10, 70), (90, 1)]), (2, [(10, 70), (100, 65)])], [(1, [(7, 3)])]]
+    runs.append([(3, [(20, 40), (110, 50), (5, 1)]), (4, [(20, 40), (110, 50), (170, 9)])])
     for bias in (None, torch.randn(4, 31, generator=generator)):
-        out = torch.full((1, 3, 4, 20), math.nan, dtype=dtype)
+        out = torch.full((1, 5, 4, 20), math.nan, dtype=dtype)
         kernel.attend(out, query, keys, values, 0.3, RowPlan(runs), bias)
         for token, spans in (row for run in runs for row in run):
             own = torch.cat([torch.arange(start, start + length) for start, length in spans])

@@ -30,6 +30,7 @@ class KVPool:
         device: torch.device,
     ) -> None:
         self.num_slots = num_slots
+        self.num_kv_heads = num_kv_heads
         self.bytes_per_slot = kv_bytes_per_token(num_layers, num_kv_heads, head_dim, dtype)
         # A head's keys lie side by side: attention reads head by head, and only long runs stream well from memory.
         shape = (num_layers, num_kv_heads, num_slots, head_dim)

@@ -67,10 +67,10 @@ class PrefillKernel:
 def attend_text(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, scale: float, is_causal: bool = False
 ) -> Attended:
-    """Attend tokens `[1, num_heads, num_queries, head_dim]` to keys `[1, num_kv_heads, num_keys, head_dim]`, on the CPU.
+    """Attend tokens `[1, num_heads, num_queries, head_dim]` to keys `[1, num_kv_heads, num_keys, head_dim]` on the CPU.
 
-    Returns that and its log-sum-exps `[1, num_heads, num_queries]`. `is_causal` where the keys are the tokens' own: each
-    sees those up to itself.
+    Returns that and its log-sum-exps `[1, num_heads, num_queries]`. `is_causal` where the keys are the tokens' own:
+    each sees those up to itself.
     """
     if query.dtype is torch.float32 and query.shape[2] >= _FEW and query.shape[3] % _DIM == 0:
         kernel = prefill_kernel()

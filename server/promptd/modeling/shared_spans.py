@@ -8,6 +8,8 @@ from dataclasses import dataclass
 Span = tuple[int, int]
 """`(first slot, number of slots)`: a run of adjacent slots."""
 Spans = Sequence[Span]
+_LONG = 256
+"""Keys of a span that is worth a product of its own."""
 
 
 @dataclass(slots=True)
@@ -17,6 +19,11 @@ class Run:
     first: int
     num_rows: int = 1
     num_shared: int = 0
+
+    @property
+    def end(self) -> int:
+        """The row behind the last one."""
+        return self.first + self.num_rows
 
 
 def num_common(one: Spans, other: Spans) -> int:
@@ -75,3 +82,14 @@ def behind_keys(spans: Spans, num_keys: int) -> list[Span]:
         if skipped < length:
             found.append((start + skipped, length - skipped))
     return found
+
+
+def pieces_of(spans: Spans) -> list[list[Span]]:
+    """Cut a row's keys into what is read at once: long spans alone, and short ones that follow one another together."""
+    pieces: list[list[Span]] = []
+    for span in spans:
+        if pieces and max(span[1], pieces[-1][-1][1]) < _LONG:
+            pieces[-1].append(span)
+        else:
+            pieces.append([span])
+    return pieces

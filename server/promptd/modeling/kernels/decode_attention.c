@@ -1,10 +1,11 @@
 /* Attention of single tokens over keys and values where they lie, for one layer of one step, on the CPU; and how a
  * step's keys and values get there.
  *
- * A row reads a list of spans of the pool; what all rows of a run begin with is read once for them. A row's keys are taken 64 at a time, counted from its first key wherever spans begin and end, with a running
- * softmax (Milakov and Gimelshein, 2018): what a row gets depends neither on its neighbours nor on how its keys are
- * cut into spans. Where there is a bias, each score has that of its key's distance. Sums are float32; a NaN or an
- * infinity in any key or value stays one.
+ * A row reads a list of spans of the pool; what all rows of a run begin with is read once for them. A row's keys are
+ * taken 64 at a time, counted from its first key wherever spans begin and end, with a running softmax (Milakov and
+ * Gimelshein, 2018): what a row gets depends neither on its neighbours nor on how its keys are cut into spans. Where
+ * there is a bias, each score has that of its key's distance. Sums are float32; a NaN or an infinity in any key or value
+ * stays one.
  *
  * Compiled by kernels/__init__.py, once for float32 (STORED_FLOAT32) and once for bfloat16.
  */
