@@ -27,6 +27,7 @@ ALLOWED = {
     ("server/promptd/modeling/compiled_linear.py", "ctypes"),
     ("server/promptd/modeling/decode_kernel.py", "ctypes"),
     ("server/promptd/modeling/norms.py", "ctypes"),
+    ("server/promptd/modeling/prefill_kernel.py", "ctypes"),
     ("server/promptd/modeling/freed_memory.py", "ctypes"),
     ("server/promptd/modeling/integer_product.py", "ctypes"),
     ("server/promptd/modeling/quantized_linear.py", "ctypes"),
