@@ -34,7 +34,7 @@ def plot_rates(book: Book, scale: Scale, path: Path) -> None:
     models = [model for model in scale.versus_models if measured(book, model)]
     if not models:
         return
-    figure = Figure(figsize=(10, 2.8 * len(models)))
+    figure = Figure(figsize=(12, 2.8 * len(models)))
     for at, model in enumerate(models):
         axes = figure.add_subplot(len(models), 1, at + 1)
         names = measured(book, model)
@@ -59,7 +59,7 @@ def plot_rates(book: Book, scale: Scale, path: Path) -> None:
         axes.set_ylabel("tokens/s")
         axes.set_yscale("log")
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(fontsize=6, ncols=2)
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, never over them
     _save(figure, path)
 
 
