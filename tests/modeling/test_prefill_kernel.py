@@ -43,7 +43,7 @@ def expected(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, i
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "dim"), [(2, 2, 64), (6, 2, 64), (3, 1, 128), (2, 1, 256)])
 @pytest.mark.parametrize(
-    ("num_queries", "num_keys"), [(1, 1), (5, 63), (8, 64), (95, 65), (96, 128), (97, 1), (200, 333)]
+    ("num_queries", "num_keys"), [(1, 1), (5, 63), (8, 64), (95, 65), (96, 128), (97, 1), (192, 64), (200, 333)]
 )
 def test_it_equals_plain_products(
     num_heads: int, num_kv_heads: int, dim: int, num_queries: int, num_keys: int, num_threads: int
@@ -76,7 +76,7 @@ def test_bits_depend_on_no_other_token(is_causal: bool) -> None:
     """Tokens get the bits that they get in a shorter text, whatever follows them, and over keys that lie elsewhere."""
     query, keys, values = make(4, 2, 210, 210, 64)
     whole = kernel().attend(query, keys, values, scale=SCALE, is_causal=is_causal)
-    for count in (1, 5, 96, 150):
+    for count in (1, 5, 96, 150, 192, 193):
         seen = count if is_causal else 210
         part = kernel().attend(
             query[:, :, :count], keys[:, :, :seen].clone(), values[:, :, :seen], scale=SCALE, is_causal=is_causal

@@ -7,7 +7,7 @@ which is exact: softmax over a union is the softmax over the parts, weighted by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,11 +18,10 @@ from promptd.errors import ModelRefusedError
 from promptd.modeling.recording import opaque
 
 ATTENTION_NAME = "promptd"
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 # (query, key, value) -> (output, log-sum-exp of the scores): the second is what lets parts be merged
-flash_cpu: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-)
+flash_cpu: Callable[..., Pair] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 #: Arguments that change the result and that we do not implement; a model that passes one is refused.
 _REFUSED_ARGUMENTS = ("softcap", "s_aux", "attn_bias", "block_mask")
@@ -112,6 +111,14 @@ def flash_attention(
     if mask is not None:
         scores = scores + mask
     return (scores.softmax(-1) @ values).to(query.dtype), scores.logsumexp(-1)
+
+
+def beside(parts: Sequence[Pair]) -> Pair:
+    """Put keys and values, or outputs and log-sum-exps, side by side: `[1, H, n, ...]` each, n of its own."""
+    if len(parts) == 1:
+        return parts[0]
+    first, second = (torch.cat(each, 2) for each in zip(*parts, strict=True))
+    return first, second
 
 
 def merge_parts(outs: torch.Tensor, log_sums: torch.Tensor, num_parts: int) -> torch.Tensor:

@@ -8,13 +8,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from promptd.modeling.attention import Site, merge_parts
+from promptd.modeling.attention import Pair, Site, beside, merge_parts
 from promptd.modeling.decode_kernel import DecodeKernel, RowPlan, kernel_over
 from promptd.modeling.packed_batch import DecodeRow, PackedBatch, PrefillRow
 from promptd.modeling.prefill_kernel import attend_text
-from promptd.modeling.shared_spans import Run, Span, Spans, behind_keys, first_keys, pieces_of, runs_of
+from promptd.modeling.shared_spans import Run, Span, Spans, behind_keys, first_keys, num_keys, pieces_of, runs_of
 
-Part = tuple[torch.Tensor, torch.Tensor]
+Part = Pair
 """What tokens have attended of some keys `[1, num_heads, num_tokens, head_dim]`, and its log-sum-exps."""
 
 
@@ -38,14 +38,13 @@ class Stored:
     values: torch.Tensor
     scale: float
 
-    def of(self, spans: Sequence[Span]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of some spans: in place where it is one, else copied side by side."""
-        keys, values = ([stored.narrow(2, *span) for span in spans] for stored in (self.keys, self.values))
-        return (keys[0], values[0]) if len(spans) == 1 else (torch.cat(keys, 2), torch.cat(values, 2))
+    def of(self, spans: Spans) -> list[Pair]:
+        """Return the keys and values of each span, in place."""
+        return [(self.keys.narrow(2, *span), self.values.narrow(2, *span)) for span in spans]
 
-    def read(self, query: torch.Tensor, pieces: Iterable[Sequence[Span]]) -> list[Part]:
-        """Attend each of some pieces."""
-        return [attend_text(query, *self.of(piece), scale=self.scale) for piece in pieces]
+    def read(self, query: torch.Tensor, pieces: Iterable[Spans]) -> list[Part]:
+        """Attend each of some pieces: in place where it is one span, else its keys are copied side by side."""
+        return [attend_text(query, *beside(self.of(piece)), scale=self.scale) for piece in pieces]
 
 
 class PooledAttention:
@@ -70,7 +69,7 @@ class PooledAttention:
         for rows, read in self._texts:
             start, length = rows[0].start, sum(row.length for row in rows)
             own = fresh.narrow(start, length)
-            if window is None or all(_num_keys(row) <= window for row in rows):
+            if window is None or all(row.length + num_keys(row.context) <= window for row in rows):
                 attended = _prefill(rows, read, own, stored)
             else:
                 attended = torch.cat([_windowed(*row, stored, window) for row in _apart(rows, own)], 2)
@@ -95,9 +94,9 @@ def _decode(batch: PackedBatch, window: int | None) -> Decode:
     return KernelDecode(rows, kernel, batch.pool.num_kv_heads)
 
 
-def _nearest(spans: Sequence[Span], num_keys: int) -> list[Span]:
+def _nearest(spans: Spans, count: int) -> list[Span]:
     """Drop the keys that lie further back than the model's sliding window."""
-    return behind_keys(spans, max(0, sum(length for _, length in spans) - num_keys))
+    return behind_keys(spans, max(0, num_keys(spans) - count))
 
 
 class KernelDecode:
@@ -128,7 +127,7 @@ class TorchDecode:
             owns = [
                 _merged(stored.read(row, pieces)) for row, pieces in zip(queries.split(1, 2), read.own, strict=True)
             ]
-            out[:, tokens] = _merged([*stored.read(queries, read.shared), _beside(owns)])[0].transpose(1, 2)
+            out[:, tokens] = _merged([*stored.read(queries, read.shared), beside(owns)])[0].transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ def _reads(rows: Sequence[Spans], *, shares_spans: bool, num_own: int = 0) -> It
         for at, spans in enumerate(rows):
             yield Read(Run(at), [], [[list(spans)] if spans else []])
         return
-    for run in runs_of(first_keys(spans, sum(length for _, length in spans) - num_own) for spans in rows):
+    for run in runs_of(first_keys(spans, num_keys(spans) - num_own) for spans in rows):
         behind = [behind_keys(spans, run.num_shared) for spans in rows[run.first : run.end]]
         yield Read(run, pieces_of(first_keys(rows[run.first], run.num_shared)), [pieces_of(spans) for spans in behind])
 
@@ -166,10 +165,6 @@ def _texts(rows: Sequence[PrefillRow], *, shares_spans: bool) -> list[tuple[Sequ
     return texts
 
 
-def _num_keys(row: PrefillRow) -> int:
-    return row.length + sum(length for _, length in row.context)
-
-
 def _apart(rows: Sequence[PrefillRow], fresh: Fresh) -> Iterator[tuple[PrefillRow, Fresh]]:
     """Yield each row of a run with what is its own."""
     for row in rows:
@@ -182,29 +177,20 @@ def _prefill(rows: Sequence[PrefillRow], read: Read, fresh: Fresh, stored: Store
         _merged([attend_text(*own, is_causal=True, scale=stored.scale), *stored.read(own.query, pieces)])
         for (_, own), pieces in zip(_apart(rows, fresh), read.own, strict=True)
     ]
-    return _merged([*stored.read(fresh.query, read.shared), _beside(owns)])[0]
-
-
-def _beside(parts: Sequence[Part]) -> Part:
-    """Put what several rows have attended side by side."""
-    if len(parts) == 1:
-        return parts[0]
-    outs, sums = (torch.cat(each, 2) for each in zip(*parts, strict=True))
-    return outs, sums
+    return _merged([*stored.read(fresh.query, read.shared), beside(owns)])[0]
 
 
 def _merged(parts: Sequence[Part]) -> Part:
     """Merge what the same tokens have attended of several pieces, by its log-sum-exps."""
     if len(parts) == 1:
         return parts[0]
-    outs, sums = _beside(parts)
+    outs, sums = beside(parts)
     return merge_parts(outs, sums, len(parts)), sums.unflatten(2, (len(parts), -1)).logsumexp(2)
 
 
 def _windowed(row: PrefillRow, fresh: Fresh, stored: Stored, window: int) -> torch.Tensor:
     """Attend with an explicit band mask: only runs with a row that is longer than the model's window come here."""
-    parts = [*(stored.of([span]) for span in row.context), (fresh.key, fresh.value)]
-    keys, values = (torch.cat(each, 2) for each in zip(*parts, strict=True))
+    keys, values = beside([*stored.of(row.context), (fresh.key, fresh.value)])
     return torch.nn.functional.scaled_dot_product_attention(
         fresh.query,
         keys,

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from promptd.modeling.attention import Site, flash_attention
+from promptd.modeling.attention import Pair, Site, beside, flash_attention
 from promptd.modeling.decode_kernel import RowPlan, kernel_over
 from promptd.modeling.packed_batch import PackedBatch, PackedRow, own_spans
-from promptd.modeling.shared_spans import Span
+from promptd.modeling.shared_spans import Span, num_keys
 
-Heads = tuple[torch.Tensor, torch.Tensor]
+Heads = Pair
 """Keys and values of one layer, `[1, num_kv_heads, num_slots, head_dim]` each."""
 
 
@@ -34,7 +34,7 @@ class _Plan:
     @property
     def num_keys(self) -> int:
         """All keys that the row reads."""
-        return sum(count for _, count in self.spans) + (self.length if self.has_own else 0)
+        return num_keys(self.spans) + (self.length if self.has_own else 0)
 
 
 class RowAttention:
@@ -114,5 +114,4 @@ def _attend(query: torch.Tensor, parts: list[Heads], mask: torch.Tensor | None, 
     """Attend `[1, num_heads, length, head_dim]` to all parts, side by side."""
     if mask is not None:
         mask = mask.expand(-1, query.shape[1], -1, -1)
-    keys, values = parts[0] if len(parts) == 1 else (torch.cat(each, 2) for each in zip(*parts, strict=True))
-    return flash_attention(query, keys, values, mask, scale)[0]
+    return flash_attention(query, *beside(parts), mask, scale)[0]

@@ -10,7 +10,7 @@ import functools
 
 import torch
 
-from promptd.modeling.attention import flash_cpu
+from promptd.modeling.attention import Pair, flash_cpu
 from promptd.modeling.kernels import load_kernel
 
 PREFILL_ATTENTION = "prefill_attention.c"
@@ -18,7 +18,7 @@ _DIM = 64
 """Heads' sizes are multiples of it; of other sizes torch's serves."""
 _FEW = 8
 """Fewer tokens are not worth turning keys around for."""
-Attended = tuple[torch.Tensor, torch.Tensor]
+Attended = Pair
 
 
 class _Layer(ctypes.Structure):
@@ -88,15 +88,15 @@ def prefill_kernel() -> PrefillKernel | None:
 def _passes(kernel: PrefillKernel) -> bool:
     """Whether more tokens than a block holds come out as by plain products: their own keys, and others."""
     generator = torch.Generator().manual_seed(0)
-    for num_keys, is_causal in ((130, True), (70, False)):
+    for num_keys, is_causal in ((200, True), (70, False)):
         query, keys, values = (
             torch.randn(1, heads, count, 64, generator=generator)
-            for heads, count in ((4, 130), (2, num_keys), (2, num_keys))
+            for heads, count in ((4, 200), (2, num_keys), (2, num_keys))
         )
         found, log_sums = kernel.attend(query, keys, values, scale=0.1, is_causal=is_causal)
         scores = query @ keys.repeat_interleave(2, 1).transpose(-1, -2) * 0.1
         if is_causal:
-            scores.masked_fill_(torch.ones(130, 130, dtype=torch.bool).triu(1), float("-inf"))
+            scores.masked_fill_(torch.ones(200, 200, dtype=torch.bool).triu(1), float("-inf"))
         expected = scores.softmax(-1) @ values.repeat_interleave(2, 1)
         if not torch.allclose(found, expected, atol=1e-5) or not torch.allclose(
             log_sums, scores.logsumexp(-1), atol=1e-5

@@ -26,6 +26,11 @@ class Run:
         return self.first + self.num_rows
 
 
+def num_keys(spans: Spans) -> int:
+    """Return how many keys lie in some spans."""
+    return sum(length for _, length in spans)
+
+
 def num_common(one: Spans, other: Spans) -> int:
     """Return how many keys two rows begin with in common, however these are cut into spans that begin alike."""
     count = 0

@@ -11,9 +11,9 @@
  */
 #include <stdlib.h>
 
-#include "lanes.h"
+#include "softmax.h"
 
-enum { CHUNK = 64, MAX_DIM = 256, AHEAD = 32 };
+enum { MAX_DIM = 256, AHEAD = 32 };
 
 #ifdef STORED_FLOAT32
 typedef float stored;
@@ -134,29 +134,6 @@ static INLINE void add_bias(const state *row, int64_t reach, int64_t first, int6
         scores[key] += row->bias[at + key > 0 ? at + key : 0];
 }
 
-/* Turn a chunk's scores, of which the last may be -inf for no key, into weights; what was summed before shrinks to
- * the same scale. */
-static INLINE void weigh(state *row, float *scores, int64_t dim)
-{
-    float largest = row->largest;
-    for (int64_t key = 0; key < CHUNK; key++)
-        largest = scores[key] > largest ? scores[key] : largest;
-    if (largest > row->largest) {
-        float shrunk = row->total == 0.0f ? 0.0f : exponential((lanes){0} + (row->largest - largest))[0];
-        row->total *= shrunk;
-        for (int64_t i = 0; i < dim; i++)
-            row->sum[i] *= shrunk;
-        row->largest = largest;
-    }
-    lanes totals = {0};
-    for (int64_t key = 0; key < CHUNK; key += LANES) {
-        lanes weights = exponential(load_lanes(scores + key) - largest);
-        store_lanes(scores + key, weights);
-        totals += weights;
-    }
-    row->total += sum_of(totals);
-}
-
 static INLINE void add_values(state *row, const stored *values, int64_t count, int64_t dim, const float *weights)
 {
     lanes sums[MAX_DIM / LANES];
@@ -198,7 +175,7 @@ static INLINE void attend_keys(state *queries, int64_t num_queries, const stored
             add_bias(queries + query, reach, done, filled, scores);
             for (int64_t key = filled; key < CHUNK; key++)
                 scores[key] = -INFINITY;
-            weigh(queries + query, scores, dim);
+            weigh(scores, queries[query].sum, dim, &queries[query].largest, &queries[query].total);
             for (next_span = span, next_at = at; used < count;) {
                 int64_t left = spans[2 * next_span + 1] - next_at, part = left < count - used ? left : count - used;
                 add_values(queries + query, values + (spans[2 * next_span] + next_at) * dim, part, dim, scores + used);

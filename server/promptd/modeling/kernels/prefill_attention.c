@@ -2,8 +2,8 @@
  * keys that lie side by side. Either every token sees all keys, or the keys are the tokens' own and each sees those up
  * to itself.
  *
- * QUERIES tokens of one head take CHUNK keys at a time with a running softmax (Milakov and Gimelshein, 2018; in blocks
- * as in FlashAttention, Dao et al., 2022): scores are a product with the chunk's keys, turned around, and what is
+ * QUERIES tokens of one head take CHUNK keys at a time with a running softmax (in blocks as in FlashAttention,
+ * Dao et al., 2022): scores are a product with the chunk's keys, turned around, and what is
  * gathered a product of the weights with its values, both in tiles that stay in registers. A token's sums go over
  * dimensions and over keys from first to last, so its bits depend on no other token.
  *
@@ -11,14 +11,14 @@
  */
 #include <stdlib.h>
 
-#include "lanes.h"
+#include "softmax.h"
 
 #ifdef __AVX512F__ /* 32 registers */
 enum { WIDTH = 4 };
 #else /* 16, or fewer */
 enum { WIDTH = 2 };
 #endif
-enum { TILE = 6, PANEL = LANES * WIDTH, CHUNK = 64, QUERIES = 32 * TILE };
+enum { TILE = 6, PANEL = LANES * WIDTH, QUERIES = 32 * TILE };
 
 typedef struct {
     const float *query, *keys, *values; /* [num_heads or num_kv_heads, num_queries or num_keys, dim], strided */
@@ -63,36 +63,6 @@ static INLINE void multiply(const float *rows, int64_t row_stride, const float *
             store_lanes(out + row * out_stride + i * LANES, sums[row][i]);
 }
 
-/* Turn a token's scores of a chunk, of which it sees the first `count`, into weights; what was summed before shrinks to
- * the same scale. */
-static INLINE void weigh(room *one, int64_t row, int64_t count, int64_t dim)
-{
-    float *scores = one->scores + row * CHUNK, *sums = one->sums + row * dim, largest = one->largest[row];
-    for (int64_t key = count; key < CHUNK; key++)
-        scores[key] = -INFINITY;
-    lanes most = load_lanes(scores);
-    for (int64_t key = LANES; key < CHUNK; key += LANES) {
-        lanes more = load_lanes(scores + key);
-        most = select_lanes(more > most, more, most);
-    }
-    for (int64_t key = 0; key < LANES; key++)
-        largest = most[key] > largest ? most[key] : largest;
-    if (largest > one->largest[row]) {
-        float shrunk = one->total[row] == 0.0f ? 0.0f : exponential((lanes){0} + (one->largest[row] - largest))[0];
-        one->total[row] *= shrunk;
-        for (int64_t i = 0; i < dim; i += LANES)
-            store_lanes(sums + i, load_lanes(sums + i) * shrunk);
-        one->largest[row] = largest;
-    }
-    lanes totals = {0};
-    for (int64_t key = 0; key < CHUNK; key += LANES) {
-        lanes weights = exponential(load_lanes(scores + key) - largest);
-        store_lanes(scores + key, weights);
-        totals += weights;
-    }
-    one->total[row] += sum_of(totals);
-}
-
 static void attend_block(const layer *all, int64_t head, int64_t first, room *one)
 {
     int64_t dim = all->dim, kv_head = head / (all->num_heads / all->num_kv_heads);
@@ -124,10 +94,14 @@ static void attend_block(const layer *all, int64_t head, int64_t first, room *on
                          CHUNK, 0);
         for (int64_t row = begin; row < count; row++) {
             int64_t seen = all->is_causal ? first + row + 1 - at : num_keys;
-            if (seen > 0)
-                weigh(one, row, seen < num_keys ? seen : num_keys, dim);
-            else
-                memset(one->scores + row * CHUNK, 0, CHUNK * sizeof(float));
+            float *scores = one->scores + row * CHUNK;
+            if (seen <= 0) {
+                memset(scores, 0, CHUNK * sizeof(float));
+                continue;
+            }
+            for (int64_t key = seen < num_keys ? seen : num_keys; key < CHUNK; key++)
+                scores[key] = -INFINITY;
+            weigh(scores, one->sums + row * dim, dim, one->largest + row, one->total + row);
         }
         for (int64_t row = begin; row < count; row += TILE)
             for (int64_t panel = 0; panel < dim; panel += PANEL)
