@@ -48,7 +48,8 @@ def _qwen2_small() -> Qwen2ForCausalLM:
     sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151_936}
     heads = {"num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 4096}
     more = {"tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.05}
-    return Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, **more))  # type: ignore[arg-type]
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, **more))  # type: ignore[arg-type]
+    return model.to(torch.bfloat16)  # as Qwen's is published, and most models are; GPT-2's is float32
 
 
 _MAKERS = {"gpt2-small": _gpt2_small, "qwen2-0.5b": _qwen2_small, "demo": _demo_shape}

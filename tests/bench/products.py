@@ -33,7 +33,7 @@ class Products:
         self._is_last = [layer in behind or layer.weight.shape[0] == model.spec.vocab_size for layer in layers]
         self._kernels: dict[str, Sequence[Product]] = {"promptd": [layer.product for layer in layers]}
         if can_pack(model.dtype):
-            packed = [PackedLinear(layer.weight.detach(), layer.bias, pack=True) for layer in layers]
+            packed = [PackedLinear(torch.cat(list(layer.dense())), layer.bias, pack=True) for layer in layers]
             self._kernels["oneDNN"] = [layer.product for layer in packed]
 
     @torch.no_grad()

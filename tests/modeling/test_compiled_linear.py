@@ -8,20 +8,28 @@ import pytest
 import torch
 from torch import nn
 
+from promptd.modeling import compiled_linear, frozen_linear
 from promptd.modeling.compiled_linear import CompiledLinear, can_compile
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
-def layer(num_outputs: int, num_inputs: int, *, has_bias: bool = True) -> CompiledLinear:
-    """A random layer."""
+def layer(
+    num_outputs: int, num_inputs: int, *, has_bias: bool = True, stored: torch.dtype = torch.float32
+) -> CompiledLinear:
+    """A random layer, whose weight's numbers are of some dtype."""
     generator = torch.Generator().manual_seed(num_outputs)
     weight, bias = (
         torch.randn(num_outputs, num_inputs, generator=generator),
         torch.randn(num_outputs, generator=generator),
     )
     assert can_compile()
-    return CompiledLinear(weight, bias if has_bias else None)
+    return CompiledLinear(weight.to(stored).float(), bias if has_bias else None)
+
+
+def weight_of(compiled: CompiledLinear) -> torch.Tensor:
+    """Its numbers."""
+    return torch.cat(list(compiled.dense()))
 
 
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), [(97, 130), (48, 256), (1, 1), (147, 1024), (64, 2049)])
@@ -32,16 +40,69 @@ def test_it_equals_torchs(num_outputs: int, num_inputs: int, num_rows: int) -> N
         compiled = layer(num_outputs, num_inputs, has_bias=has_bias)
         rows = torch.randn(num_rows, num_inputs)
         expected = nn.functional.linear(
-            rows.double(), compiled.weight.double(), None if compiled.bias is None else compiled.bias.double()
+            rows.double(), weight_of(compiled).double(), None if compiled.bias is None else compiled.bias.double()
         )
         torch.testing.assert_close(compiled(rows).double(), expected, atol=1e-5 * num_inputs**0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(97, 130), (48, 256), (1, 2), (147, 1024), (64, 2050)])
+def test_16_bits_are_the_same_product(
+    num_outputs: int, num_inputs: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight of 16-bit numbers takes half the memory, and every output has the bits of the weight in float32."""
+    short = layer(num_outputs, num_inputs, stored=stored)
+    monkeypatch.setattr(compiled_linear, "STORED", {torch.float32: "STORED_FLOAT32"})
+    wide = layer(num_outputs, num_inputs, stored=stored)
+    assert (short.stored, wide.stored) == (stored, torch.float32)
+    assert 2 * short.packed.nbytes == wide.packed.nbytes
+    assert torch.equal(weight_of(short), weight_of(wide))
+    for num_rows in (0, 1, 2, 5, 6, 7, 8, 9, 33, 400):
+        rows = torch.randn(num_rows, num_inputs)
+        assert torch.equal(short(rows), wide(rows)), num_rows
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (40, 129), (96, 128), (96, 129)])
+def test_one_number_that_needs_more_bits_keeps_them_all(place: tuple[int, int]) -> None:
+    """Wherever it stands the weight stays as it is; numbers that float16 alone holds stay in that."""
+    for odd, stored in ((1 / 3, torch.float32), (1 + 2**-9, torch.float16), (float("inf"), torch.bfloat16)):
+        weight = torch.randint(-8, 9, (97, 130)) / 8
+        weight[place] = odd
+        compiled = CompiledLinear(weight, None)
+        assert compiled.stored is stored
+        assert torch.equal(weight_of(compiled), weight)
+
+
+def test_numbers_stay_what_they_are() -> None:
+    """Zeros keep their sign, the smallest numbers are not lost, the largest are no infinities."""
+    for stored in (torch.bfloat16, torch.float16, torch.float32):
+        info = torch.finfo(stored)
+        edges = torch.tensor([0.0, -0.0, info.tiny, info.smallest_normal / 4, -info.max, info.eps, 1.0, -1.0])
+        weight = edges.to(stored).float().repeat(60, 5)
+        compiled = CompiledLinear(weight, None)
+        assert compiled.stored is stored
+        assert torch.equal(weight_of(compiled).view(torch.int32), weight.view(torch.int32))
+
+
+def test_a_weight_may_lie_the_other_way_round() -> None:
+    """GPT-2's are stored as `[in_features, out_features]`."""
+    compiled = layer(97, 130)
+    other = CompiledLinear(weight_of(compiled).t().contiguous().t(), compiled.bias)
+    assert torch.equal(other.packed, compiled.packed)
+
+
+def test_a_weight_is_in_memory_once() -> None:
+    """What transformers may ask of it has no numbers of its own; what is no multiple of a panel is filled up."""
+    compiled = layer(97, 130, stored=torch.bfloat16)
+    assert compiled.weight.is_meta and compiled.weight.shape == (97, 130) and compiled.weight.dtype is torch.float32
+    assert sum(one.nbytes for one in compiled.parameters()) <= 2 * 144 * 130 + 4 * 97
 
 
 def test_rows_need_not_lie_together() -> None:
     """Columns of something wider, and several leading dimensions."""
     compiled = layer(97, 130)
     wide = torch.randn(2, 5, 200)
-    expected = nn.functional.linear(wide[..., 10:140], compiled.weight, compiled.bias)
+    expected = nn.functional.linear(wide[..., 10:140], weight_of(compiled), compiled.bias)
     torch.testing.assert_close(compiled(wide[..., 10:140]), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -69,11 +130,15 @@ def test_what_is_not_a_number_stays_in_its_row(bad: float) -> None:
     assert torch.equal(found[others], clean[others])
 
 
-def test_the_gradient_passes() -> None:
-    """Backward gives what torch's layer gives."""
-    compiled = layer(97, 130)
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("block_numbers", [1, 130 * 48, 1 << 22])
+def test_the_gradient_passes(stored: torch.dtype, block_numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward gives what torch's layer gives, from a weight that is unpacked in one block or in many."""
+    monkeypatch.setattr(frozen_linear, "BLOCK_NUMBERS", block_numbers)
+    compiled = layer(300, 130, stored=stored)
+    assert compiled.stored is stored
     rows = torch.randn(5, 130, requires_grad=True)
-    grads = torch.randn(5, 97)
+    grads = torch.randn(5, 300)
     (found,) = torch.autograd.grad(compiled(rows), rows, grads)
-    (expected,) = torch.autograd.grad(nn.functional.linear(rows, compiled.weight, compiled.bias), rows, grads)
-    torch.testing.assert_close(found, expected)
+    expected = grads.double() @ weight_of(compiled).double()
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from promptd.modeling import activations, compiled_linear, integer_product, kernels, load_model, norms, quantized_linear
 from promptd.modeling.activations import GELU
-from promptd.modeling.compiled_linear import LINEAR, CompiledLinear, can_compile
+from promptd.modeling.compiled_linear import LINEAR, CompiledLinear, can_compile, linear_kernel
 from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED, decode_kernel
 from promptd.modeling.integer_product import LINEAR_INT8
 from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled
@@ -23,12 +24,13 @@ from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.prefill_kernel import PREFILL_ATTENTION, prefill_kernel
 from promptd.modeling.quantized_linear import QUANTIZE
 
+PANELS = "panels.h"
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this processor has no AVX-512 VNNI")
 
 
 def loads() -> bool:
     """Whether a process that began now would have a kernel."""
-    compiled_linear._kernel.cache_clear()
+    linear_kernel.cache_clear()
     return can_compile()
 
 
@@ -83,7 +85,7 @@ def test_a_model_is_served_with_them_and_without(
     """With a compiler the layers are compiled; without one they are packed for torch's kernels: both are proven."""
     layer = load_model(tiny_models["llama"]).hf.model.layers[0].mlp.up_proj
     assert isinstance(layer, CompiledLinear) and decode_kernel(torch.float32) is not None
-    for cache in (compiled_linear._kernel, decode_kernel):
+    for cache in (linear_kernel, decode_kernel):
         cache.cache_clear()
     monkeypatch.setenv(FOLDER_VARIABLE, "off")
     layer = load_model(tiny_models["llama"]).hf.model.layers[0].mlp.up_proj
@@ -94,7 +96,10 @@ def test_a_model_is_served_with_them_and_without(
 @pytest.mark.parametrize(
     ("source", "old", "new", "load", "arguments"),
     [
-        (LINEAR, "+= weights[i] * value;", "+= weights[i] * (value + 0.01f);", compiled_linear._kernel, ()),
+        (LINEAR, "+= wide[i] * value;", "+= wide[i] * (value + 0.01f);", linear_kernel, (torch.float32,)),
+        (PANELS, "(lanes)(input ? from << 16", "(lanes)(input ? from << 17", linear_kernel, (torch.bfloat16,)),
+        (PANELS, "bits_of(second) >> 16", "bits_of(second) >> 17", linear_kernel, (torch.bfloat16,)),
+        (PANELS, "(word)first", "(word)(first * 2)", linear_kernel, (torch.float16,)),
         (DECODE_ATTENTION, "share = 1.0f / own->total", "share = 1.01f / own->total", decode_kernel, (torch.float32,)),
         (DECODE_ATTENTION, "+ 1 - row->num_keys", "- row->num_keys", decode_kernel, (torch.float32,)),
         (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, ()),
@@ -128,7 +133,8 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     (tmp_path / "sources" / source).write_text(text.replace(old, new))
     monkeypatch.setattr(kernels, "SOURCES", tmp_path / "sources")
     assert load(*arguments) is None
-    assert [record.args for record in caplog.records if record.levelname == "WARNING"] == [(source,)]
+    tried = LINEAR if source == PANELS else source
+    assert [record.args for record in caplog.records if record.levelname == "WARNING"] == [(tried,)]
     assert len(list(folder.iterdir())) == 1  # it was compiled, and tried
 
 
@@ -141,12 +147,15 @@ def test_other_processors_kernels_are_right(
         pytest.skip("this processor has no AVX2")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert can_compile()
+    assert linear_kernel(torch.bfloat16) is not None
+    widens = capability != "DEFAULT" or platform.machine() == "aarch64"
+    assert (linear_kernel(torch.float16) is not None) == widens
     assert decode_kernel(torch.float32) is not None
     assert activations._kernel() is not None
     assert quantized_linear._kernel() is not None
     assert integer_product._kernel() is None  # there is no instruction for it
     assert prefill_kernel() is not None
-    assert len(list(fresh_kernels.iterdir())) == 6
+    assert len(list(fresh_kernels.iterdir())) == 7 + widens
 
 
 @pytest.mark.long
@@ -158,7 +167,8 @@ def test_an_image_compiles_for_every_processor(fresh_kernels: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {path.name for path in fresh_kernels.iterdir()}
-    assert len(names) == 16  # eight kernels for two kinds
+    assert len(names) == 20  # ten kernels for two kinds
     for capability in CAPABILITIES:
-        assert compiled(LINEAR, (), fresh_kernels, capability).name in names
+        for define in compiled_linear.STORED.values():
+            assert compiled(LINEAR, (define,), fresh_kernels, capability).name in names
         assert compiled(DECODE_ATTENTION, (STORED[torch.float32],), fresh_kernels, capability).name in names

@@ -28,7 +28,7 @@ def test_packed_equals_plain(num_rows: int) -> None:
     """The packed product equals torch's linear at any number of rows."""
     packed = layer(pack=True)
     rows = torch.randn(1, num_rows, 130)
-    expected = nn.functional.linear(rows, packed.weight, packed.bias)
+    expected = nn.functional.linear(rows, packed.plain, packed.bias)
     torch.testing.assert_close(packed(rows), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -2,13 +2,13 @@
 
 The products are ops that are private to torch. They may be missing or refuse to run here: `runs_here` tries them once.
 They have no autograd formula (the gradient would silently be None), so the product is an `autograd.Function` with its
-own backward, from the weight that is kept beside whatever form of it is multiplied with.
+own backward, for which the weight is unpacked block by block: training is rare beside serving, and memory is not.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,20 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from promptd.modeling.recording import opaque
+
+BLOCK_NUMBERS = 4 << 20
+"""Numbers of a weight that are unpacked at a time."""
+
+
+def blocks_of(shape: Sequence[int], multiple: int) -> Iterator[range]:
+    """Cut the outputs of a weight `[out_features, in_features]` into blocks of about `BLOCK_NUMBERS` numbers.
+
+    Each but the last is a multiple of so many outputs.
+    """
+    num_outputs, num_inputs = shape
+    step = max(1, BLOCK_NUMBERS // (num_inputs * multiple)) * multiple
+    for first in range(0, num_outputs, step):
+        yield range(first, min(first + step, num_outputs))
 
 
 def runs_here(trial: Callable[[], bool]) -> bool:
@@ -29,21 +43,39 @@ def runs_here(trial: Callable[[], bool]) -> bool:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
-        ctx.weight = layer.weight
+        ctx.layer = layer
         return layer.product(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grads[0] @ ctx.weight, None
+        (outputs,), first = grads, 0
+        inputs = outputs.new_zeros(len(outputs), ctx.layer.weight.shape[1])
+        for rows in ctx.layer.dense():
+            inputs.addmm_(outputs[:, first : first + len(rows)], rows.to(outputs.dtype))
+            first += len(rows)
+        return inputs, None
 
 
 class FrozenLinear(nn.Module, ABC):
-    """A linear layer that is never learned and that gradients pass; its weight is kept for these and for digests."""
+    """A linear layer that is never learned and that gradients pass.
+
+    Its weight is in memory once, in the form that is multiplied with: `weight` has the shape and the dtype that a
+    model's own code may ask for, and no numbers.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)  # [out_features, in_features]
+        self._likeness = torch.empty_like(weight, device="meta")
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What a weight `[out_features, in_features]` would look like."""
+        return self._likeness
+
+    @abstractmethod
+    def dense(self) -> Iterator[torch.Tensor]:
+        """Yield the weight's numbers, `[num_outputs, in_features]` at a time, in the order of the outputs."""
 
     @abstractmethod
     def product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -55,7 +87,7 @@ class FrozenLinear(nn.Module, ABC):
 
     def _multiply(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])
-        return self.multiply(rows).view(*hidden.shape[:-1], self.weight.shape[0])
+        return self.multiply(rows).view(*hidden.shape[:-1], len(self.weight))
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """Map `[num_rows, in_features]` to `[num_rows, out_features]`, with a gradient where one is wanted."""

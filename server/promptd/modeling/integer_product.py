@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 
+from promptd.modeling.frozen_linear import blocks_of
 from promptd.modeling.kernels import load_kernel
 
 LINEAR_INT8 = "linear_int8.c"
@@ -20,6 +22,12 @@ _GROUP = 4
 
 class IntegerProduct(Protocol):
     """A weight, packed."""
+
+    integers: torch.Tensor
+    """All of its integers, int8, in an order of the product's own."""
+
+    def rows(self) -> Iterator[torch.Tensor]:
+        """Yield the weight's rows, `[num_outputs, in_features]` at a time, int8, in the order of the outputs."""
 
     def __call__(self, integers: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """Map rows `[num_rows, in_features]`, uint8 around `zero`, and their sizes `[num_rows, 1]` to float32."""
@@ -93,7 +101,7 @@ class CompiledProduct:
             return torch.nn.functional.pad(values, (0, more)).contiguous()
 
         panels = torch.nn.functional.pad(weight, (0, 0, 0, more)).unflatten(0, (-1, kernel.panel))
-        self._packed = panels.unflatten(2, (-1, _GROUP)).transpose(1, 2).contiguous()  # [num_panels, in / 4, panel, 4]
+        self.integers = panels.unflatten(2, (-1, _GROUP)).transpose(1, 2).contiguous()  # [num_panels, in / 4, panel, 4]
         self._offsets = filled(zero * weight.sum(1, dtype=torch.int32))
         self._scales, self._bias = filled(scales), filled(scales.new_zeros(self._num_outputs) if bias is None else bias)
 
@@ -101,17 +109,25 @@ class CompiledProduct:
         """Multiply."""
         out = sizes.new_empty(integers.shape[0], self._num_outputs)
         product = _Product(
-            integers.data_ptr(), sizes.data_ptr(), self._num_inputs, self._packed.data_ptr(), self._offsets.data_ptr(),
+            integers.data_ptr(), sizes.data_ptr(), self._num_inputs, self.integers.data_ptr(), self._offsets.data_ptr(),
             self._scales.data_ptr(), self._bias.data_ptr(), out.data_ptr(), self._num_outputs,
         )  # fmt: skip
         self._kernel.run(product, integers.shape[0], torch.get_num_threads())
         return out
+
+    def rows(self) -> Iterator[torch.Tensor]:
+        """Unpack the weight."""
+        panel = self._kernel.panel
+        for outputs in blocks_of((self._num_outputs, self._num_inputs), panel):
+            panels = self.integers[outputs.start // panel : -(-outputs.stop // panel)]
+            yield panels.transpose(1, 2).reshape(-1, self._num_inputs)[: len(outputs)]
 
 
 class OneDnnProduct:
     """Torch's own, on every processor."""
 
     def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, zero: int) -> None:
+        self.integers = weight
         self._packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
         self._scales, self._bias, self._zero = scales, bias, zero
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
@@ -123,3 +139,8 @@ class OneDnnProduct:
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return sums * sizes if self._bias is None else torch.addcmul(self._bias, sums, sizes)
+
+    def rows(self) -> Iterator[torch.Tensor]:
+        """Yield the weight as it is kept: oneDNN does not give it back."""
+        for outputs in blocks_of(self.integers.shape, 1):
+            yield self.integers[outputs.start : outputs.stop]

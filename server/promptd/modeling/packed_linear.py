@@ -7,6 +7,7 @@ packed form is 1.6 to 2 times as fast from 4 to 32 rows. Where it is missing eve
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -33,15 +34,20 @@ class PackedLinear(FrozenLinear):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, pack: bool, tile_rows: int = 0) -> None:
         super().__init__(weight, bias)
+        self.plain = nn.Parameter(weight, requires_grad=False)
         self.tile_rows = tile_rows
         self._packed: torch.Tensor | None = None
         if pack:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
 
+    def dense(self) -> Iterator[torch.Tensor]:
+        """Yield the weight, which is kept beside its packed form: oneDNN does not give it back."""
+        yield self.plain
+
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply with the packed weight, or with the plain one."""
         if self._packed is None:
-            return nn.functional.linear(rows, self.weight, self.bias)
+            return nn.functional.linear(rows, self.plain, self.bias)
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
         return product
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from promptd.modeling.frozen_linear import FrozenLinear, runs_here
 from promptd.modeling.integer_product import packed
@@ -43,9 +45,18 @@ class QuantizedLinear(FrozenLinear):
         wide = weight.float().contiguous()
         scales = wide.abs().amax(1).clamp_min(_TINY) / LARGEST_WEIGHT
         integers = (wide / scales.unsqueeze(1)).round().to(torch.int8)
+        self._scales = scales.unsqueeze(1)
         largest = _largest_activation()
         wide_bias = None if bias is None else bias.detach().float().contiguous()
         self._multiplied = packed(integers, scales / largest, wide_bias, zero=largest + 1)
+        self.integers = nn.Parameter(self._multiplied.integers, requires_grad=False)
+
+    def dense(self) -> Iterator[torch.Tensor]:
+        """Yield what the integers stand for: gradients are those of the product which is served."""
+        first = 0
+        for rows in self._multiplied.rows():
+            yield rows * self._scales[first : first + len(rows)]
+            first += len(rows)
 
     def product(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply; each row has a scale of its own."""

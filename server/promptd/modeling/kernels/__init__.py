@@ -30,8 +30,8 @@ SOURCES = Path(__file__).parent
 # No -ffast-math: sums keep their order, and NaN and infinity stay what they are.
 _FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 _FLAGS_OF = {
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
-    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
 }
 CAPABILITIES = tuple(_FLAGS_OF)
 """Kinds of processors that kernels are compiled for apart, as torch names them."""

@@ -1,49 +1,55 @@
-/* A frozen linear layer in float32 on the CPU: [num_rows, in] times [in, out], from a weight packed once.
+/* A frozen linear layer in float32 on the CPU: [num_rows, in] times [in, out], from a weight packed once (panels.h).
  *
- * The weight lies in panels of PANEL outputs, [num_panels, in, PANEL], the last filled up with zeros. A tile of up to
- * TILE rows by one panel stays in registers while it goes through DEPTH inputs; other tiles of the same panel then find
- * these inputs' weights in the second-level cache. Meanwhile each tile fetches its part of the next inputs' from memory,
- * and one that is alone, what it needs soon itself.
+ * A tile of up to TILE rows by one panel stays in registers while it goes through DEPTH inputs; other tiles of the same
+ * panel then find these inputs' weights in the second-level cache. Meanwhile each tile fetches its part of the next
+ * inputs' from memory, and one that is alone, what it needs soon itself.
  * Every output is the sum over its inputs from first to last in one accumulator, so a row's bits depend neither on
- * its neighbours nor on their number.
+ * its neighbours nor on their number, nor on how the weight is stored.
  *
- * Compiled by kernels/__init__.py.
+ * Compiled by kernels/__init__.py, once for each form that weights are stored in.
  */
 #include <stdlib.h>
 
-#include "lanes.h"
+#include "panels.h"
 
-#ifdef __AVX512F__ /* 32 registers */
-enum { WIDTH = 3, TILE = 8 };
-#else /* 16, or fewer */
-enum { WIDTH = 2, TILE = 6 };
+#if LANES_16 /* 32 registers */
+#define TILE 8
+#elif !defined(STORED_BFLOAT16) /* 16, or fewer */
+#define TILE 6
+#else /* the words that are being widened take some of them */
+#define TILE 5
 #endif
-enum { PANEL = LANES * WIDTH, DEPTH = 256, ROWS = 24 * TILE };
+enum { DEPTH = 256, ROWS = 24 * TILE };
 /* So many inputs ahead a tile that is alone fetches: nobody else waits for what lies farther. */
 enum { NEAR = 32 };
 /* Fewer products than this are not worth waking other threads for. */
 enum { ALONE = 1 << 17 };
 
 /* One tile through `depth` inputs, from `first` (a bias) or from what is in `out` already. Meanwhile `step` of the
- * weights at `ahead` are fetched for each input. */
-static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride, const float *weight, int64_t depth,
-                            const float *first, const float *ahead, int64_t step, float *out, int64_t out_stride)
+ * words at `ahead` are fetched for each group of inputs. */
+static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride, const word *weight, int64_t depth,
+                            const float *first, const word *ahead, int64_t step, float *out, int64_t out_stride)
 {
     lanes sums[TILE][WIDTH];
     for (int row = 0; row < num_rows; row++)
         for (int i = 0; i < WIDTH; i++)
             sums[row][i] = load_lanes((first ? first : out + row * out_stride) + i * LANES);
-    for (int64_t input = 0; input < depth; input++, weight += PANEL, ahead += step) {
-        lanes weights[WIDTH];
+    for (int64_t input = 0; input < depth; input += GROUP, weight += PANEL, ahead += step) {
+        words weights[WIDTH];
         for (int i = 0; i < WIDTH; i++) {
             if (i * LANES < step)
                 __builtin_prefetch(ahead + i * LANES, 0, 2);
-            weights[i] = load_lanes(weight + i * LANES);
+            memcpy(&weights[i], weight + i * LANES, sizeof weights[i]);
         }
-        for (int row = 0; row < num_rows; row++) {
-            float value = rows[row * row_stride + input];
+        for (int part = 0; part < GROUP; part++) {
+            lanes wide[WIDTH];
             for (int i = 0; i < WIDTH; i++)
-                sums[row][i] += weights[i] * value;
+                wide[i] = widened(weights[i], part);
+            for (int row = 0; row < num_rows; row++) {
+                float value = rows[row * row_stride + input + part];
+                for (int i = 0; i < WIDTH; i++)
+                    sums[row][i] += wide[i] * value;
+            }
         }
     }
     for (int row = 0; row < num_rows; row++)
@@ -56,19 +62,22 @@ static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride,
         multiply(n, rows, row_stride, weight, depth, first, ahead, step, out, out_stride);              \
         break;
 
-static void multiply_tile(int num_rows, const float *rows, int64_t row_stride, const float *weight, int64_t depth,
-                          const float *first, const float *ahead, int64_t step, float *out, int64_t out_stride)
+static void multiply_tile(int num_rows, const float *rows, int64_t row_stride, const word *weight, int64_t depth,
+                          const float *first, const word *ahead, int64_t step, float *out, int64_t out_stride)
 {
     switch (num_rows) {
-        OF_ROWS(1) OF_ROWS(2) OF_ROWS(3) OF_ROWS(4) OF_ROWS(5) OF_ROWS(6)
-#if defined(__AVX512F__)
+        OF_ROWS(1) OF_ROWS(2) OF_ROWS(3) OF_ROWS(4) OF_ROWS(5)
+#if TILE > 5
+        OF_ROWS(6)
+#endif
+#if TILE > 6
         OF_ROWS(7) OF_ROWS(8)
 #endif
     }
 }
 
 /* `num_rows` <= ROWS rows times one panel, of which `width` outputs are real. */
-static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stride, const float *weight,
+static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stride, const word *weight,
                            int64_t num_inputs, const float *bias, float *out, int64_t out_stride, int64_t width)
 {
     float aside[ROWS * PANEL]; /* of the last panel, which is wider than what is left of a row */
@@ -80,8 +89,8 @@ static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stri
         int64_t depth = num_inputs - at < DEPTH ? num_inputs - at : DEPTH;
         for (int64_t tile = 0; tile < num_tiles; tile++) { /* of sizes that differ by one at most */
             int64_t begin = tile * num_rows / num_tiles, end = (tile + 1) * num_rows / num_tiles;
-            multiply_tile(end - begin, rows + begin * row_stride + at, row_stride, weight + at * PANEL, depth,
-                          at ? NULL : bias, weight + (at + distance) * PANEL + tile * depth * step, step,
+            multiply_tile(end - begin, rows + begin * row_stride + at, row_stride, weight + at / GROUP * PANEL, depth,
+                          at ? NULL : bias, weight + ((at + distance) * PANEL + tile * depth * step) / GROUP, step,
                           target + begin * stride, stride);
         }
     }
@@ -92,7 +101,7 @@ static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stri
 /* Outputs of a panel: the weight is packed, and the bias filled up, to a multiple of it. */
 int64_t promptd_linear_panel(void) { return PANEL; }
 
-void promptd_linear(const float *rows, int64_t num_rows, int64_t num_inputs, const float *packed, const float *bias,
+void promptd_linear(const float *rows, int64_t num_rows, int64_t num_inputs, const word *packed, const float *bias,
                     float *out, int64_t num_outputs, int64_t num_threads)
 {
     int64_t num_panels = (num_outputs + PANEL - 1) / PANEL;
@@ -116,7 +125,7 @@ void promptd_linear(const float *rows, int64_t num_rows, int64_t num_inputs, con
 #pragma omp for schedule(dynamic, chunk) nowait
             for (int64_t panel = 0; panel < num_panels; panel++) {
                 int64_t output = panel * PANEL, left = num_outputs - output;
-                multiply_panel(from + start * stride, count, stride, packed + output * num_inputs, num_inputs,
+                multiply_panel(from + start * stride, count, stride, packed + output * (num_inputs / GROUP), num_inputs,
                                bias + output, out + start * num_outputs + output, num_outputs,
                                left < PANEL ? left : PANEL);
             }

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -41,15 +40,14 @@ class CTranslate2:
 
 def convert(model: Path, out: Path) -> None:
     """Write weights in float32; the type of the computation is chosen at load."""
+    from float32 import write_float32
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     missing = AutoConfig.from_pretrained(model).vocab_size - len(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         padded = Path(folder)
-        for file in model.iterdir():
-            if file.name in ("config.json", "generation_config.json") or file.suffix == ".safetensors":
-                shutil.copy(file, padded)
+        write_float32(model, padded)
         tokenizer.add_tokens([f"<unused-{number}>" for number in range(missing)])  # it wants a word for every row
         tokenizer.unk_token = tokenizer.unk_token or tokenizer.eos_token  # it does not load without one
         tokenizer.save_pretrained(padded)

@@ -4,6 +4,7 @@ OUT` exports the model with optimum."""
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,14 @@ class OpenVino:
 
 def convert(model: Path, out: Path) -> None:
     """Export with float32 weights."""
+    from float32 import write_float32
     from optimum.intel import OVModelForCausalLM
     from transformers import AutoTokenizer
 
-    OVModelForCausalLM.from_pretrained(model, export=True, load_in_8bit=False, compile=False).save_pretrained(out)
+    with tempfile.TemporaryDirectory() as folder:
+        write_float32(model, Path(folder))
+        exported = OVModelForCausalLM.from_pretrained(folder, export=True, load_in_8bit=False, compile=False)
+        exported.save_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.save_pretrained(out)
     import openvino
