@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from promptd.modeling.attention import Attends, Site
+from promptd.modeling.frozen_linear import FrozenLinear
 
 _wanted: ContextVar[torch.Tensor | None] = ContextVar("wanted", default=None)  # passes of several threads lie apart
 
@@ -68,7 +69,7 @@ def narrow_last_layer(model: nn.Module, read: Callable[[Attends], Any], num_toke
 
     with ExitStack() as hooks, torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Linear | Conv1D):
+            if isinstance(module, nn.Linear | Conv1D | FrozenLinear):
                 hooks.callback(module.register_forward_pre_hook(note).remove)
         read(Attention())
     parents = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]

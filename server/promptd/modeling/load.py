@@ -143,15 +143,9 @@ def _check_quantization(name: str, device: torch.device) -> None:
 def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Rank | None) -> FrozenModel:
     """Switch to our attention and linears, compare with transformers' answers, measure the K/V magnitudes."""
     hf = model.hf
-    try:
+    with _refusing(model.spec.architecture):
         prove = model.family.prove()
         hf.set_attn_implementation(ATTENTION_NAME)
-        model.family.install()
-        model.family.check_layers()
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
-        raise ModelRefusedError(
-            f"layer 0: {model.spec.architecture} does not take positions and a registered attention function ({error})"
-        ) from error
     packs = packed_linears and model.device.type == "cpu"
     if packs and model.dtype is torch.float32 and can_compile():
         replace_linears(hf, CompiledLinear)
@@ -159,11 +153,25 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
         replace_linears(hf, partial(PackedLinear, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0))
     fuse_activations(hf)
     fuse_norms(hf)
+    with _refusing(model.spec.architecture):
+        model.family.install()
+        model.family.check_layers()
     largest = prove(model)
     if rank is not None:
         largest = Magnitudes(rank.largest(largest.keys, model.device), rank.largest(largest.values, model.device))
     spec = dataclasses.replace(model.spec, max_key_abs=largest.keys, max_value_abs=largest.values)
     return dataclasses.replace(model, spec=spec)
+
+
+@contextlib.contextmanager
+def _refusing(architecture: str) -> Iterator[None]:
+    """Say in our words what a model cannot do that answers in its own."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+        raise ModelRefusedError(
+            f"layer 0: {architecture} does not take positions and a registered attention function ({error})"
+        ) from error
 
 
 def model_folder(path_or_id: str | Path) -> Path:
