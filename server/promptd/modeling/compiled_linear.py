@@ -58,10 +58,10 @@ class LinearKernel:
 
     def unpacked(self, packed: torch.Tensor, outputs: range, num_inputs: int) -> torch.Tensor:
         """Return the rows of some outputs, `[len(outputs), in_features]`; the first one begins a panel."""
-        weight = torch.empty(len(outputs), num_inputs)
+        turned = torch.empty(num_inputs, len(outputs))
         first = packed[outputs.start * num_inputs :]
-        self._unpack(first.data_ptr(), *weight.shape, weight.data_ptr(), torch.get_num_threads())
-        return weight
+        self._unpack(first.data_ptr(), len(outputs), num_inputs, turned.data_ptr(), torch.get_num_threads())
+        return turned.t()
 
     def multiply(
         self, rows: torch.Tensor, packed: torch.Tensor, filled_bias: torch.Tensor, num_outputs: int

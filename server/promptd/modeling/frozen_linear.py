@@ -49,9 +49,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         (outputs,), first = grads, 0
-        inputs = outputs.new_zeros(len(outputs), ctx.layer.weight.shape[1])
+        inputs = outputs.new_empty(len(outputs), ctx.layer.weight.shape[1])
         for rows in ctx.layer.dense():
-            inputs.addmm_(outputs[:, first : first + len(rows)], rows.to(outputs.dtype))
+            inputs.addmm_(outputs[:, first : first + len(rows)], rows.to(outputs.dtype), beta=min(first, 1))
             first += len(rows)
         return inputs, None
 

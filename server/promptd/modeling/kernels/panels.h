@@ -98,8 +98,8 @@ int promptd_linear_pack(const float *weight, int64_t output_stride, int64_t inpu
     return !lost;
 }
 
-/* Write what the panels hold as float32 [num_outputs, num_inputs]. */
-void promptd_linear_unpack(const word *packed, int64_t num_outputs, int64_t num_inputs, float *weight,
+/* Write what the panels hold as float32, turned around: [num_inputs, num_outputs]. */
+void promptd_linear_unpack(const word *packed, int64_t num_outputs, int64_t num_inputs, float *turned,
                            int64_t num_threads)
 {
     int64_t num_panels = (num_outputs + PANEL - 1) / PANEL;
@@ -107,16 +107,17 @@ void promptd_linear_unpack(const word *packed, int64_t num_outputs, int64_t num_
     for (int64_t panel = 0; panel < num_panels; panel++) {
         int width = num_outputs - panel * PANEL < PANEL ? num_outputs - panel * PANEL : PANEL;
         const word *from = packed + panel * PANEL * (num_inputs / GROUP);
-        for (int64_t at = 0; at < num_inputs; at += BLOCK) {
-            int count = num_inputs - at < BLOCK ? num_inputs - at : BLOCK;
-            float block[PANEL][BLOCK];
-            for (int input = 0; input < count; input += GROUP, from += PANEL)
-                for (int output = 0; output < PANEL; output++)
-                    for (int part = 0; part < GROUP; part++)
-                        block[output][input + part] = part_of(from[output], part);
-            for (int output = 0; output < width; output++)
-                memcpy(weight + (panel * PANEL + output) * num_inputs + at, block[output], count * sizeof(float));
-        }
+        for (int64_t at = 0; at < num_inputs; at += GROUP, from += PANEL)
+            for (int part = 0; part < GROUP; part++) {
+                float wide[PANEL], *to = turned + (at + part) * num_outputs + panel * PANEL;
+                for (int i = 0; i < WIDTH; i++) {
+                    words some;
+                    memcpy(&some, from + i * LANES, sizeof some);
+                    store_lanes((width == PANEL ? to : wide) + i * LANES, widened(some, part));
+                }
+                if (width < PANEL)
+                    memcpy(to, wide, width * sizeof(float));
+            }
     }
 }
 
