@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from promptd.modeling.kernels import load_kernel
 LINEAR = "linear.c"
 STORED = {torch.bfloat16: "STORED_BFLOAT16", torch.float16: "STORED_FLOAT16", torch.float32: "STORED_FLOAT32"}
 """Dtypes that weights are packed in, the first one that loses nothing, and what the source calls them."""
+Product = Callable[[torch.Tensor], torch.Tensor]
 _HUGE_PAGE = 2 << 20
 
 
@@ -63,24 +64,27 @@ class LinearKernel:
         self._unpack(first.data_ptr(), len(outputs), num_inputs, turned.data_ptr(), torch.get_num_threads())
         return turned.t()
 
-    def multiply(
-        self, rows: torch.Tensor, packed: torch.Tensor, filled_bias: torch.Tensor, num_outputs: int
-    ) -> torch.Tensor:
-        """Map `[num_rows, in_features]` to `[num_rows, num_outputs]`; the bias has a number for all of a panel."""
-        rows = rows.contiguous()
-        out = rows.new_empty(len(rows), num_outputs)
-        self._multiply(
-            rows.data_ptr(), *rows.shape, packed.data_ptr(), filled_bias.data_ptr(), out.data_ptr(), num_outputs,
-            torch.get_num_threads(),
-        )  # fmt: skip
-        return out
+    def product(self, packed: torch.Tensor, bias: torch.Tensor | None, shape: torch.Size) -> Product:
+        """Return what maps `[..., in_features]` to `[..., out_features]` by a packed weight of this shape.
 
-    def filled(self, bias: torch.Tensor | None, num_outputs: int) -> torch.Tensor:
-        """Return a bias for whole panels, zeros for none."""
-        room = torch.zeros(-(-num_outputs // self.panel) * self.panel)
+        All that stays the same is looked up here: small products take as long as what is in front of them.
+        """
+        num_outputs, num_inputs = shape
+        filled = torch.zeros(-(-num_outputs // self.panel) * self.panel)  # for the whole of the last panel
         if bias is not None:
-            room[:num_outputs] = bias
-        return room
+            filled[:num_outputs] = bias
+        multiply, weight_at, bias_at = self._multiply, packed.data_ptr(), filled.data_ptr()
+
+        def product(hidden: torch.Tensor, _kept: tuple[torch.Tensor, torch.Tensor] = (packed, filled)) -> torch.Tensor:
+            rows = hidden.contiguous()
+            out = rows.new_empty((*rows.shape[:-1], num_outputs))
+            multiply(
+                rows.data_ptr(), rows.numel() // num_inputs, num_inputs, weight_at, bias_at, out.data_ptr(),
+                num_outputs, torch.get_num_threads(),
+            )  # fmt: skip
+            return out
+
+        return product
 
 
 @functools.cache
@@ -96,7 +100,7 @@ def _passes(kernel: LinearKernel) -> bool:
     packed = kernel.packed(weight)
     if packed is None or not torch.equal(kernel.unpacked(packed, range(103), 1024), weight):
         return False
-    found = kernel.multiply(rows, packed, kernel.filled(bias, 103), 103)
+    found = kernel.product(packed, bias, weight.shape)(rows)
     return torch.allclose(found, nn.functional.linear(rows, weight, bias), atol=1e-3)
 
 
@@ -112,11 +116,11 @@ class CompiledLinear(FrozenLinear):
         super().__init__(weight, bias)
         self.stored, self._kernel, packed = _shortest(weight)
         self.packed = nn.Parameter(packed, requires_grad=False)
-        self._filled_bias = self._kernel.filled(bias, len(weight))
+        self._product = self._kernel.product(packed, bias, weight.shape)
 
-    def product(self, rows: torch.Tensor) -> torch.Tensor:
+    def product(self, hidden: torch.Tensor) -> torch.Tensor:
         """Multiply on the CPU."""
-        return self._kernel.multiply(rows, self.packed, self._filled_bias, len(self.weight))
+        return self._product(hidden)
 
     def dense(self) -> Iterator[torch.Tensor]:
         """Unpack the weight."""

@@ -42,18 +42,19 @@ def runs_here(trial: Callable[[], bool]) -> bool:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, layer: FrozenLinear) -> torch.Tensor:
         ctx.layer = layer
-        return layer.product(rows)
+        return layer.product(hidden)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (outputs,), first = grads, 0
-        inputs = outputs.new_empty(len(outputs), ctx.layer.weight.shape[1])
+        num_outputs, num_inputs = ctx.layer.weight.shape
+        outputs, first = grads[0].reshape(-1, num_outputs), 0
+        inputs = outputs.new_empty(outputs.shape[0], num_inputs)
         for rows in ctx.layer.dense():
             inputs.addmm_(outputs[:, first : first + len(rows)], rows.to(outputs.dtype), beta=min(first, 1))
             first += len(rows)
-        return inputs, None
+        return inputs.view(*grads[0].shape[:-1], num_inputs), None
 
 
 class FrozenLinear(nn.Module, ABC):
@@ -78,23 +79,18 @@ class FrozenLinear(nn.Module, ABC):
         """Yield the weight's numbers, `[num_outputs, in_features]` at a time, in the order of the outputs."""
 
     @abstractmethod
-    def product(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map `[num_rows, in_features]` to `[num_rows, out_features]`, bias and all; no gradient is asked for."""
+    def product(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map `[..., in_features]` to `[..., out_features]`, bias and all; no gradient is asked for."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map `[..., in_features]` to `[..., out_features]`."""
+        """Map `[..., in_features]` to `[..., out_features]`, with a gradient where one is wanted."""
         return opaque(self._multiply, hidden)
 
     def _multiply(self, hidden: torch.Tensor) -> torch.Tensor:
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        return self.multiply(rows).view(*hidden.shape[:-1], len(self.weight))
-
-    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map `[num_rows, in_features]` to `[num_rows, out_features]`, with a gradient where one is wanted."""
-        if torch.is_grad_enabled() and rows.requires_grad:
-            product: torch.Tensor = _Product.apply(rows, self)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            product: torch.Tensor = _Product.apply(hidden, self)  # type: ignore[no-untyped-call]
             return product
-        return self.product(rows)
+        return self.product(hidden)
 
 
 def replace_linears(model: nn.Module, make: Callable[[torch.Tensor, torch.Tensor | None], nn.Module]) -> None:

@@ -44,22 +44,22 @@ class PackedLinear(FrozenLinear):
         """Yield the weight, which is kept beside its packed form: oneDNN does not give it back."""
         yield self.plain
 
-    def product(self, rows: torch.Tensor) -> torch.Tensor:
-        """Multiply with the packed weight, or with the plain one."""
+    def product(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Multiply with the packed weight, or with the plain one; in strict mode tile by tile."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if self.tile_rows:
+            tiles = [self._tile(tile) for tile in rows.split(self.tile_rows)]
+            found = torch.cat(tiles) if len(tiles) != 1 else tiles[0]
+        else:
+            found = self._product(rows)
+        return found.view(*hidden.shape[:-1], found.shape[-1])
+
+    def _tile(self, rows: torch.Tensor) -> torch.Tensor:
+        count = rows.shape[0]
+        return self._product(nn.functional.pad(rows, (0, 0, 0, self.tile_rows - count)))[:count]
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
         if self._packed is None:
             return nn.functional.linear(rows, self.plain, self.bias)
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
         return product
-
-    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Multiply, in strict mode tile by tile."""
-        if not self.tile_rows:
-            return super().multiply(rows)
-        tiles = [self._tile(tile) for tile in rows.split(self.tile_rows)]
-        return torch.cat(tiles) if len(tiles) != 1 else tiles[0]
-
-    def _tile(self, rows: torch.Tensor) -> torch.Tensor:
-        missing = self.tile_rows - rows.shape[0]
-        if missing:
-            rows = nn.functional.pad(rows, (0, 0, 0, missing))
-        return super().multiply(rows)[: self.tile_rows - missing]

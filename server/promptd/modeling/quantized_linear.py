@@ -58,9 +58,11 @@ class QuantizedLinear(FrozenLinear):
             yield rows * self._scales[first : first + len(rows)]
             first += len(rows)
 
-    def product(self, rows: torch.Tensor) -> torch.Tensor:
+    def product(self, hidden: torch.Tensor) -> torch.Tensor:
         """Multiply; each row has a scale of its own."""
-        return self._multiplied(*_quantized(_kernel(), rows.float().contiguous())).to(rows.dtype)
+        rows = hidden.reshape(-1, hidden.shape[-1]).float().contiguous()
+        found = self._multiplied(*_quantized(_kernel(), rows))
+        return found.view(*hidden.shape[:-1], found.shape[-1]).to(hidden.dtype)
 
 
 @functools.cache
