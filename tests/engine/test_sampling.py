@@ -20,7 +20,7 @@ from transformers.generation import (
 
 from promptd.engine.logprobs import top_logprobs
 from promptd.engine.request import SamplingParams
-from promptd.engine.sampler import SamplingRow, _cut_top_p, _cut_top_p_sorted, sample, uniform
+from promptd.engine.sampler import SamplingRow, _cut_top_p, _cut_top_p_sorted, first_largest, sample, uniform
 from promptd.errors import InvalidRequestError
 from tests.engine.harness import Case, library, make_engine, run
 
@@ -112,6 +112,20 @@ def test_rows_without_a_cut_keep_all() -> None:
 def test_greedy_is_the_largest_logit() -> None:
     """Temperature 0 takes the argmax."""
     assert picked(LOGITS[None].clone(), [row(SamplingParams(temperature=0))]) == [int(LOGITS.argmax())]
+
+
+@pytest.mark.parametrize("size", [1, 255, 511, 512, 513, 1000, 4096, 50_257])
+@pytest.mark.parametrize("num_rows", [0, 1, 70])
+def test_the_first_of_the_largest(size: int, num_rows: int) -> None:
+    """What torch's `argmax` finds, wherever it stands, of equal ones the first; a NaN is larger than all."""
+    generator = torch.Generator().manual_seed(size)
+    coarse = torch.randint(-3, 4, (num_rows, size), generator=generator).float()  # the largest is there many times
+    fine = torch.randn(num_rows, size, generator=generator)
+    nothing = torch.full((num_rows, size), -torch.inf)
+    late = fine.index_fill(1, torch.tensor([size - 1]), 9.0)
+    broken = fine.index_fill(1, torch.tensor([size // 2, size - 1]), torch.nan)
+    for logits in (coarse, fine, nothing, late, broken, late.bfloat16(), fine.t().contiguous().t()):
+        assert torch.equal(first_largest(logits), logits.argmax(-1))
 
 
 def test_penalties_and_bias_move_single_logits() -> None:

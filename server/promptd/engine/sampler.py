@@ -18,6 +18,10 @@ from promptd.engine.request import SamplingParams
 from promptd.modeling.transfer import to_device
 
 _SORTED_AT_ONCE = 1024
+_STRETCH = 256
+"""Logits whose largest is looked for at once."""
+_FEW = 1 << 15
+"""Logits of all rows whose largest ones are found before a second operation has begun."""
 
 
 @dataclass(slots=True)
@@ -54,11 +58,27 @@ def sample(logits: torch.Tensor, rows: Rows[SamplingRow]) -> torch.Tensor:
     drawn = [number for number, row in enumerate(rows) if row.params.temperature > 0]
     if len(drawn) == len(rows):
         return _draw(logits.float(), rows)
-    tokens = logits.argmax(-1)
+    tokens = first_largest(logits)
     if drawn:
         index = to_device(drawn, logits.device, torch.int64)
         tokens.index_copy_(0, index, _draw(logits.index_select(0, index).float(), [rows[n] for n in drawn]))
     return tokens
+
+
+def first_largest(logits: torch.Tensor) -> torch.Tensor:
+    """Return what `argmax(-1)` returns for `[num_rows, vocab_size]`: of several largest the first, or the first NaN.
+
+    On the CPU torch walks a row number by number, and finds the largest numbers of its stretches ten times as fast. So
+    the stretch is found first, then the place in it. What is left behind the last whole stretch overlaps it.
+    """
+    size = logits.shape[-1]
+    if logits.is_cuda or size < 2 * _STRETCH or logits.numel() < _FEW:
+        return logits.argmax(-1)
+    whole = logits[:, : size // _STRETCH * _STRETCH].unflatten(-1, (-1, _STRETCH))
+    largest = torch.cat([whole.amax(-1), logits[:, -_STRETCH:].amax(-1, keepdim=True)], -1)
+    first = (largest.argmax(-1, keepdim=True) * _STRETCH).clamp_max(size - _STRETCH)
+    stretch = logits.gather(-1, first + torch.arange(_STRETCH))
+    return (first + stretch.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def _adjust(logits: torch.Tensor, row: SamplingRow) -> None:
