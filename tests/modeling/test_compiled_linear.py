@@ -106,6 +106,13 @@ def test_rows_need_not_lie_together() -> None:
     torch.testing.assert_close(compiled(wide[..., 10:140]), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [torch.zeros(2, 131), torch.zeros(2, 129), torch.zeros(2, 130).double()])
+def test_other_rows_are_refused(rows: torch.Tensor) -> None:
+    """Of another width or dtype: the kernel would read and write what is not theirs."""
+    with pytest.raises(ValueError, match="a row is 130 float32 numbers"):
+        layer(97, 130)(rows)
+
+
 @pytest.mark.parametrize("num_inputs", [130, 1024])
 def test_bits_depend_on_nobody_else(num_inputs: int) -> None:
     """A row's bits are the same alone and among any number of others, wherever it stands."""

@@ -35,9 +35,8 @@ class LinearKernel:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         library.promptd_linear_panel.restype = number
         self.panel: int = library.promptd_linear_panel()
-        self.dtype = (
-            stored if stored is torch.float32 else torch.int16
-        )  # words, whose numbers lie in the kernel's order
+        self.dtype = torch.float32 if stored is torch.float32 else torch.int16
+        """Of packed weights: 16 bits in an order of the kernel's are no numbers to anybody else."""
         self._multiply, self._pack = library.promptd_linear, library.promptd_linear_pack
         self._unpack = library.promptd_linear_unpack
         self._multiply.argtypes = [pointer, number, number, pointer, pointer, pointer, number, number]
@@ -76,6 +75,8 @@ class LinearKernel:
         multiply, weight_at, bias_at = self._multiply, packed.data_ptr(), filled.data_ptr()
 
         def product(hidden: torch.Tensor, _kept: tuple[torch.Tensor, torch.Tensor] = (packed, filled)) -> torch.Tensor:
+            if hidden.shape[-1] != num_inputs or hidden.dtype is not torch.float32:
+                raise ValueError(f"a row is {num_inputs} float32 numbers, not {hidden.shape[-1]} {hidden.dtype}")
             rows = hidden.contiguous()
             out = rows.new_empty((*rows.shape[:-1], num_outputs))
             multiply(
