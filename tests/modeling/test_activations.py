@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import GPT2LMHeadModel
+from transformers.activations import NewGELUActivation
 
 from promptd.modeling import activations
 from promptd.modeling.activations import Gelu, fuse_activations
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 1000, 40_007])
 def test_it_equals_torchs(count: int) -> None:
     """Near zero, where it bends, and far out."""
-    assert activations._kernel() is not None
+    assert activations._kernel(torch.float32) is not None
     for spread in (1e-3, 1.0, 20.0):
         numbers = spread * torch.randn(count)
         expected = nn.functional.gelu(numbers.double(), approximate="tanh")
@@ -53,8 +54,23 @@ def test_gradients_are_torchs() -> None:
     assert torch.equal(found, expected)
 
 
-def test_half_precision_keeps_its_own(tiny_models: dict[str, Path]) -> None:
-    """Transformers rounds after each step there; the control is the same model in float32."""
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 1000, 40_007])
+def test_bfloat16_is_rounded_once(count: int) -> None:
+    """torch's tanh form of it does the same; transformers' six steps are farther from the exact numbers."""
+    assert activations._kernel(torch.bfloat16) is not None
+    for spread in (1e-3, 1.0, 20.0):
+        numbers = (spread * torch.randn(count)).bfloat16()
+        exact = nn.functional.gelu(numbers.double(), approximate="tanh")
+        found = Gelu()(numbers)
+        assert found.dtype is torch.bfloat16
+        torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=2**-8)
+        steps = NewGELUActivation()(numbers)
+        assert count < 1000 or (found - exact).abs().sum() < (steps - exact).abs().sum()
+
+
+def test_of_which_models(tiny_models: dict[str, Path]) -> None:
+    """Of all layers in float32 and bfloat16; float16 keeps transformers' own."""
     model = GPT2LMHeadModel.from_pretrained(tiny_models["gpt2"])
-    assert fuse_activations(model.bfloat16()) == 0
-    assert fuse_activations(model.float()) == model.config.n_layer
+    assert fuse_activations(model.half()) == 0
+    assert fuse_activations(model.bfloat16()) == model.config.n_layer
+    assert fuse_activations(GPT2LMHeadModel.from_pretrained(tiny_models["gpt2"]).float()) == model.config.n_layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,8 +24,14 @@ def layer(
         torch.randn(num_outputs, num_inputs, generator=generator),
         torch.randn(num_outputs, generator=generator),
     )
-    assert can_compile()
+    assert can_compile(torch.float32)
     return CompiledLinear(weight.to(stored).float(), bias if has_bias else None)
+
+
+def half(num_outputs: int, num_inputs: int) -> CompiledLinear:
+    """A random layer of a bfloat16 model."""
+    wide = layer(num_outputs, num_inputs, stored=torch.bfloat16)
+    return CompiledLinear(weight_of(wide).bfloat16(), wide.bias.bfloat16())
 
 
 def weight_of(compiled: CompiledLinear) -> torch.Tensor:
@@ -109,7 +116,7 @@ def test_rows_need_not_lie_together() -> None:
 @pytest.mark.parametrize("rows", [torch.zeros(2, 131), torch.zeros(2, 129), torch.zeros(2, 130).double()])
 def test_other_rows_are_refused(rows: torch.Tensor) -> None:
     """Of another width or dtype: the kernel would read and write what is not theirs."""
-    with pytest.raises(ValueError, match="a row is 130 float32 numbers"):
+    with pytest.raises(ValueError, match="a row is 130 torch.float32 numbers"):
         layer(97, 130)(rows)
 
 
@@ -149,3 +156,83 @@ def test_the_gradient_passes(stored: torch.dtype, block_numbers: int, monkeypatc
     (found,) = torch.autograd.grad(compiled(rows), rows, grads)
     expected = grads.double() @ weight_of(compiled).double()
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(params=[True, False], ids=["instruction", "widened"])
+def pairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel for bfloat16 rows with the processor's instruction, where it has it, and without."""
+    if request.param and not compiled_linear._has_pairs():
+        pytest.skip("this processor has no instruction for pairs of bfloat16")
+    monkeypatch.setattr(compiled_linear, "_has_pairs", lambda: request.param)
+    compiled_linear.linear_kernel.cache_clear()
+    yield
+    compiled_linear.linear_kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(97, 130), (48, 256), (1, 2), (147, 1024), (64, 2050)])
+@pytest.mark.parametrize("num_rows", [0, 1, 7, 8, 9, 33, 400])
+def test_bfloat16_rows_are_rounded_once(num_outputs: int, num_inputs: int, num_rows: int) -> None:
+    """The exact product to within one rounding at the end, whose unit is 2^-8, and float32's on the way."""
+    compiled = half(num_outputs, num_inputs)
+    rows = torch.randn(num_rows, num_inputs).bfloat16()
+    expected = nn.functional.linear(rows.double(), weight_of(compiled).double(), compiled.bias.double())
+    found = compiled(rows)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=1e-5 * num_inputs**0.5, rtol=2**-8)
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize("num_inputs", [130, 1024])
+def test_bits_of_bfloat16_rows_depend_on_nobody_else(num_inputs: int) -> None:
+    """Alone and among any number of others; a fault in one row reaches all of its outputs and no other row."""
+    compiled = half(97, num_inputs)
+    rows = torch.randn(400, num_inputs).bfloat16()
+    together = compiled(rows)
+    for count in (1, 2, 5, 8, 13, 64, 193):
+        assert torch.equal(compiled(rows[:count]), together[:count])
+        assert torch.equal(compiled(rows[-count:]), together[-count:])
+    for bad in (math.nan, math.inf):
+        rows[7, 60] = bad
+        found = compiled(rows)
+        assert not found[7].isfinite().any()
+        assert torch.equal(found[:7], together[:7]) and torch.equal(found[8:], together[8:])
+
+
+@pytest.mark.parametrize("special", [math.inf, -math.inf, 0.0, -0.0, 3.3895e38, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8])
+def test_rounding_is_torchs(special: float) -> None:
+    """What overflows is an infinity, halves go to even, zeros keep their sign."""
+    compiled = CompiledLinear(torch.zeros(50, 2).bfloat16(), None)
+    compiled._product = compiled._kernel.product(compiled.packed, torch.full((50,), special), compiled.weight.shape)
+    expected = torch.full((1, 50), special).bfloat16()
+    found = compiled(torch.zeros(1, 2).bfloat16())
+    if special == 0:  # the sum of a negative zero and a zero is a zero
+        expected = expected.abs()
+    assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
+
+
+@pytest.mark.usefixtures("pairs")
+def test_the_gradient_of_bfloat16_rows_passes() -> None:
+    """Backward gives what torch's layer gives."""
+    compiled = half(300, 130)
+    rows = torch.randn(5, 130).bfloat16().requires_grad_()
+    grads = torch.randn(5, 300).bfloat16()
+    (found,) = torch.autograd.grad(compiled(rows), rows, grads)
+    expected = grads.double() @ weight_of(compiled).double()
+    torch.testing.assert_close(found.double(), expected, atol=2**-7, rtol=2**-7)
+
+
+def test_bfloat16_rows_take_what_is_theirs() -> None:
+    """Rows of another dtype are refused, and of an odd number of inputs nothing is compiled."""
+    with pytest.raises(ValueError, match="a row is 130 torch.bfloat16 numbers, not 130 torch.float32"):
+        half(97, 130)(torch.zeros(2, 130))
+    assert can_compile(torch.bfloat16, 130) and not can_compile(torch.bfloat16, 131)
+    assert can_compile(torch.float32, 131) and not can_compile(torch.float16)
+
+
+def test_rooms_are_of_huge_pages() -> None:
+    """They begin where a page does, hold what is written to them, and are of zeros, not of what was there before."""
+    room = compiled_linear._empty_in_huge_pages(3_000_001, torch.int16)
+    assert room.data_ptr() % (2 << 20) == 0 and room.dtype is torch.int16 and room.shape == (3_000_001,)
+    assert not room.any()
+    assert len(compiled_linear._empty_in_huge_pages(5, torch.float32)) == 5

@@ -16,7 +16,7 @@ import torch
 from promptd.modeling import activations, compiled_linear, integer_product, kernels, load_model, norms, quantized_linear
 from promptd.modeling.activations import GELU
 from promptd.modeling.compiled_linear import LINEAR, CompiledLinear, can_compile, linear_kernel
-from promptd.modeling.decode_kernel import DECODE_ATTENTION, STORED, decode_kernel
+from promptd.modeling.decode_kernel import DECODE_ATTENTION, decode_kernel
 from promptd.modeling.integer_product import LINEAR_INT8
 from promptd.modeling.kernels import CAPABILITIES, FOLDER_VARIABLE, compiled
 from promptd.modeling.norms import RMS_NORM
@@ -24,14 +24,18 @@ from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.prefill_kernel import PREFILL_ATTENTION, prefill_kernel
 from promptd.modeling.quantized_linear import QUANTIZE
 
-PANELS = "panels.h"
+PANELS, NUMBERS_H = "panels.h", "numbers.h"
+BFLOAT16 = (torch.bfloat16,)
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this processor has no AVX-512 VNNI")
+needs_pairs = pytest.mark.skipif(
+    not compiled_linear._has_pairs(), reason="this processor has no instruction for pairs of bfloat16"
+)
 
 
 def loads() -> bool:
     """Whether a process that began now would have a kernel."""
     linear_kernel.cache_clear()
-    return can_compile()
+    return can_compile(torch.float32)
 
 
 def test_they_are_compiled_once(fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,13 +101,18 @@ def test_a_model_is_served_with_them_and_without(
     ("source", "old", "new", "load", "arguments"),
     [
         (LINEAR, "+= wide[i] * value;", "+= wide[i] * (value + 0.01f);", linear_kernel, (torch.float32,)),
-        (PANELS, "(lanes)(input ? from << 16", "(lanes)(input ? from << 17", linear_kernel, (torch.bfloat16,)),
-        (PANELS, "bits_of(second) >> 16", "bits_of(second) >> 17", linear_kernel, (torch.bfloat16,)),
+        (PANELS, "0xffff0000 : from << 16); }\nstatic", "0xffff0000 : from << 17); }\nstatic", linear_kernel, BFLOAT16),
+        (PANELS, "bits_of(first) >> 16", "bits_of(first) >> 17", linear_kernel, BFLOAT16),
+        (NUMBERS_H, "0x7fff + (bits >> 16 & 1)) >> 16;\n}", "0x17fff) >> 16;\n}", linear_kernel, 2 * BFLOAT16),
+        (NUMBERS_H, "from) { return of_bits", "from) { return -of_bits", norms._kernel, BFLOAT16),
+        pytest.param(LINEAR, "vdpbf16ps %2", "vaddps %2", linear_kernel, 2 * BFLOAT16, marks=needs_pairs),
+        (NUMBERS_H, "& ~is_nan) |", "& is_nan) |", activations._kernel, BFLOAT16),
+        (NUMBERS_H, "halves upper;\n    memcpy", "halves upper = {0};\n    if (0) memcpy", norms._kernel, BFLOAT16),
         (PANELS, "(word)first", "(word)(first * 2)", linear_kernel, (torch.float16,)),
         (DECODE_ATTENTION, "share = 1.0f / own->total", "share = 1.01f / own->total", decode_kernel, (torch.float32,)),
         (DECODE_ATTENTION, "+ 1 - row->num_keys", "- row->num_keys", decode_kernel, (torch.float32,)),
-        (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, ()),
-        (RMS_NORM, "total / dim + epsilon", "1.01f * total / dim + epsilon", norms._kernel, ()),
+        (GELU, "exponential(-2.0f * u)", "exponential(-2.001f * u)", activations._kernel, (torch.float32,)),
+        (RMS_NORM, "total / dim + epsilon", "1.01f * total / dim + epsilon", norms._kernel, (torch.float32,)),
         (PREFILL_ATTENTION, "share = 1.0f / one->total", "share = 1.01f / one->total", prefill_kernel, ()),
         (PREFILL_ATTENTION, "first + row + 1 - at", "first + row + 2 - at", prefill_kernel, ()),
         (QUANTIZE, "(float)largest + 1.5f", "(float)largest + 3.5f", quantized_linear._kernel, ()),
@@ -133,7 +142,7 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     (tmp_path / "sources" / source).write_text(text.replace(old, new))
     monkeypatch.setattr(kernels, "SOURCES", tmp_path / "sources")
     assert load(*arguments) is None
-    tried = LINEAR if source == PANELS else source
+    tried = {linear_kernel: LINEAR, activations._kernel: GELU, norms._kernel: RMS_NORM}.get(load, source)
     assert [record.args for record in caplog.records if record.levelname == "WARNING"] == [(tried,)]
     assert len(list(folder.iterdir())) == 1  # it was compiled, and tried
 
@@ -146,16 +155,19 @@ def test_other_processors_kernels_are_right(
     if capability == "AVX2" and torch.backends.cpu.get_cpu_capability() not in CAPABILITIES:
         pytest.skip("this processor has no AVX2")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert can_compile()
+    assert can_compile(torch.float32)
     assert linear_kernel(torch.bfloat16) is not None
     widens = capability != "DEFAULT" or platform.machine() == "aarch64"
     assert (linear_kernel(torch.float16) is not None) == widens
-    assert decode_kernel(torch.float32) is not None
-    assert activations._kernel() is not None
+    assert linear_kernel(torch.bfloat16, torch.bfloat16) is not None
+    for dtype in (torch.float32, torch.bfloat16):
+        assert decode_kernel(dtype) is not None
+        assert activations._kernel(dtype) is not None
+        assert norms._kernel(dtype) is not None
     assert quantized_linear._kernel() is not None
     assert integer_product._kernel() is None  # there is no instruction for it
     assert prefill_kernel() is not None
-    assert len(list(fresh_kernels.iterdir())) == 7 + widens
+    assert len(list(fresh_kernels.iterdir())) == 12 + widens
 
 
 @pytest.mark.long
@@ -167,8 +179,8 @@ def test_an_image_compiles_for_every_processor(fresh_kernels: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {path.name for path in fresh_kernels.iterdir()}
-    assert len(names) == 20  # ten kernels for two kinds
+    assert len(names) == 27  # thirteen kernels for two kinds, and one that is for the newest
     for capability in CAPABILITIES:
         for define in compiled_linear.STORED.values():
             assert compiled(LINEAR, (define,), fresh_kernels, capability).name in names
-        assert compiled(DECODE_ATTENTION, (STORED[torch.float32],), fresh_kernels, capability).name in names
+        assert compiled(DECODE_ATTENTION, (), fresh_kernels, capability).name in names

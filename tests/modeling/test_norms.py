@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from promptd.modeling import norms
@@ -16,10 +18,10 @@ from promptd.modeling.norms import RmsNorm, fuse_norms
 pytestmark = pytest.mark.usefixtures("compiler")
 
 
-def make(dim: int) -> RmsNorm:
+def make(dim: int, dtype: torch.dtype = torch.float32) -> RmsNorm:
     """A norm with random weights, as they are in a loaded model."""
-    assert norms._kernel() is not None
-    weight = torch.randn(dim, generator=torch.Generator().manual_seed(dim))
+    assert norms._kernel(dtype) is not None
+    weight = torch.randn(dim, generator=torch.Generator().manual_seed(dim)).to(dtype)
     return RmsNorm(nn.Parameter(weight, requires_grad=False), 1e-6)
 
 
@@ -32,6 +34,33 @@ def test_it_equals_torchs(dim: int, shape: tuple[int, ...]) -> None:
         rows = spread * torch.randn(*shape, dim)
         expected = nn.functional.rms_norm(rows.double(), (dim,), norm.weight.double(), 1e-6)
         torch.testing.assert_close(norm(rows).double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 64, 77, 896])
+@pytest.mark.parametrize("num_rows", [0, 1, 40])
+def test_bfloat16_is_transformers(dim: int, num_rows: int) -> None:
+    """It is rounded where transformers rounds: all but a few numbers, whose float32 quotient differs, have its bits."""
+    norm, theirs = make(dim, torch.bfloat16), LlamaRMSNorm(dim, eps=1e-6).bfloat16()
+    theirs.weight.data = norm.weight.data
+    for spread in (1e-4, 1.0, 1e4):
+        rows = (spread * torch.randn(num_rows, dim)).bfloat16()
+        found, expected = norm(rows), theirs(rows)
+        assert found.dtype is torch.bfloat16
+        torch.testing.assert_close(found, expected, atol=0, rtol=2**-6)
+        assert (found != expected).float().mean() < 0.01 or not num_rows
+
+
+def test_gradients_of_bfloat16_are_torchs() -> None:
+    """To within its rounding."""
+    norm, rows = make(40, torch.bfloat16), torch.randn(3, 40).bfloat16().requires_grad_()
+    want = torch.randn(3, 40).bfloat16()
+    (found,) = torch.autograd.grad((norm(rows) * want).sum(), rows)
+    exact = rows.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(
+        (nn.functional.rms_norm(exact, (40,), norm.weight.double(), 1e-6) * want.double()).sum(), exact
+    )
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=2**-6, rtol=2**-6)
 
 
 def test_rows_need_not_lie_together() -> None:
@@ -73,12 +102,13 @@ def test_a_weight_that_learns_is_torchs() -> None:
 
 
 def test_only_the_same_norms_are_replaced() -> None:
-    """Llama's and T5's are; Gemma's adds one to its weight and is not; nor is what is not float32."""
+    """Llama's and T5's are; Gemma's adds one to its weight and is not; nor is float16."""
     sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
     llama = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2))
     gemma = GemmaForCausalLM(GemmaConfig(**sizes, num_key_value_heads=2, head_dim=8, num_hidden_layers=2))
     t5 = T5EncoderModel(T5Config(vocab_size=32, d_model=32, d_kv=8, d_ff=32, num_heads=4, num_layers=2))
     for model in (llama, gemma, t5):
         model.requires_grad_(requires_grad=False)
-    assert fuse_norms(llama.bfloat16()) == 0
+    assert fuse_norms(llama.half()) == 0
+    assert fuse_norms(copy.deepcopy(llama).bfloat16()) == 5
     assert [fuse_norms(model) for model in (llama.float(), gemma, t5)] == [5, 0, 5]

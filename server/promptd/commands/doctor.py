@@ -113,7 +113,7 @@ def check_kernels() -> Finding:
         return Finding("FAIL", "kernels", "unknown without torch")
     if torch.cuda.is_available():
         return Finding("ok", "kernels", "Triton's, compiled for the device at first use")
-    if decode_kernel(torch.float32) is None or not can_compile():
+    if decode_kernel(torch.float32) is None or not can_compile(torch.float32):
         return Finding("warn", "kernels", "torch's: answers come slower than with ours, which need a C compiler (gcc)")
     return Finding("ok", "kernels", f"compiled for {torch.backends.cpu.get_cpu_capability()}")
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from promptd.modeling.kernels import load_kernel
+from promptd.modeling.kernels import NUMBERS, load_kernel
 from promptd.modeling.recording import opaque
 
 GELU = "gelu.c"
 
 
 class Gelu(nn.Module):
-    """The tanh form; equal to transformers' to 1e-6. By `kernels/gelu.c` where it can be, else by torch."""
+    """The tanh form; equal to transformers' to 1e-6. By `kernels/gelu.c` where it can be, else by torch.
+
+    In bfloat16 it is computed in float32 and rounded once, where transformers rounds after each of six steps.
+    """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map each number."""
         wants_gradient = torch.is_grad_enabled() and hidden.requires_grad
-        is_plain = hidden.device.type == "cpu" and hidden.dtype is torch.float32 and hidden.is_contiguous()
-        kernel = _kernel() if is_plain and not wants_gradient else None
+        is_plain = hidden.device.type == "cpu" and hidden.is_contiguous()
+        kernel = _kernel(hidden.dtype) if is_plain and not wants_gradient else None
         if kernel is None:
             return nn.functional.gelu(hidden, approximate="tanh")
         return opaque(_run, kernel, hidden)
@@ -36,9 +40,11 @@ def _run(kernel: ctypes._NamedFuncPointer, hidden: torch.Tensor) -> torch.Tensor
 
 
 @functools.cache
-def _kernel() -> ctypes._NamedFuncPointer | None:
-    """Return the compiled function, where it can be had and is right."""
-    return load_kernel(GELU, bind=_bound, passes=_passes)
+def _kernel(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
+    """Return the compiled function for numbers of this dtype, where it can be had and is right."""
+    if dtype not in NUMBERS:
+        return None
+    return load_kernel(GELU, *NUMBERS[dtype], bind=_bound, passes=partial(_passes, dtype=dtype))
 
 
 def _bound(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
@@ -47,19 +53,17 @@ def _bound(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
     return library.promptd_gelu
 
 
-def _passes(kernel: ctypes._NamedFuncPointer) -> bool:
-    trial = torch.linspace(-12, 12, 1001)
+def _passes(kernel: ctypes._NamedFuncPointer, dtype: torch.dtype) -> bool:
+    trial = torch.linspace(-12, 12, 1001).to(dtype)
     out = torch.empty_like(trial)
     kernel(trial.data_ptr(), out.data_ptr(), trial.numel(), 1)
-    return torch.allclose(out, nn.functional.gelu(trial, approximate="tanh"), atol=1e-6)
+    wanted = nn.functional.gelu(trial.float(), approximate="tanh")
+    return torch.allclose(out.float(), wanted, atol=1e-6, rtol=1e-5 if dtype is torch.float32 else 2**-8)
 
 
 def fuse_activations(model: PreTrainedModel) -> int:
-    """Replace GPT-2's GELU in a float32 model, and return how many there were.
-
-    In half precision transformers rounds after each of its six steps, and one pass would be another function.
-    """
-    if model.dtype is not torch.float32:
+    """Replace GPT-2's GELU in a model of float32 or bfloat16, and return how many there were."""
+    if model.dtype not in NUMBERS:
         return 0
     count = 0
     for parent in list(model.modules()):

@@ -1,15 +1,17 @@
-"""Linear layers in float32 by `kernels/linear.c`, on the CPU.
+"""Linear layers in float32 or bfloat16 by `kernels/linear.c`, on the CPU.
 
 A decode step is bound by how fast weights come from memory: this product streams them at the speed of the memory, from
 huge pages, where oneDNN's reaches two thirds of it for one row; for many rows it is as fast. A row's bits do not
 depend on its neighbours.
 
 Most checkpoints hold 16-bit numbers. A weight all of whose numbers are such is packed in 16 bits and widened in
-registers: the same product, bit for bit, from half the memory.
+registers: the same product, bit for bit, from half the memory. A bfloat16 model's rows are bfloat16, too: where the
+processor has an instruction that multiplies them in pairs, many rows take half the time; sums are float32.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
@@ -19,22 +21,26 @@ import torch
 from torch import nn
 
 from promptd.modeling.frozen_linear import FrozenLinear, blocks_of
-from promptd.modeling.kernels import load_kernel
+from promptd.modeling.kernels import NUMBERS, load_kernel
 
 LINEAR = "linear.c"
 STORED = {torch.bfloat16: "STORED_BFLOAT16", torch.float16: "STORED_FLOAT16", torch.float32: "STORED_FLOAT32"}
 """Dtypes that weights are packed in, the first one that loses nothing, and what the source calls them."""
+PAIRS_OF_BFLOAT16 = "PAIRS_OF_BFLOAT16"
+"""What it calls the instruction for rows of bfloat16, whose weights are bfloat16, too."""
 Product = Callable[[torch.Tensor], torch.Tensor]
 _HUGE_PAGE = 2 << 20
 
 
 class LinearKernel:
-    """The compiled functions for weights that are packed in one dtype."""
+    """The compiled functions for rows of one dtype and weights that are packed in one dtype."""
 
-    def __init__(self, library: ctypes.CDLL, stored: torch.dtype) -> None:
+    def __init__(self, library: ctypes.CDLL, stored: torch.dtype, rows: torch.dtype) -> None:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         library.promptd_linear_panel.restype = number
         self.panel: int = library.promptd_linear_panel()
+        self.rows = rows
+        """Dtype of what is multiplied, and of the outputs."""
         self.dtype = torch.float32 if stored is torch.float32 else torch.int16
         """Of packed weights: 16 bits in an order of the kernel's are no numbers to anybody else."""
         self._multiply, self._pack = library.promptd_linear, library.promptd_linear_pack
@@ -46,18 +52,26 @@ class LinearKernel:
         self._pack.restype = ctypes.c_int
 
     def packed(self, weight: torch.Tensor) -> torch.Tensor | None:
-        """Pack a weight `[out_features, in_features]`, float32; None where that would lose a bit of it."""
+        """Pack a weight `[out_features, in_features]`; None where that would lose a bit of it."""
         num_outputs, num_inputs = weight.shape
-        if self.dtype is not torch.float32 and num_inputs % 2:  # bfloat16 lie in pairs
+        if not self.takes(num_inputs):
             return None
         room = _empty_in_huge_pages(-(-num_outputs // self.panel) * self.panel * num_inputs, self.dtype)
-        is_whole = self._pack(
-            weight.data_ptr(), *weight.stride(), num_outputs, num_inputs, room.data_ptr(), torch.get_num_threads()
-        )
-        return room if is_whole else None
+        for outputs in blocks_of(weight.shape, self.panel):  # one block of a bfloat16 weight is widened at a time
+            block, to = weight[outputs.start : outputs.stop].float(), room[outputs.start * num_inputs :]
+            is_whole = self._pack(
+                block.data_ptr(), *block.stride(), *block.shape, to.data_ptr(), torch.get_num_threads()
+            )
+            if not is_whole:
+                return None
+        return room
+
+    def takes(self, num_inputs: int) -> bool:
+        """Return whether so many inputs can be packed: bfloat16 lie in pairs."""
+        return self.dtype is torch.float32 or num_inputs % 2 == 0
 
     def unpacked(self, packed: torch.Tensor, outputs: range, num_inputs: int) -> torch.Tensor:
-        """Return the rows of some outputs, `[len(outputs), in_features]`; the first one begins a panel."""
+        """Return the rows of some outputs, `[len(outputs), in_features]`, float32; the first one begins a panel."""
         turned = torch.empty(num_inputs, len(outputs))
         first = packed[outputs.start * num_inputs :]
         self._unpack(first.data_ptr(), len(outputs), num_inputs, turned.data_ptr(), torch.get_num_threads())
@@ -72,11 +86,11 @@ class LinearKernel:
         filled = torch.zeros(-(-num_outputs // self.panel) * self.panel)  # for the whole of the last panel
         if bias is not None:
             filled[:num_outputs] = bias
-        multiply, weight_at, bias_at = self._multiply, packed.data_ptr(), filled.data_ptr()
+        multiply, dtype, weight_at, bias_at = self._multiply, self.rows, packed.data_ptr(), filled.data_ptr()
 
         def product(hidden: torch.Tensor, _kept: tuple[torch.Tensor, torch.Tensor] = (packed, filled)) -> torch.Tensor:
-            if hidden.shape[-1] != num_inputs or hidden.dtype is not torch.float32:
-                raise ValueError(f"a row is {num_inputs} float32 numbers, not {hidden.shape[-1]} {hidden.dtype}")
+            if hidden.shape[-1] != num_inputs or hidden.dtype is not dtype:
+                raise ValueError(f"a row is {num_inputs} {dtype} numbers, not {hidden.shape[-1]} {hidden.dtype}")
             rows = hidden.contiguous()
             out = rows.new_empty((*rows.shape[:-1], num_outputs))
             multiply(
@@ -89,9 +103,16 @@ class LinearKernel:
 
 
 @functools.cache
-def linear_kernel(stored: torch.dtype) -> LinearKernel | None:
-    """Return the kernel for weights packed in this dtype; None where it cannot be had."""
-    return load_kernel(LINEAR, STORED[stored], bind=lambda library: LinearKernel(library, stored), passes=_passes)
+def linear_kernel(stored: torch.dtype, rows: torch.dtype = torch.float32) -> LinearKernel | None:
+    """Return the kernel for rows of a dtype and weights that are packed in one; None where it cannot be had."""
+    defines = (STORED[stored], *NUMBERS[rows])
+    if rows is torch.bfloat16 and _has_pairs():
+        defines += (PAIRS_OF_BFLOAT16,)
+    return load_kernel(LINEAR, *defines, bind=lambda library: LinearKernel(library, stored, rows), passes=_passes)
+
+
+def _has_pairs() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _passes(kernel: LinearKernel) -> bool:
@@ -101,17 +122,20 @@ def _passes(kernel: LinearKernel) -> bool:
     packed = kernel.packed(weight)
     if packed is None or not torch.equal(kernel.unpacked(packed, range(103), 1024), weight):
         return False
-    found = kernel.product(packed, bias, weight.shape)(rows)
-    return torch.allclose(found, nn.functional.linear(rows, weight, bias), atol=1e-3)
+    rows = rows.to(kernel.rows)
+    found = kernel.product(packed, bias, weight.shape)(rows).float()
+    wanted = nn.functional.linear(rows.float(), weight, bias)
+    return torch.allclose(found, wanted, atol=1e-3, rtol=1e-5 if kernel.rows is torch.float32 else 2**-8)
 
 
-def can_compile() -> bool:
-    """Return whether the compiled product is there and right."""
-    return linear_kernel(torch.float32) is not None
+def can_compile(dtype: torch.dtype, num_inputs: int = 2) -> bool:
+    """Return whether the compiled product for rows of so many numbers of this dtype is there and right."""
+    kernel = linear_kernel(dtype, dtype) if dtype in NUMBERS else None
+    return kernel is not None and kernel.takes(num_inputs)
 
 
 class CompiledLinear(FrozenLinear):
-    """A frozen linear layer over its packed weight; rows and outputs are float32."""
+    """A frozen linear layer over its packed weight; rows and outputs are of the weight's dtype."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(weight, bias)
@@ -131,11 +155,11 @@ class CompiledLinear(FrozenLinear):
 
 def _shortest(weight: torch.Tensor) -> tuple[torch.dtype, LinearKernel, torch.Tensor]:
     """Return the first dtype of `STORED` that holds all of a weight's numbers, its kernel, and the weight, packed."""
-    some = weight[:1]
-    for stored in STORED:
+    some = weight[:1].float()
+    for stored in STORED if weight.dtype is torch.float32 else (weight.dtype,):
         if not torch.equal(some.to(stored).float(), some):  # a look, before a kernel is compiled that nobody needs
             continue
-        kernel = linear_kernel(stored)
+        kernel = linear_kernel(stored, weight.dtype)
         packed = None if kernel is None else kernel.packed(weight)
         if kernel is not None and packed is not None:
             return stored, kernel, packed
@@ -143,12 +167,16 @@ def _shortest(weight: torch.Tensor) -> tuple[torch.dtype, LinearKernel, torch.Te
 
 
 def _empty_in_huge_pages(count: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return room for numbers; where the system lets, in pages of 2 MiB, which stream a third faster."""
-    room = torch.empty(count, dtype=dtype)
-    first = -(-room.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-    length = (room.data_ptr() + room.nbytes - first) // _HUGE_PAGE * _HUGE_PAGE
-    if length > 0 and hasattr(mmap, "MADV_HUGEPAGE"):  # advice: where it is refused, nothing is lost
-        madvise = ctypes.CDLL(None).madvise
-        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        madvise(first, length, mmap.MADV_HUGEPAGE)
-    return room
+    """Return room for numbers; where the system lets, in pages of 2 MiB, which stream a third faster.
+
+    It is fresh memory: what was in use before lies in small pages.
+    """
+    size = count * dtype.itemsize
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(count, dtype=dtype)
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room = torch.frombuffer(memory, dtype=torch.uint8)
+    first = -room.data_ptr() % _HUGE_PAGE
+    with contextlib.suppress(OSError):  # advice: where it is refused, nothing is lost
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return room[first : first + size].view(dtype)

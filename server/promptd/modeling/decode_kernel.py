@@ -15,14 +15,13 @@ from itertools import pairwise
 
 import torch
 
-from promptd.modeling.kernels import load_kernel
+from promptd.modeling.kernels import NUMBERS, load_kernel
 from promptd.modeling.shared_spans import Span, num_common, runs_of
 
 MAX_HEAD_DIM = 256
 MAX_RUN = 32
 """Rows with keys in common that one thread answers together."""
 DECODE_ATTENTION = "decode_attention.c"
-STORED = {torch.float32: "STORED_FLOAT32", torch.bfloat16: "STORED_BFLOAT16"}
 """Dtypes that there is a kernel for, and what the source calls them."""
 ALONE = 1 << 14
 """Fewer numbers than this are not worth waking other threads for."""
@@ -143,10 +142,10 @@ def kernel_over(keys: torch.Tensor) -> DecodeKernel | None:
 @functools.cache
 def decode_kernel(dtype: torch.dtype) -> DecodeKernel | None:
     """Return the kernel for keys and values of this dtype, or None where it cannot be had; the log says why."""
-    if dtype not in STORED:
+    if dtype not in NUMBERS:
         return None
     passes = functools.partial(_passes, dtype=dtype)
-    return load_kernel(DECODE_ATTENTION, STORED[dtype], bind=DecodeKernel, passes=passes)
+    return load_kernel(DECODE_ATTENTION, *NUMBERS[dtype], bind=DecodeKernel, passes=passes)
 
 
 def _passes(kernel: DecodeKernel, dtype: torch.dtype) -> bool:

@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint, stored_tensors
 from promptd.modeling.freed_memory import keep_freed_memory
 from promptd.modeling.frozen import FrozenModel
-from promptd.modeling.frozen_linear import replace_linears
+from promptd.modeling.frozen_linear import FrozenLinear, replace_linears
 from promptd.modeling.norms import fuse_norms
 from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
@@ -147,10 +147,10 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
         prove = model.family.prove()
         hf.set_attn_implementation(ATTENTION_NAME)
     packs = packed_linears and model.device.type == "cpu"
-    if packs and model.dtype is torch.float32 and can_compile():
-        replace_linears(hf, CompiledLinear)
-    elif (pack := packs and can_pack(model.dtype)) or strict:
-        replace_linears(hf, partial(PackedLinear, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0))
+    compiles, pack = packs and can_compile(model.dtype), packs and can_pack(model.dtype)
+    if compiles or pack or strict:
+        packed = partial(PackedLinear, pack=pack, tile_rows=STRICT_TILE_ROWS if strict else 0)
+        replace_linears(hf, partial(_compiled, otherwise=packed) if compiles else packed)
     fuse_activations(hf)
     fuse_norms(hf)
     with _refusing(model.spec.architecture):
@@ -161,6 +161,13 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
         largest = Magnitudes(rank.largest(largest.keys, model.device), rank.largest(largest.values, model.device))
     spec = dataclasses.replace(model.spec, max_key_abs=largest.keys, max_value_abs=largest.values)
     return dataclasses.replace(model, spec=spec)
+
+
+def _compiled(
+    weight: torch.Tensor, bias: torch.Tensor | None, *, otherwise: Callable[..., FrozenLinear]
+) -> FrozenLinear:
+    make = CompiledLinear if can_compile(weight.dtype, weight.shape[1]) else otherwise
+    return make(weight, bias)
 
 
 @contextlib.contextmanager

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from promptd.modeling.kernels import load_kernel
+from promptd.modeling.kernels import NUMBERS, load_kernel
 from promptd.modeling.recording import opaque
 
 RMS_NORM = "rms_norm.c"
+_RTOL = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
+"""bfloat16 is rounded twice."""
 
 
 class RmsNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + epsilon) * weight` in float32 (Zhang and Sennrich, 2019); equal to transformers' to 1e-6.
+    """`x / sqrt(mean(x^2) + epsilon) * weight` (Zhang and Sennrich, 2019); equal to transformers' to 1e-6.
 
-    By `kernels/rms_norm.c` where it can be, else by torch.
+    In bfloat16 sums are float32, and the quotient is rounded, as in transformers. By `kernels/rms_norm.c` where it can
+    be, else by torch.
     """
 
     def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
@@ -29,7 +33,7 @@ class RmsNorm(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Normalize the last dimension."""
         is_learned = torch.is_grad_enabled() and self.weight.requires_grad
-        if is_learned or hidden.dtype is not torch.float32 or _kernel() is None:
+        if is_learned or hidden.dtype is not self.weight.dtype or _kernel(hidden.dtype) is None:
             return nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
         if torch.is_grad_enabled() and hidden.requires_grad:
             normal: torch.Tensor = _Normal.apply(hidden, self)  # type: ignore[no-untyped-call]
@@ -38,7 +42,7 @@ class RmsNorm(nn.Module):
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
         """Run the kernel; no gradient is asked for."""
-        kernel = _kernel()
+        kernel = _kernel(hidden.dtype)
         if kernel is None:
             raise RuntimeError("the kernel of norms is not compiled")
         hidden = hidden.contiguous()
@@ -62,17 +66,19 @@ class _Normal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (hidden,) = ctx.saved_tensors
-        scaled = grads[0] * ctx.norm.weight
+        hidden = ctx.saved_tensors[0].float()
+        scaled = (grads[0] * ctx.norm.weight).float()
         factor = (hidden.square().mean(-1, keepdim=True) + ctx.norm.epsilon).rsqrt()
         along = (scaled * hidden).mean(-1, keepdim=True)
-        return factor * scaled - hidden * (along * factor**3), None
+        return (factor * scaled - hidden * (along * factor**3)).to(grads[0].dtype), None
 
 
 @functools.cache
-def _kernel() -> ctypes._NamedFuncPointer | None:
-    """Return the compiled function, where it can be had and is right."""
-    return load_kernel(RMS_NORM, bind=_bound, passes=_passes)
+def _kernel(dtype: torch.dtype) -> ctypes._NamedFuncPointer | None:
+    """Return the compiled function for rows of this dtype, where it can be had and is right."""
+    if dtype not in NUMBERS:
+        return None
+    return load_kernel(RMS_NORM, *NUMBERS[dtype], bind=_bound, passes=partial(_passes, dtype=dtype))
 
 
 def _bound(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
@@ -82,17 +88,18 @@ def _bound(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
     return library.promptd_rms_norm
 
 
-def _passes(kernel: ctypes._NamedFuncPointer) -> bool:
+def _passes(kernel: ctypes._NamedFuncPointer, dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
-    trial, weight = torch.randn(3, 77, generator=generator), torch.randn(77, generator=generator)
+    trial, weight = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((3, 77), (77,)))
     out = torch.empty_like(trial)
     kernel(trial.data_ptr(), weight.data_ptr(), out.data_ptr(), 3, 77, 1e-5, 1)
-    return torch.allclose(out, nn.functional.rms_norm(trial, (77,), weight, 1e-5), atol=1e-5)
+    wanted = nn.functional.rms_norm(trial.float(), (77,), weight.float(), 1e-5)
+    return torch.allclose(out.float(), wanted, atol=1e-5, rtol=_RTOL[dtype])
 
 
 @torch.no_grad()
 def fuse_norms(model: nn.Module) -> int:
-    """Replace every norm that computes this in float32 on the CPU, and return how many there were."""
+    """Replace every norm that computes this on the CPU, and return how many there were."""
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -108,9 +115,9 @@ def _fused(norm: nn.Module) -> RmsNorm | None:
     is_named_so = type(norm).__name__.endswith(("RMSNorm", "T5LayerNorm"))
     if not is_named_so or not isinstance(weight, nn.Parameter) or not isinstance(epsilon, float):
         return None
-    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or weight.dim() != 1:
+    if weight.device.type != "cpu" or weight.dtype not in _RTOL or weight.dim() != 1:
         return None
-    trial = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(0))
+    trial = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     fused = RmsNorm(weight, epsilon)
     scale = weight.abs().max().item()
-    return fused if torch.allclose(fused(trial), norm(trial), rtol=1e-5, atol=1e-6 * max(scale, 1.0)) else None
+    return fused if torch.allclose(fused(trial), norm(trial), rtol=_RTOL[weight.dtype], atol=1e-6 * max(scale, 1.0)) else None

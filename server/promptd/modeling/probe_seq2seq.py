@@ -12,7 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from promptd.modeling.attention_rows import RowAttention
 from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.packed_batch import PackedBatch, PackedRow, Virtual
-from promptd.modeling.probe import check_equal, largest, probe_pool
+from promptd.modeling.probe import Probe, largest, probe_pool
 from promptd.modeling.probe_sources import Recorder
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def expected_pairs(hf: PreTrainedModel, sizes: Sizes) -> list[ProbePair]:
 
 
 @torch.no_grad()
-def prove_pairs(model: FrozenModel, pairs: Sequence[ProbePair]) -> Magnitudes:
+def prove_pairs(model: FrozenModel, probe: Probe[ProbePair]) -> Magnitudes:
     """Run the rows packed, the last token of each target as a row of its own, and compare."""
-    pool = probe_pool(model)
+    pool, pairs = probe_pool(model), probe.rows
     sources, targets, free = [], [], 0
 
     def take(count: int) -> range:
@@ -91,7 +91,7 @@ def prove_pairs(model: FrozenModel, pairs: Sequence[ProbePair]) -> Magnitudes:
     found = logits.split([len(pair.target_ids) for pair in pairs])
     for number, (pair, own_logits) in enumerate(zip(pairs, found, strict=True)):
         kinds = "+".join(["soft"] * bool(pair.virtual) + ["prefix"] * bool(pair.prefix.shape[3])) or "bare"
-        check_equal(model, f"{number} ({kinds})", own_logits, pair.expected)
+        probe.check(model.spec.architecture, f"{number} ({kinds})", own_logits, pair.expected)
     recorder = Recorder(RowAttention(batch), len(pairs[0].source_ids))
     model.family.read_whole(model.embed(batch.input_ids), batch.position_ids, recorder)
     num_layers, num_source, end = model.spec.num_layers, len(pairs[0].source_ids), targets[1].slots[0] + 1

@@ -11,7 +11,7 @@ import torch
 from promptd.modeling.attention import Attends, Site
 from promptd.modeling.families.base import Magnitudes
 from promptd.modeling.packed_batch import PackedBatch, PackedRow, Virtual
-from promptd.modeling.probe import check_equal, largest, probe_pool
+from promptd.modeling.probe import Probe, largest, probe_pool
 
 if TYPE_CHECKING:
     from promptd.modeling.frozen import FrozenModel
@@ -45,11 +45,11 @@ class Recorder:
 
 
 @torch.no_grad()
-def prove_sources(model: FrozenModel, rows: Sequence[ProbeSource]) -> Magnitudes:
+def prove_sources(model: FrozenModel, probe: Probe[ProbeSource]) -> Magnitudes:
     """Run the rows packed and compare; the magnitudes are those of row 0."""
     from promptd.modeling.attention_rows import RowAttention
 
-    pool = probe_pool(model)
+    pool, rows = probe_pool(model), probe.rows
     packed, free = [], 0
     for row in rows:
         count = row.prefix.shape[3]
@@ -60,7 +60,7 @@ def prove_sources(model: FrozenModel, rows: Sequence[ProbeSource]) -> Magnitudes
     batch = PackedBatch(packed, pool, is_causal=False)
     for number, (row, found) in enumerate(zip(rows, model.read_sources(batch), strict=True)):
         kinds = ("soft" if row.virtual else "") + ("prefix" if row.prefix.shape[3] else "") or "bare"
-        check_equal(model, f"{number} ({kinds})", found.float(), row.expected)
+        probe.check(model.spec.architecture, f"{number} ({kinds})", found.float(), row.expected)
     recorder = Recorder(RowAttention(batch), len(rows[0].token_ids))
     model.family.read_whole(model.embed(batch.input_ids), batch.position_ids, recorder)
     return Magnitudes(tuple(recorder.keys), tuple(recorder.values))

@@ -180,7 +180,10 @@ class Running:
 OURS = Contender("promptd", "of_promptd.py", kinds=frozenset({"none", "soft", "prefix"}))
 CONTROL = replace(OURS, name="promptd, again")
 """The same in a second process: how far from 1 its ratio is says how far any ratio is off by chance."""
-QUANTIZED = replace(OURS, name="promptd, int8", arguments=("int8",), is_exact=False)
+QUANTIZED = replace(OURS, name="promptd, int8", arguments=("--quantization", "int8"), is_exact=False)
+HALF = replace(OURS, name="promptd, bfloat16", arguments=("--dtype", "bfloat16"), is_exact=False)
+VLLM_FLOAT32 = Contender("vLLM", "of_vllm.py", ("float32",), environment=VLLM, kinds=frozenset({"none", "soft"}))
+OPENVINO_FLOAT32 = Contender("OpenVINO GenAI", "of_openvino.py", ("f32",), environment=OPENVINO, converts=True)
 STACKED = Contender(
     "transformers, static batches",
     "of_transformers.py",
@@ -199,11 +202,13 @@ PEFT = Contender(
     mixes=False,
 )
 PEERS = (
+    HALF,
     QUANTIZED,
     PEFT,
     STACKED,
     CONTINUOUS,
-    Contender("vLLM", "of_vllm.py", environment=VLLM, kinds=frozenset({"none", "soft"})),
+    VLLM_FLOAT32,
+    replace(VLLM_FLOAT32, name="vLLM, bfloat16", arguments=("bfloat16",), is_exact=False),
     Contender(
         "CTranslate2", "of_ctranslate2.py", ("float32",), environment=CTRANSLATE2, is_continuous=False, converts=True
     ),
@@ -216,7 +221,8 @@ PEERS = (
         is_exact=False,
         converts=True,
     ),
-    Contender("OpenVINO GenAI", "of_openvino.py", environment=OPENVINO, converts=True),
+    OPENVINO_FLOAT32,
+    replace(OPENVINO_FLOAT32, name="OpenVINO GenAI, bfloat16", arguments=("bf16",), is_exact=False),
 )
 CONTENDERS = {each.name: each for each in (OURS, CONTROL, *PEERS)}
 

@@ -13,7 +13,7 @@ from promptd.errors import InvalidRequestError, ModelRefusedError
 from promptd.modeling.attention import Attends
 from promptd.modeling.families.base import Arrangement, Asked, Family, Magnitudes, Sizes
 from promptd.modeling.last_layer import narrow_last_layer, only_tokens
-from promptd.modeling.probe import LayerCalls, expected_rows, prove_rows
+from promptd.modeling.probe import LayerCalls, expected_rows, probe_of, prove_rows
 
 #: RoPE variants that look at the positions of the whole batch: rows would change each other.
 _REFUSED_ROPE = ("dynamic", "longrope")
@@ -85,8 +85,8 @@ class DecoderFamily(Family):
 
     def prove(self) -> Callable[[Any], Magnitudes]:
         """Bare, soft, prefix and chained rows of ragged lengths."""
-        rows = expected_rows(self.hf, self.sizes)
-        return lambda model: prove_rows(model, rows)
+        probe = probe_of(self.hf, lambda: expected_rows(self.hf, self.sizes))
+        return lambda model: prove_rows(model, probe)
 
 
 def decoder_sizes(config: Any) -> Sizes:

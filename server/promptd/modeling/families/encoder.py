@@ -25,7 +25,7 @@ from promptd.modeling.families.base import Arrangement, Asked, Family, Magnitude
 from promptd.modeling.families.heads import Head, artifact_head, base_head, pooled
 from promptd.modeling.families.source import arrange_source
 from promptd.modeling.packed_batch import Virtual
-from promptd.modeling.probe import LayerCalls
+from promptd.modeling.probe import LayerCalls, probe_of
 from promptd.modeling.probe_sources import ProbeSource, prove_sources
 from promptd.modeling.readout import ClassReadout, EmbeddingReadout, Reading, Readout, WordReadout
 
@@ -195,9 +195,13 @@ class EncoderFamily(Family):
             self.read_whole(self.hf.get_input_embeddings()(ids), ids, calls)
         calls.check(type(self.hf).__name__)
 
-    @torch.no_grad()
     def prove(self) -> Callable[[Any], Magnitudes]:
         """Bare rows and rows with soft prompts and prefixes, of ragged lengths: all hidden states."""
+        probe = probe_of(self.hf, self._expected_sources)
+        return lambda model: prove_sources(model, probe)
+
+    @torch.no_grad()
+    def _expected_sources(self) -> list[ProbeSource]:
         sizes, hf = self.sizes, self.hf
         generator = torch.Generator().manual_seed(0)
         rows = []
@@ -222,4 +226,4 @@ class EncoderFamily(Family):
             )
             virtual = (Virtual(offset, embeds[offset : offset + count]),) if count else ()
             rows.append(ProbeSource(ids.tolist(), virtual, prefix, output.last_hidden_state[0].float()))
-        return lambda model: prove_sources(model, rows)
+        return rows

@@ -22,7 +22,7 @@ from promptd.modeling.attention import Attends
 from promptd.modeling.families.base import Arrangement, Asked, Family, Magnitudes, Sizes
 from promptd.modeling.families.source import arrange_source
 from promptd.modeling.packed_batch import Virtual
-from promptd.modeling.probe import LayerCalls
+from promptd.modeling.probe import LayerCalls, probe_of
 from promptd.modeling.probe_seq2seq import expected_pairs, prove_pairs
 
 
@@ -162,8 +162,8 @@ class Seq2SeqFamily(Family):
 
     def prove(self) -> Callable[[Any], Magnitudes]:
         """Sources with and without soft prompts, targets with and without prefixes, of ragged lengths."""
-        pairs = expected_pairs(self.hf, self.sizes)
-        return lambda model: prove_pairs(model, pairs)
+        probe = probe_of(self.hf, lambda: expected_pairs(self.hf, self.sizes))
+        return lambda model: prove_pairs(model, probe)
 
 
 def before(module: nn.Module, **injected: Any) -> None:

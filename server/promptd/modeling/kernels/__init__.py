@@ -33,6 +33,8 @@ _FLAGS_OF = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
 }
+NUMBERS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("NUMBERS_BFLOAT16",)}
+"""Dtypes of rows, and what sources that include numbers.h are compiled with for them."""
 CAPABILITIES = tuple(_FLAGS_OF)
 """Kinds of processors that kernels are compiled for apart, as torch names them."""
 

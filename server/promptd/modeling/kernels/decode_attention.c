@@ -7,45 +7,14 @@
  * there is a bias, each score has that of its key's distance. Sums are float32; a NaN or an infinity in any key or value
  * stays one.
  *
- * Compiled by kernels/__init__.py, once for float32 (STORED_FLOAT32) and once for bfloat16.
+ * Compiled by kernels/__init__.py, once for each kind of number (numbers.h).
  */
 #include <stdlib.h>
 
+#include "numbers.h"
 #include "softmax.h"
 
 enum { MAX_DIM = 256, AHEAD = 32 };
-
-#ifdef STORED_FLOAT32
-typedef float stored;
-static inline float load(stored x) { return x; }
-static inline stored rounded(float x) { return x; }
-static INLINE lanes load_stored(const stored *at) { return load_lanes(at); }
-#else
-typedef uint16_t stored; /* bfloat16: the upper half of a float32 */
-static inline float load(stored x)
-{
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-static INLINE lanes load_stored(const stored *at)
-{
-    typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
-    typedef uint32_t wholes __attribute__((vector_size(LANES * 4)));
-    halves upper;
-    memcpy(&upper, at, sizeof upper);
-    return (lanes)(__builtin_convertvector(upper, wholes) << 16);
-}
-static inline stored rounded(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return 0x7fc0; /* a NaN, whose payload might round to an infinity */
-    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-#endif
 
 /* One query's softmax so far: the largest score, the sum of exp(score - largest), the values weighted by it. */
 typedef struct {
@@ -54,13 +23,13 @@ typedef struct {
     float largest, total;
     const float *bias;
     int64_t num_keys; /* of its row */
-    stored *out;
+    number *out;
 } state;
 
 typedef struct {
-    const stored *query;
-    const stored *keys, *values; /* [num_kv_heads, num_slots, dim] */
-    stored *out;                 /* [num_tokens, num_heads, dim] */
+    const number *query;
+    const number *keys, *values; /* [num_kv_heads, num_slots, dim] */
+    number *out;                 /* [num_tokens, num_heads, dim] */
     int64_t query_head_stride, query_token_stride, num_slots;
     int64_t num_heads, num_kv_heads, dim; /* dim <= MAX_DIM */
     float scale;
@@ -76,31 +45,31 @@ typedef struct {
     const int64_t *runs, *num_shared, *tokens, *first_spans, *spans;
 } rows;
 
-static INLINE void prefetch(const stored *at, int64_t dim)
+static INLINE void prefetch(const number *at, int64_t dim)
 {
-    for (int64_t byte = 0; byte < dim * (int64_t)sizeof(stored); byte += 64)
+    for (int64_t byte = 0; byte < dim * (int64_t)sizeof(number); byte += 64)
         __builtin_prefetch((const char *)at + byte);
 }
 
 /* A key times a query, all but the sum of the lanes; and of what fills no vector, at the end. */
-static INLINE lanes products_of(const state *row, const stored *key, int64_t dim)
+static INLINE lanes products_of(const state *row, const number *key, int64_t dim)
 {
     lanes products = {0};
     for (int64_t i = 0; i + LANES <= dim; i += LANES)
-        products += load_lanes(row->query + i) * load_stored(key + i);
+        products += load_lanes(row->query + i) * load_numbers(key + i);
     return products;
 }
 
-static INLINE float rest_of(const state *row, const stored *key, int64_t dim, float product)
+static INLINE float rest_of(const state *row, const number *key, int64_t dim, float product)
 {
     for (int64_t i = dim / LANES * LANES; i < dim; i++)
-        product += row->query[i] * load(key[i]);
+        product += row->query[i] * value_of(key[i]);
     return product;
 }
 
 /* Scores of `count` keys that lie side by side. The first query's fetch `values`, which are read next, and keys that
  * come later meanwhile; for the others `values` is NULL. */
-static INLINE void score(const state *row, const stored *keys, const stored *values, int64_t count, int64_t dim,
+static INLINE void score(const state *row, const number *keys, const number *values, int64_t count, int64_t dim,
                          float *scores)
 {
     int64_t key = 0;
@@ -134,17 +103,17 @@ static INLINE void add_bias(const state *row, int64_t reach, int64_t first, int6
         scores[key] += row->bias[at + key > 0 ? at + key : 0];
 }
 
-static INLINE void add_values(state *row, const stored *values, int64_t count, int64_t dim, const float *weights)
+static INLINE void add_values(state *row, const number *values, int64_t count, int64_t dim, const float *weights)
 {
     lanes sums[MAX_DIM / LANES];
     for (int64_t i = 0; i < dim / LANES; i++)
         sums[i] = load_lanes(row->sum + i * LANES);
     for (int64_t key = 0; key < count; key++) {
-        const stored *at = values + key * dim;
+        const number *at = values + key * dim;
         for (int64_t i = 0; i < dim / LANES; i++)
-            sums[i] += weights[key] * load_stored(at + i * LANES);
+            sums[i] += weights[key] * load_numbers(at + i * LANES);
         for (int64_t i = dim / LANES * LANES; i < dim; i++)
-            row->sum[i] += weights[key] * load(at[i]);
+            row->sum[i] += weights[key] * value_of(at[i]);
     }
     for (int64_t i = 0; i < dim / LANES; i++)
         store_lanes(row->sum + i * LANES, sums[i]);
@@ -152,7 +121,7 @@ static INLINE void add_values(state *row, const stored *values, int64_t count, i
 
 /* Keys number `done` up to `end` of these spans, for queries that all read them: 64 keys stay in the nearest cache
  * for all of them. */
-static INLINE void attend_keys(state *queries, int64_t num_queries, const stored *keys, const stored *values,
+static INLINE void attend_keys(state *queries, int64_t num_queries, const number *keys, const number *values,
                                const int64_t *spans, int64_t done, int64_t end, int64_t reach, int64_t dim)
 {
     float scores[CHUNK];
@@ -193,8 +162,8 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run, in
 {
     int64_t group = one->num_heads / one->num_kv_heads;
     int64_t first = all->runs[run], num_rows = all->runs[run + 1] - first;
-    const stored *keys = one->keys + head * one->num_slots * dim;
-    const stored *values = one->values + head * one->num_slots * dim;
+    const number *keys = one->keys + head * one->num_slots * dim;
+    const number *values = one->values + head * one->num_slots * dim;
     for (int64_t row = 0; row < num_rows; row++) {
         int64_t num_keys = 0;
         for (int64_t span = all->first_spans[first + row]; span < all->first_spans[first + row + 1]; span++)
@@ -202,9 +171,9 @@ static INLINE void attend_run(const layer *one, const rows *all, int64_t run, in
         for (int64_t query = 0; query < group; query++) {
             state *own = states + row * group + query;
             int64_t token = all->tokens[first + row], at = head * group + query;
-            const stored *from = one->query + at * one->query_head_stride + token * one->query_token_stride;
+            const number *from = one->query + at * one->query_head_stride + token * one->query_token_stride;
             for (int64_t i = 0; i < dim; i++)
-                own->query[i] = load(from[i]) * one->scale, own->sum[i] = 0.0f;
+                own->query[i] = value_of(from[i]) * one->scale, own->sum[i] = 0.0f;
             own->largest = -INFINITY, own->total = 0.0f;
             own->bias = one->bias ? one->bias + at * (one->reach + 1) : NULL, own->num_keys = num_keys;
             own->out = one->out + (token * one->num_heads + at) * dim;
@@ -259,8 +228,8 @@ int promptd_decode_attention(const layer *one, const rows *all, int64_t num_thre
 }
 
 /* Store tokens [num_heads, num_tokens, dim], strided, at their slots of [num_heads, num_slots, dim]. Returns 0, or 2
- * where a slot is not in the pool: then nothing is stored. */
-int promptd_store(const stored *from, int64_t head_stride, int64_t token_stride, stored *to, int64_t num_heads,
+ * where a slot is not in the pool: then nothing is number. */
+int promptd_store(const number *from, int64_t head_stride, int64_t token_stride, number *to, int64_t num_heads,
                   int64_t num_slots, int64_t dim, const int64_t *slots, int64_t num_tokens, int64_t num_threads)
 {
     for (int64_t token = 0; token < num_tokens; token++)
@@ -270,6 +239,6 @@ int promptd_store(const stored *from, int64_t head_stride, int64_t token_stride,
     for (int64_t head = 0; head < num_heads; head++)
         for (int64_t token = 0; token < num_tokens; token++)
             memcpy(to + (head * num_slots + slots[token]) * dim, from + head * head_stride + token * token_stride,
-                   dim * sizeof(stored));
+                   dim * sizeof(number));
     return 0;
 }

@@ -1,4 +1,5 @@
-/* A frozen linear layer in float32 on the CPU: [num_rows, in] times [in, out], from a weight packed once (panels.h).
+/* A frozen linear layer on the CPU: [num_rows, in] times [in, out], from a weight packed once (panels.h). Rows, bias and
+ * outputs are float32; with NUMBERS_BFLOAT16 rows and outputs are bfloat16, sums are not.
  *
  * A tile of up to TILE rows by one panel stays in registers while it goes through DEPTH inputs; other tiles of the same
  * panel then find these inputs' weights in the second-level cache. Meanwhile each tile fetches its part of the next
@@ -6,7 +7,8 @@
  * Every output is the sum over its inputs from first to last in one accumulator, so a row's bits depend neither on
  * its neighbours nor on their number, nor on how the weight is stored.
  *
- * Compiled by kernels/__init__.py, once for each form that weights are stored in.
+ * Compiled by kernels/__init__.py, once for each form that weights are stored in, and for bfloat16 rows with and
+ * without PAIRS_OF_BFLOAT16: the processor's instruction for them.
  */
 #include <stdlib.h>
 
@@ -25,9 +27,34 @@ enum { NEAR = 32 };
 /* Fewer products than this are not worth waking other threads for. */
 enum { ALONE = 1 << 17 };
 
+/* Add the products of the rows' next inputs, GROUP of each, and their weights. */
+static INLINE void add_products(int num_rows, lanes sums[][WIDTH], const number *rows, int64_t row_stride,
+                                const words *weights)
+{
+#ifdef PAIRS_OF_BFLOAT16
+    for (int row = 0; row < num_rows; row++) {
+        int32_t pair;
+        memcpy(&pair, rows + row * row_stride, sizeof pair);
+        for (int i = 0; i < WIDTH; i++)
+            __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums[row][i]) : "v"((integers){0} + pair), "v"(weights[i]));
+    }
+#else
+    for (int part = 0; part < GROUP; part++) {
+        lanes wide[WIDTH];
+        for (int i = 0; i < WIDTH; i++)
+            wide[i] = widened(weights[i], part);
+        for (int row = 0; row < num_rows; row++) {
+            float value = value_of(rows[row * row_stride + part]);
+            for (int i = 0; i < WIDTH; i++)
+                sums[row][i] += wide[i] * value;
+        }
+    }
+#endif
+}
+
 /* One tile through `depth` inputs, from `first` (a bias) or from what is in `out` already. Meanwhile `step` of the
  * words at `ahead` are fetched for each group of inputs. */
-static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride, const word *weight, int64_t depth,
+static INLINE void multiply(int num_rows, const number *rows, int64_t row_stride, const word *weight, int64_t depth,
                             const float *first, const word *ahead, int64_t step, float *out, int64_t out_stride)
 {
     lanes sums[TILE][WIDTH];
@@ -41,16 +68,7 @@ static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride,
                 __builtin_prefetch(ahead + i * LANES, 0, 2);
             memcpy(&weights[i], weight + i * LANES, sizeof weights[i]);
         }
-        for (int part = 0; part < GROUP; part++) {
-            lanes wide[WIDTH];
-            for (int i = 0; i < WIDTH; i++)
-                wide[i] = widened(weights[i], part);
-            for (int row = 0; row < num_rows; row++) {
-                float value = rows[row * row_stride + input + part];
-                for (int i = 0; i < WIDTH; i++)
-                    sums[row][i] += wide[i] * value;
-            }
-        }
+        add_products(num_rows, sums, rows + input, row_stride, weights);
     }
     for (int row = 0; row < num_rows; row++)
         for (int i = 0; i < WIDTH; i++)
@@ -62,7 +80,7 @@ static INLINE void multiply(int num_rows, const float *rows, int64_t row_stride,
         multiply(n, rows, row_stride, weight, depth, first, ahead, step, out, out_stride);              \
         break;
 
-static void multiply_tile(int num_rows, const float *rows, int64_t row_stride, const word *weight, int64_t depth,
+static void multiply_tile(int num_rows, const number *rows, int64_t row_stride, const word *weight, int64_t depth,
                           const float *first, const word *ahead, int64_t step, float *out, int64_t out_stride)
 {
     switch (num_rows) {
@@ -77,12 +95,13 @@ static void multiply_tile(int num_rows, const float *rows, int64_t row_stride, c
 }
 
 /* `num_rows` <= ROWS rows times one panel, of which `width` outputs are real. */
-static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stride, const word *weight,
-                           int64_t num_inputs, const float *bias, float *out, int64_t out_stride, int64_t width)
+static void multiply_panel(const number *rows, int64_t num_rows, int64_t row_stride, const word *weight,
+                           int64_t num_inputs, const float *bias, number *out, int64_t out_stride, int64_t width)
 {
-    float aside[ROWS * PANEL]; /* of the last panel, which is wider than what is left of a row */
-    float *target = width < PANEL ? aside : out;
-    int64_t stride = width < PANEL ? PANEL : out_stride, num_tiles = (num_rows + TILE - 1) / TILE;
+    float aside[ROWS * PANEL]; /* of the last panel, which is wider than what is left of a row, and before rounding */
+    int is_aside = !IS_FLOAT32 || width < PANEL;
+    float *target = is_aside ? aside : (float *)out;
+    int64_t stride = is_aside ? PANEL : out_stride, num_tiles = (num_rows + TILE - 1) / TILE;
     int64_t step = (PANEL + num_tiles - 1) / num_tiles; /* of the next inputs' weights: the tiles share the fetching */
     int64_t distance = num_tiles > 1 ? DEPTH : NEAR;
     for (int64_t at = 0; at < num_inputs; at += DEPTH) {
@@ -94,22 +113,23 @@ static void multiply_panel(const float *rows, int64_t num_rows, int64_t row_stri
                           target + begin * stride, stride);
         }
     }
-    for (int64_t row = 0; width < PANEL && row < num_rows; row++)
-        memcpy(out + row * out_stride, aside + row * PANEL, width * sizeof(float));
+    for (int64_t row = 0; is_aside && row < num_rows; row++)
+        for (int64_t i = 0; i < width; i++)
+            out[row * out_stride + i] = rounded(aside[row * PANEL + i]);
 }
 
 /* Outputs of a panel: the weight is packed, and the bias filled up, to a multiple of it. */
 int64_t promptd_linear_panel(void) { return PANEL; }
 
-void promptd_linear(const float *rows, int64_t num_rows, int64_t num_inputs, const word *packed, const float *bias,
-                    float *out, int64_t num_outputs, int64_t num_threads)
+void promptd_linear(const number *rows, int64_t num_rows, int64_t num_inputs, const word *packed, const float *bias,
+                    number *out, int64_t num_outputs, int64_t num_threads)
 {
     int64_t num_panels = (num_outputs + PANEL - 1) / PANEL;
     int64_t chunk = num_panels / (8 * num_threads) + 1; /* small enough that nobody waits long for the last */
-    float *copy = NULL;
+    number *copy = NULL;
     if (num_rows > TILE && num_inputs % 1024 == 0) /* a tile's rows would lie in one set of the nearest cache */
-        copy = malloc(num_rows * (num_inputs + LANES) * sizeof(float));
-    const float *from = copy ? copy : rows;
+        copy = malloc(num_rows * (num_inputs + LANES) * sizeof(number));
+    const number *from = copy ? copy : rows;
     int64_t stride = num_inputs + (copy ? LANES : 0);
     if (num_rows * num_inputs * num_outputs < ALONE)
         num_threads = 1;
@@ -118,7 +138,7 @@ void promptd_linear(const float *rows, int64_t num_rows, int64_t num_inputs, con
         if (copy) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < num_rows; row++)
-                memcpy(copy + row * stride, rows + row * num_inputs, num_inputs * sizeof(float));
+                memcpy(copy + row * stride, rows + row * num_inputs, num_inputs * sizeof(number));
         }
         for (int64_t start = 0; start < num_rows; start += ROWS) {
             int64_t count = num_rows - start < ROWS ? num_rows - start : ROWS;

@@ -2,22 +2,15 @@
  * last panel filled up with zeros.
  *
  * A word is what one output takes of GROUP inputs: a float32, a float16, or two bfloat16, of which the even input's is
- * the upper half. The short ones are for weights that were stored so: widened they are the same numbers, and half as
+ * the lower half, as in a row of them. The short ones are for weights that were stored so: widened they are the same numbers, and half as
  * many bytes come from memory.
  */
 #ifndef PROMPTD_PANELS_H
 #define PROMPTD_PANELS_H
 
-#include "lanes.h"
+#include "numbers.h"
 
 enum { WIDTH = LANES_16 ? 3 : 2, PANEL = LANES * WIDTH };
-
-static INLINE uint32_t bits_of(float number)
-{
-    uint32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    return bits;
-}
 
 /* Of each form: a word, as many as there are lanes, the lanes of one of its inputs, how a word is made and what each of
  * its inputs then is. */
@@ -33,15 +26,9 @@ static INLINE float part_of(word from, int input) { return from; }
 enum { GROUP = 2 };
 typedef uint32_t word;
 typedef integers words;
-static INLINE lanes widened(words from, int input) { return (lanes)(input ? from << 16 : from & (int)0xffff0000); }
-static INLINE word joined(float first, float second) { return (bits_of(first) & 0xffff0000) | bits_of(second) >> 16; }
-static INLINE float part_of(word from, int input)
-{
-    uint32_t bits = input ? from << 16 : from & 0xffff0000;
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-}
+static INLINE lanes widened(words from, int input) { return (lanes)(input ? from & (int)0xffff0000 : from << 16); }
+static INLINE word joined(float first, float second) { return bits_of(first) >> 16 | (bits_of(second) & 0xffff0000); }
+static INLINE float part_of(word from, int input) { return of_bits(input ? from & 0xffff0000 : from << 16); }
 
 #elif defined(__F16C__) || defined(__aarch64__) /* STORED_FLOAT16, where the processor widens it */
 enum { GROUP = 1 };

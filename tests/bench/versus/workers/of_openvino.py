@@ -1,5 +1,5 @@
-"""OpenVINO GenAI's continuous batching on the CPU, float32 throughout; token ids alone. `of_openvino.py convert MODEL
-OUT` exports the model with optimum."""
+"""OpenVINO GenAI's continuous batching on the CPU; token ids alone. `of_openvino.py f32|bf16` serves, all in that dtype,
+`of_openvino.py convert MODEL OUT` exports the model with optimum."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class OpenVino:
         scheduler.enable_prefix_caching = True
         properties = {
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",
+            "INFERENCE_PRECISION_HINT": sys.argv[1],
+            "KV_CACHE_PRECISION": sys.argv[1],
         }
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
         self._running: dict[int, Any] = {}
@@ -85,7 +85,7 @@ def convert(model: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["convert"]:
+    if sys.argv[1] == "convert":
         convert(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         Worker(OpenVino).serve()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +24,10 @@ KV_BYTES = 1 << 29
 class PromptdEngine:
     """Stepped in the caller's thread."""
 
-    def __init__(self, model: str, threads: int, quantization: str = "none") -> None:
+    def __init__(self, model: str, threads: int, **settings: str) -> None:
         torch.set_num_threads(threads)
         config = EngineConfig(max_num_seqs=MAX_ROWS, kv_cache_bytes=KV_BYTES, prompt_cache_bytes=KV_BYTES)
-        self._model = load_model(Path(model), quantization=quantization)
+        self._model = load_model(Path(model), **settings)
         self._engine = Engine(self._model, config)
         self._prompts: dict[str, PromptArtifact] = {}
 
@@ -53,4 +53,7 @@ class PromptdEngine:
 
 
 if __name__ == "__main__":
-    Worker(partial(PromptdEngine, quantization=sys.argv[1]) if sys.argv[1:] else PromptdEngine).serve()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", default="none")
+    Worker(partial(PromptdEngine, **vars(parser.parse_args()))).serve()

@@ -1,4 +1,4 @@
-"""vLLM on the CPU: `prompt_embeds` carry a soft prompt and the embedded text."""
+"""vLLM on the CPU: `prompt_embeds` carry a soft prompt and the embedded text. `of_vllm.py float32|bfloat16` serves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Vllm:
 
         self._llm = LLM(
             model=model,
-            dtype="float32",
+            dtype=sys.argv[1],
             max_num_seqs=MAX_ROWS,
             enable_prompt_embeds=True,
             disable_log_stats=True,
