@@ -15,7 +15,8 @@ from tests.bench.versus.load import key_of as load_key
 from tests.bench.versus.tables import COLUMNS, measured, rates
 
 COLORS = (
-    "#4477aa", "#88ccee", "#332288", "#cc6677", "#999933", "#ddcc77", "#117733", "#882255", "#aa4499", "#444444",
+    "#4477aa", "#88ccee", "#0a2f6b", "#332288", "#cc6677", "#999933", "#ddcc77", "#117733", "#44aa77", "#882255",
+    "#aa4499", "#444444", "#888888",
 )  # fmt: skip
 DPI = 90
 _OF = dict(zip(CONTENDERS, COLORS, strict=True))
