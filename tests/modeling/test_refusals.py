@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from promptd.errors import ModelRefusedError
-from promptd.modeling import load_model
+from promptd.modeling import load_model, probe
 from tests.tiny_models import make_tokenizer
 
 SMALL: dict[str, Any] = {
@@ -103,8 +103,44 @@ def test_pickled_weights_are_never_read(tiny_models: dict[str, Path], tmp_path: 
 
 def test_the_probe_sees_a_wrong_attention(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: with the merge of spans broken, the probe refuses a good model."""
+    _break_merges(monkeypatch)
+    with pytest.raises(ModelRefusedError, match="probe row"):
+        load_model(tiny_models["llama"])
+
+
+def write_deep(folder: Path, spread: float) -> Path:
+    """A Llama of 16 layers whose weights pass rounding on, the wider spread the more."""
+    config = hf.LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=16, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=spread,
+    )  # fmt: skip
+    return write(lambda: hf.LlamaForCausalLM(config), folder)
+
+
+def test_what_rounding_explains_is_measured_in_16_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deep model differs by more than a share that suits all, and so does transformers from itself: it is served."""
+    folder = write_deep(tmp_path, 0.24)
+    assert load_model(folder, dtype="bfloat16").spec.serving_dtype == "bfloat16"
+    monkeypatch.setattr(probe, "_NOISES", 0.0)
+    with pytest.raises(ModelRefusedError, match=r"rounding explains 4\.00%"):
+        load_model(folder, dtype="bfloat16")
+    monkeypatch.undo()
+    _break_merges(monkeypatch)
+    with pytest.raises(ModelRefusedError, match="probe row"):  # what is wrong is more than that
+        load_model(folder, dtype="bfloat16")
+
+
+def test_rounding_does_not_explain_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose answers are rounding and little else is refused in 16 bits, and served in float32."""
+    folder = write_deep(tmp_path, 0.4)
+    _break_merges(monkeypatch)
+    with pytest.raises(ModelRefusedError, match=r"rounding explains 20\.00%"):
+        load_model(folder, dtype="bfloat16")
+    monkeypatch.undo()
+    assert load_model(folder).spec.serving_dtype == "float32"
+
+
+def _break_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     from promptd.modeling import attention_pooled as pooled
 
     monkeypatch.setattr(pooled, "merge_parts", lambda outs, log_sums, parts: outs.unflatten(2, (parts, -1)).mean(2))
-    with pytest.raises(ModelRefusedError, match="probe row"):
-        load_model(tiny_models["llama"])
