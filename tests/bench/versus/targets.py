@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 
 from tests.bench.book import Book, Row, paired_ratio
-from tests.bench.versus.contenders import OURS, PEERS, QUANTIZED
+from tests.bench.versus.contenders import HALF, OURS, PEERS, QUANTIZED
 
 BEST_EXACT = tuple(peer.name for peer in PEERS if peer.is_exact)
 ROUND_RATIOS = (
@@ -23,6 +24,14 @@ CROSS_RATIOS = (
 """(model, peer, least ratio): our rows under a soft prompt each against a peer's without any."""
 QUANTIZED_RATIOS = (("gpt2-small", 1.0), ("qwen2-0.5b", 1.3))
 """(model, least ratio): our 8-bit rows under a soft prompt each against CTranslate2's without any."""
+HALF_RATIOS = (
+    ("w1", "a soft prompt each", "vLLM, bfloat16"),
+    ("w0", "no prompts", "vLLM, bfloat16"),
+    ("w0", "no prompts", "OpenVINO GenAI, bfloat16"),
+    ("w2", "one row alone", "vLLM, bfloat16"),
+    ("w2", "one row alone", "OpenVINO GenAI, bfloat16"),
+)
+"""(workload, its name, peer), all in bfloat16, in the same rounds; nobody set a least ratio."""
 START_TARGET = 0.1
 
 
@@ -61,6 +70,11 @@ def target_rows(book: Book, models: Sequence[str]) -> list[Row]:
         if model in models and ours and theirs:
             ratio = statistics.median(ours) / statistics.median(theirs)
             rows.append(_row(f"{model}, 8 bits, a soft prompt each : CTranslate2, int8 without prompts", least, ratio))
+    for model, (workload, name, peer) in itertools.product(models, HALF_RATIOS):
+        ours, theirs = (book.series(f"{key_of(model, workload, each)}/theirs") for each in (HALF.name, peer))
+        if ours and len(ours) == len(theirs):
+            ratio = paired_ratio(ours, theirs)
+            rows.append(Row(f"{model}, bfloat16, {name} : {peer.removesuffix(', bfloat16')}", "", f"{ratio:.2f} x", None))
     for model in models:
         alone = {peer: ratio_of(book, model, "w2", peer) for peer in BEST_EXACT}
         known = {peer: ratio for peer, ratio in alone.items() if ratio is not None}

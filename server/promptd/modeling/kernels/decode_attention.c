@@ -228,7 +228,7 @@ int promptd_decode_attention(const layer *one, const rows *all, int64_t num_thre
 }
 
 /* Store tokens [num_heads, num_tokens, dim], strided, at their slots of [num_heads, num_slots, dim]. Returns 0, or 2
- * where a slot is not in the pool: then nothing is number. */
+ * where a slot is not in the pool: then nothing is stored. */
 int promptd_store(const number *from, int64_t head_stride, int64_t token_stride, number *to, int64_t num_heads,
                   int64_t num_slots, int64_t dim, const int64_t *slots, int64_t num_tokens, int64_t num_threads)
 {
