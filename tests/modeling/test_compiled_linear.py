@@ -116,7 +116,7 @@ def test_rows_need_not_lie_together() -> None:
 @pytest.mark.parametrize("rows", [torch.zeros(2, 131), torch.zeros(2, 129), torch.zeros(2, 130).double()])
 def test_other_rows_are_refused(rows: torch.Tensor) -> None:
     """Of another width or dtype: the kernel would read and write what is not theirs."""
-    with pytest.raises(ValueError, match="a row is 130 torch.float32 numbers"):
+    with pytest.raises(ValueError, match=r"a row is 130 torch\.float32 numbers"):
         layer(97, 130)(rows)
 
 
@@ -224,7 +224,7 @@ def test_the_gradient_of_bfloat16_rows_passes() -> None:
 
 def test_bfloat16_rows_take_what_is_theirs() -> None:
     """Rows of another dtype are refused, and of an odd number of inputs nothing is compiled."""
-    with pytest.raises(ValueError, match="a row is 130 torch.bfloat16 numbers, not 130 torch.float32"):
+    with pytest.raises(ValueError, match=r"a row is 130 torch\.bfloat16 numbers, not 130 torch\.float32"):
         half(97, 130)(torch.zeros(2, 130))
     assert can_compile(torch.bfloat16, 130) and not can_compile(torch.bfloat16, 131)
     assert can_compile(torch.float32, 131) and not can_compile(torch.float16)

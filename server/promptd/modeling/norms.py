@@ -120,4 +120,8 @@ def _fused(norm: nn.Module) -> RmsNorm | None:
     trial = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     fused = RmsNorm(weight, epsilon)
     scale = weight.abs().max().item()
-    return fused if torch.allclose(fused(trial), norm(trial), rtol=_RTOL[weight.dtype], atol=1e-6 * max(scale, 1.0)) else None
+    return (
+        fused
+        if torch.allclose(fused(trial), norm(trial), rtol=_RTOL[weight.dtype], atol=1e-6 * max(scale, 1.0))
+        else None
+    )

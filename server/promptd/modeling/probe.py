@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Largest difference of a number, as a share of the largest one; in 16 bits it may be more."""
 _NOISES, _MOST = 1.5, 0.2
-"""So many times what transformers' answers differ by among themselves, but no more than this: that would prove nothing."""
+"""So many times what transformers' answers differ by among themselves; more than the last would prove nothing."""
 _NUM_PROBE_TOKENS = 48
 
 

@@ -74,7 +74,9 @@ def target_rows(book: Book, models: Sequence[str]) -> list[Row]:
         ours, theirs = (book.series(f"{key_of(model, workload, each)}/theirs") for each in (HALF.name, peer))
         if ours and len(ours) == len(theirs):
             ratio = paired_ratio(ours, theirs)
-            rows.append(Row(f"{model}, bfloat16, {name} : {peer.removesuffix(', bfloat16')}", "", f"{ratio:.2f} x", None))
+            rows.append(
+                Row(f"{model}, bfloat16, {name} : {peer.removesuffix(', bfloat16')}", "", f"{ratio:.2f} x", None)
+            )
     for model in models:
         alone = {peer: ratio_of(book, model, "w2", peer) for peer in BEST_EXACT}
         known = {peer: ratio for peer, ratio in alone.items() if ratio is not None}

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching on the CPU; token ids alone. `of_openvino.py f32|bf16` serves, all in that dtype,
+"""OpenVINO GenAI's continuous batching on the CPU; token ids alone. `of_openvino.py f32|bf16` serves in that dtype,
 `of_openvino.py convert MODEL OUT` exports the model with optimum."""
 
 from __future__ import annotations
