@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
-from promptd.modeling import compiled_linear, frozen_linear
+from promptd.errors import ModelRefusedError
+from promptd.modeling import compiled_linear, frozen_linear, load_model
 from promptd.modeling.compiled_linear import CompiledLinear, can_compile
 
 pytestmark = pytest.mark.usefixtures("compiler")
@@ -69,6 +75,16 @@ def test_16_bits_are_the_same_product(
         assert torch.equal(short(rows), wide(rows)), num_rows
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_an_odd_number_of_inputs_stays_what_it_is(stored: torch.dtype) -> None:
+    """bfloat16 lie in pairs: where one is left over, another form takes the weight, whole."""
+    odd = layer(97, 131, stored=stored)
+    rows = torch.randn(5, 131)
+    expected = nn.functional.linear(rows.double(), weight_of(odd).double(), odd.bias.double())
+    torch.testing.assert_close(odd(rows).double(), expected, atol=1e-4, rtol=1e-5)
+    assert weight_of(odd).shape == (97, 131) and torch.equal(weight_of(odd).to(stored).float(), weight_of(odd))
+
+
 @pytest.mark.parametrize("place", [(0, 0), (0, 1), (40, 129), (96, 128), (96, 129)])
 def test_one_number_that_needs_more_bits_keeps_them_all(place: tuple[int, int]) -> None:
     """Wherever it stands the weight stays as it is; numbers that float16 alone holds stay in that."""
@@ -99,10 +115,59 @@ def test_a_weight_may_lie_the_other_way_round() -> None:
 
 
 def test_a_weight_is_in_memory_once() -> None:
-    """What transformers may ask of it has no numbers of its own; what is no multiple of a panel is filled up."""
-    compiled = layer(97, 130, stored=torch.bfloat16)
-    assert compiled.weight.is_meta and compiled.weight.shape == (97, 130) and compiled.weight.dtype is torch.float32
-    assert sum(one.nbytes for one in compiled.parameters()) <= 2 * 144 * 130 + 4 * 97
+    """Nobody keeps the one that was given; what is no multiple of a panel is filled up."""
+    given = torch.randn(97, 130).bfloat16().float()
+    gone = weakref.ref(given)
+    compiled = CompiledLinear(given, None)
+    del given
+    assert gone() is None
+    assert sum(one.nbytes for one in compiled.parameters()) <= 2 * 144 * 130
+
+
+def test_whoever_wants_the_weights_numbers_is_told() -> None:
+    """Models may ask for its shape, dtype and device, and compute with nothing that is not there."""
+    weight = layer(97, 130).weight
+    assert isinstance(weight, torch.Tensor)
+    assert (weight.shape, weight.dtype, weight.device.type) == ((97, 130), torch.float32, "cpu")
+    assert torch.zeros(2, 130).to(weight.device, weight.dtype).is_cpu
+    for use in (
+        lambda: nn.functional.linear(torch.zeros(2, 130), weight),
+        lambda: torch.zeros(2, 130) @ weight.t(),
+        lambda: torch.add(weight, 1),
+        lambda: weight.sum().item(),
+    ):
+        with pytest.raises(TypeError, match="a weight that is packed"):
+            use()
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_models_that_reach_past_the_layers_are_refused(
+    quantization: str, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start and not by a wrong answer; the control is the class as it is."""
+
+    def forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        gate = nn.functional.linear(hidden, self.gate_proj.weight)
+        down: torch.Tensor = self.down_proj(self.act_fn(gate) * self.up_proj(hidden))
+        return down
+
+    load_model(tiny_models["llama"], quantization=quantization)
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    with pytest.raises(ModelRefusedError, match="a weight that is packed"):
+        load_model(tiny_models["llama"], quantization=quantization)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (60, 7)])
+def test_a_weight_that_is_not_a_number_is_refused_by_the_proof(
+    place: tuple[int, int], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Wherever it stands: it is packed as it is, and its answers are seen."""
+    model = LlamaForCausalLM.from_pretrained(tiny_models["llama"])
+    model.model.layers[0].mlp.up_proj.weight.data[place] = math.nan
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_models["llama"]).save_pretrained(tmp_path)
+    with pytest.raises(ModelRefusedError, match="probe row"):
+        load_model(tmp_path)
 
 
 def test_rows_need_not_lie_together() -> None:
@@ -113,7 +178,10 @@ def test_rows_need_not_lie_together() -> None:
     torch.testing.assert_close(compiled(wide[..., 10:140]), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [torch.zeros(2, 131), torch.zeros(2, 129), torch.zeros(2, 130).double()])
+@pytest.mark.parametrize(
+    "rows",
+    [torch.zeros(2, 131), torch.zeros(2, 129), torch.zeros(2, 130).double(), torch.zeros(2, 130, device="meta")],
+)
 def test_other_rows_are_refused(rows: torch.Tensor) -> None:
     """Of another width or dtype: the kernel would read and write what is not theirs."""
     with pytest.raises(ValueError, match=r"a row is 130 torch\.float32 numbers"):
@@ -145,7 +213,7 @@ def test_what_is_not_a_number_stays_in_its_row(bad: float) -> None:
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("block_numbers", [1, 130 * 48, 1 << 22])
+@pytest.mark.parametrize("block_numbers", [1, 130 * 48, 130 * 100, 1 << 22])
 def test_the_gradient_passes(stored: torch.dtype, block_numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward gives what torch's layer gives, from a weight that is unpacked in one block or in many."""
     monkeypatch.setattr(frozen_linear, "BLOCK_NUMBERS", block_numbers)
@@ -224,7 +292,9 @@ def test_the_gradient_of_bfloat16_rows_passes() -> None:
 
 def test_bfloat16_rows_take_what_is_theirs() -> None:
     """Rows of another dtype are refused, and of an odd number of inputs nothing is compiled."""
-    with pytest.raises(ValueError, match=r"a row is 130 torch\.bfloat16 numbers, not 130 torch\.float32"):
+    with pytest.raises(
+        ValueError, match=r"a row is 130 torch\.bfloat16 numbers on the CPU, not 130 torch\.float32 on cpu"
+    ):
         half(97, 130)(torch.zeros(2, 130))
     assert can_compile(torch.bfloat16, 130) and not can_compile(torch.bfloat16, 131)
     assert can_compile(torch.float32, 131) and not can_compile(torch.float16)

@@ -1,13 +1,18 @@
-"""What is freed is used again as it is."""
+"""What is freed is used again as it is; what is loaded does not hold the file that it came from."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from promptd.modeling import freed_memory
+from tests.tiny_models import make_tiny_model
 
 PROGRAM = """
 import resource, runpy, sys
@@ -38,3 +43,36 @@ def faults(how: str) -> int:
 def test_freed_memory_is_used_again() -> None:
     """Hardly a page is asked for again; the control is the C library as it is, which gives memory back each time."""
     assert 5 * faults("kept") < faults("given back")
+
+
+LOADED = """
+import sys
+from pathlib import Path
+from promptd.modeling import load, load_model
+if sys.argv[2] == "kept":
+    load.let_files_go = lambda model: None
+model = load_model(sys.argv[1], dtype=sys.argv[3], quantization=sys.argv[4])
+assert load.can_compile(model.dtype), "no compiler"
+print(sum("model.safetensors" in line for line in Path("/proc/self/maps").read_text().splitlines()))
+"""
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("dtype", "quantization"), [("float32", "none"), ("float32", "int8"), ("bfloat16", "none")])
+def test_a_loaded_model_does_not_hold_its_file(dtype: str, quantization: str, tmp_path: Path) -> None:
+    """All of it would stay mapped, as in the control, where what is not packed is not copied."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("mappings are listed on Linux")
+    folder = make_tiny_model(tmp_path / "float32", "llama")
+    if dtype == "bfloat16":
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        folder = tmp_path / "bfloat16"
+        shutil.copytree(tmp_path / "float32", folder)
+        model.save_pretrained(folder)
+    counts = []
+    for how in ("kept", "let go"):
+        command = [sys.executable, "-c", LOADED, str(folder), how, dtype, quantization]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        counts.append(int(done.stdout))
+    assert counts[0] > 0 == counts[1]

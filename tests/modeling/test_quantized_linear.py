@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling import frozen_linear, integer_product, load_model, quantized_linear
+from promptd.modeling.fingerprint import digest_of_tensors
 from promptd.modeling.integer_product import CompiledProduct, OneDnnProduct
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
 from promptd.training import forward_texts
@@ -62,6 +64,23 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(width: int) -> None:
     assert not together[39].isfinite().any() and together[:39].isfinite().all()
 
 
+@pytest.mark.parametrize("width", [256, 258])
+def test_nobody_keeps_the_weight_that_was_given(width: int) -> None:
+    """Neither the layer nor its product."""
+    given = weight_and_bias(width)[0].clone()
+    gone = weakref.ref(given)
+    kept = QuantizedLinear(given, None)
+    del given
+    assert gone() is None and kept.weight.shape == (97, width)
+
+
+def test_what_is_served_has_a_digest() -> None:
+    """Of weights that differ in their scale alone, too."""
+    weight, _ = weight_and_bias(256)
+    once, five = (dict(QuantizedLinear(factor * weight, None).named_parameters()) for factor in (1, 5))
+    assert digest_of_tensors(once) != digest_of_tensors(five)
+
+
 def test_a_weight_is_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte a number; what gradients pass is what is multiplied with, unpacked in one block or in many."""
     for block_numbers in (1 << 22, 1):
@@ -69,7 +88,7 @@ def test_a_weight_is_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
         for width in (256, 258):
             weight, _ = weight_and_bias(width)
             quantized = layer(width)
-            assert sum(one.nbytes for one in quantized.parameters()) <= 144 * width + 4 * 97
+            assert sum(one.nbytes for one in quantized.parameters()) <= 144 * width + 2 * 4 * 97  # scales, bias
             served = torch.cat(list(quantized.dense()))
             assert (served - weight).abs().max() <= 0.501 * weight.abs().max() / 127
             rows = torch.randn(3, width, requires_grad=True)

@@ -52,7 +52,7 @@ class LinearKernel:
         self._pack.restype = ctypes.c_int
 
     def packed(self, weight: torch.Tensor) -> torch.Tensor | None:
-        """Pack a weight `[out_features, in_features]`; None where that would lose a bit of it."""
+        """Pack a weight `[out_features, in_features]`, float32 or bfloat16; None where that would lose a bit of it."""
         num_outputs, num_inputs = weight.shape
         if not self.takes(num_inputs):
             return None
@@ -89,8 +89,9 @@ class LinearKernel:
         multiply, dtype, weight_at, bias_at = self._multiply, self.rows, packed.data_ptr(), filled.data_ptr()
 
         def product(hidden: torch.Tensor, _kept: tuple[torch.Tensor, torch.Tensor] = (packed, filled)) -> torch.Tensor:
-            if hidden.shape[-1] != num_inputs or hidden.dtype is not dtype:
-                raise ValueError(f"a row is {num_inputs} {dtype} numbers, not {hidden.shape[-1]} {hidden.dtype}")
+            if hidden.shape[-1] != num_inputs or hidden.dtype is not dtype or not hidden.is_cpu:
+                found = f"{hidden.shape[-1]} {hidden.dtype} on {hidden.device}"
+                raise ValueError(f"a row is {num_inputs} {dtype} numbers on the CPU, not {found}")
             rows = hidden.contiguous()
             out = rows.new_empty((*rows.shape[:-1], num_outputs))
             multiply(
@@ -157,7 +158,8 @@ def _shortest(weight: torch.Tensor) -> tuple[torch.dtype, LinearKernel, torch.Te
     """Return the first dtype of `STORED` that holds all of a weight's numbers, its kernel, and the weight, packed."""
     some = weight[:1].float()
     for stored in STORED if weight.dtype is torch.float32 else (weight.dtype,):
-        if not torch.equal(some.to(stored).float(), some):  # a look, before a kernel is compiled that nobody needs
+        again = some.to(stored).float()  # a look, before a kernel is compiled that nobody needs
+        if not torch.equal(again.view(torch.int32), some.view(torch.int32)):
             continue
         kernel = linear_kernel(stored, weight.dtype)
         packed = None if kernel is None else kernel.packed(weight)

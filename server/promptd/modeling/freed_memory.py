@@ -13,8 +13,13 @@ KEPT_BYTES = 512 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep what it frees; return whether its C library can (glibc's can)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    """Have this process keep what it frees from now on; return whether its C library can (glibc's can).
+
+    What is free by now goes back: loading a model leaves more than serving it will want.
+    """
+    library = ctypes.CDLL(None)
+    mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
+    if mallopt is None or trim is None:
         return False
+    trim(0)
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES))

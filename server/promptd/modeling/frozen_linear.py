@@ -1,8 +1,9 @@
 """Frozen linear layers whose matrix product is another one than torch's own, and how a model gets them.
 
-The products are ops that are private to torch. They may be missing or refuse to run here: `runs_here` tries them once.
-They have no autograd formula (the gradient would silently be None), so the product is an `autograd.Function` with its
-own backward, for which the weight is unpacked block by block: training is rare beside serving, and memory is not.
+The products are kernels of ours, or ops that are private to torch, which may be missing or refuse to run here:
+`runs_here` tries them once. They have no autograd formula (the gradient would silently be None), so the product is an
+`autograd.Function` with its own backward, for which the weight is unpacked block by block: training is rare beside
+serving, and memory is not.
 """
 
 from __future__ import annotations
@@ -57,16 +58,33 @@ class _Product(torch.autograd.Function):
         return inputs.view(*grads[0].shape[:-1], num_inputs), None
 
 
+class _Likeness(torch.Tensor):
+    """A weight's shape, dtype and device. It has no numbers, and whoever computes with it is told so."""
+
+    @staticmethod
+    def __new__(cls, weight: torch.Tensor) -> _Likeness:
+        """Look like a weight."""
+        likeness: _Likeness = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, weight.shape, dtype=weight.dtype, device=weight.device
+        )
+        return likeness
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Raise `TypeError`."""
+        raise TypeError(f"{func} of a weight that is packed: its layer multiplies with it, nobody else does")
+
+
 class FrozenLinear(nn.Module, ABC):
     """A linear layer that is never learned and that gradients pass.
 
-    Its weight is in memory once, in the form that is multiplied with: `weight` has the shape and the dtype that a
-    model's own code may ask for, and no numbers.
+    Its weight is kept as its product wants it: `weight` has the shape, the dtype and the device that a model's own code
+    may ask for, and no numbers.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self._likeness = torch.empty_like(weight, device="meta")
+        self._likeness = _Likeness(weight)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @property
@@ -97,10 +115,22 @@ def replace_linears(model: nn.Module, make: Callable[[torch.Tensor, torch.Tensor
     """Replace every `nn.Linear` and GPT-2 `Conv1D` below `model` by what `make` makes of its weight and bias."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                weight = child.weight
-            elif isinstance(child, Conv1D):
-                weight = child.weight.t()
-            else:
-                continue
-            setattr(parent, name, make(weight.detach(), child.bias))
+            if _is_linear(child):
+                weight = child.weight.t() if isinstance(child, Conv1D) else child.weight
+                setattr(parent, name, make(weight.detach(), child.bias))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
+
+
+def let_files_go(model: nn.Module) -> None:
+    """Copy what will not be replaced: as long as one tensor lies in a checkpoint's file, all of the file is mapped."""
+    kept = {
+        id(tensor): tensor
+        for module in model.modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if not (name == "weight" and _is_linear(module))
+    }
+    for tensor in kept.values():
+        tensor.data = tensor.detach().clone()

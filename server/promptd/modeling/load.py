@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from promptd.modeling.families.choice import Choice, choose
 from promptd.modeling.fingerprint import computing_settings, fingerprint, stored_tensors
 from promptd.modeling.freed_memory import keep_freed_memory
 from promptd.modeling.frozen import FrozenModel
-from promptd.modeling.frozen_linear import FrozenLinear, replace_linears
+from promptd.modeling.frozen_linear import FrozenLinear, let_files_go, replace_linears
 from promptd.modeling.norms import fuse_norms
 from promptd.modeling.packed_linear import PackedLinear, can_pack
 from promptd.modeling.quantized_linear import QuantizedLinear, can_quantize
@@ -36,6 +37,7 @@ from promptd.modeling.ranks import Rank
 from promptd.modeling.step_graph import step_graph
 
 STRICT_TILE_ROWS = 16
+_SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _WEIGHT_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -72,6 +74,7 @@ def load_model(
         rank=rank,
     )
     if model.device.type == "cpu":
+        gc.collect()  # layers that were replaced refer to themselves
         keep_freed_memory()  # not before: weights want fresh memory, which lies in huge pages
     return model
 
@@ -99,6 +102,8 @@ def _load(
     with ThreadPoolExecutor(1) as reader:  # hashing takes as long as loading does
         tensors = reader.submit(stored_tensors, _weight_files(folder))
         hf = _frozen(folder, choice, target, _dtype(dtype, target), {} if rank is None else rank.load_options(config))
+    if target.type == "cpu" and _SAFETENSORS.get(hf.dtype) in {dtype for _, dtype, _, _ in tensors.result()}:
+        let_files_go(hf)  # tensors of other dtypes have been copied
     settings = computing_settings(hf.config if rank is None else config)  # as if it were whole
     spec = BaseModelSpec(
         architecture=type(hf).__name__,
@@ -126,6 +131,8 @@ def _load(
     else:
         model = _proven(model, packed_linears=False, strict=False, rank=rank)
         replace_linears(hf, QuantizedLinear)
+        with _refusing(spec.architecture):  # once more: nobody may reach past the layers for weights of old
+            family.check_layers()
     if model.device.type != "cpu" or family.reads_whole or rank is not None:
         return model
     return dataclasses.replace(
@@ -156,7 +163,7 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
     with _refusing(model.spec.architecture):
         model.family.install()
         model.family.check_layers()
-    largest = prove(model)
+        largest = prove(model)
     if rank is not None:
         largest = Magnitudes(rank.largest(largest.keys, model.device), rank.largest(largest.values, model.device))
     spec = dataclasses.replace(model.spec, max_key_abs=largest.keys, max_value_abs=largest.values)

@@ -45,7 +45,7 @@ class QuantizedLinear(FrozenLinear):
         wide = weight.float().contiguous()
         scales = wide.abs().amax(1).clamp_min(_TINY) / LARGEST_WEIGHT
         integers = (wide / scales.unsqueeze(1)).round().to(torch.int8)
-        self._scales = scales.unsqueeze(1)
+        self.scales = nn.Parameter(scales.unsqueeze(1), requires_grad=False)
         largest = _largest_activation()
         wide_bias = None if bias is None else bias.detach().float().contiguous()
         self._multiplied = packed(integers, scales / largest, wide_bias, zero=largest + 1)
@@ -55,7 +55,7 @@ class QuantizedLinear(FrozenLinear):
         """Yield what the integers stand for: gradients are those of the product which is served."""
         first = 0
         for rows in self._multiplied.rows():
-            yield rows * self._scales[first : first + len(rows)]
+            yield rows * self.scales[first : first + len(rows)]
             first += len(rows)
 
     def product(self, hidden: torch.Tensor) -> torch.Tensor:
