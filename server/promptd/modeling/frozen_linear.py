@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -70,7 +70,9 @@ class _Likeness(torch.Tensor):
         return likeness
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Raise `TypeError`."""
         raise TypeError(f"{func} of a weight that is packed: its layer multiplies with it, nobody else does")
 
@@ -120,7 +122,7 @@ def replace_linears(model: nn.Module, make: Callable[[torch.Tensor, torch.Tensor
                 setattr(parent, name, make(weight.detach(), child.bias))
 
 
-def _is_linear(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
     return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
