@@ -102,7 +102,7 @@ def _load(
     with ThreadPoolExecutor(1) as reader:  # hashing takes as long as loading does
         tensors = reader.submit(stored_tensors, _weight_files(folder))
         hf = _frozen(folder, choice, target, _dtype(dtype, target), {} if rank is None else rank.load_options(config))
-    if target.type == "cpu" and _SAFETENSORS.get(hf.dtype) in {dtype for _, dtype, _, _ in tensors.result()}:
+    if target.type == "cpu" and rank is None and _SAFETENSORS.get(hf.dtype) in {one[1] for one in tensors.result()}:
         let_files_go(hf)  # tensors of other dtypes have been copied
     settings = computing_settings(hf.config if rank is None else config)  # as if it were whole
     spec = BaseModelSpec(
@@ -163,7 +163,7 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
     with _refusing(model.spec.architecture):
         model.family.install()
         model.family.check_layers()
-        largest = prove(model)
+    largest = prove(model)
     if rank is not None:
         largest = Magnitudes(rank.largest(largest.keys, model.device), rank.largest(largest.values, model.device))
     spec = dataclasses.replace(model.spec, max_key_abs=largest.keys, max_value_abs=largest.values)
