@@ -23,6 +23,7 @@ from promptd.modeling import (
 _CACHES = (
     decode_kernel.decode_kernel,
     compiled_linear.linear_kernel,
+    compiled_linear.gradient_kernel,
     activations._kernel,
     norms._kernel,
     integer_product._kernel,

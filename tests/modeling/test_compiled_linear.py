@@ -213,10 +213,27 @@ def test_what_is_not_a_number_stays_in_its_row(bad: float) -> None:
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(97, 130), (48, 256), (1, 2), (147, 1024), (64, 30)])
+def test_the_gradient_of_few_rows_passes_the_packed_weight(
+    num_outputs: int, num_inputs: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of rows and what is left of them, inputs that fill vectors and not; nothing is unpacked."""
+    compiled = layer(num_outputs, num_inputs, stored=stored)
+    weight = weight_of(compiled).double()
+    assert compiled.stored is stored or num_outputs == 1
+    monkeypatch.setattr(CompiledLinear, "dense", lambda self: pytest.fail("it was unpacked"))
+    for num_rows in (0, 1, 3, 4, 5, 33, compiled_linear.FEW_ROWS):
+        grads = torch.randn(num_rows, num_outputs)
+        found = compiled.passed_back(grads)
+        torch.testing.assert_close(found.double(), grads.double() @ weight, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("block_numbers", [1, 130 * 48, 130 * 100, 1 << 22])
 def test_the_gradient_passes(stored: torch.dtype, block_numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward gives what torch's layer gives, from a weight that is unpacked in one block or in many."""
     monkeypatch.setattr(frozen_linear, "BLOCK_NUMBERS", block_numbers)
+    monkeypatch.setattr(compiled_linear, "FEW_ROWS", 0)
     compiled = layer(300, 130, stored=stored)
     assert compiled.stored is stored
     rows = torch.randn(5, 130, requires_grad=True)

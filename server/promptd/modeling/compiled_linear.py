@@ -23,7 +23,9 @@ from torch import nn
 from promptd.modeling.frozen_linear import FrozenLinear, blocks_of
 from promptd.modeling.kernels import NUMBERS, load_kernel
 
-LINEAR = "linear.c"
+LINEAR, LINEAR_GRADIENT = "linear.c", "linear_gradient.c"
+FEW_ROWS = 64
+"""So many rows' gradients pass the packed weight as it is; for more it is unpacked."""
 STORED = {torch.bfloat16: "STORED_BFLOAT16", torch.float16: "STORED_FLOAT16", torch.float32: "STORED_FLOAT32"}
 """Dtypes that weights are packed in, the first one that loses nothing, and what the source calls them."""
 PAIRS_OF_BFLOAT16 = "PAIRS_OF_BFLOAT16"
@@ -129,6 +131,44 @@ def _passes(kernel: LinearKernel) -> bool:
     return torch.allclose(found, wanted, atol=1e-3, rtol=1e-5 if kernel.rows is torch.float32 else 2**-8)
 
 
+class GradientKernel:
+    """The compiled function by which few rows' gradients pass weights that are packed in one dtype."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._pass = library.promptd_linear_gradient
+        self._pass.argtypes = [pointer, number, number, pointer, pointer, number, number]
+        self._pass.restype = ctypes.c_int
+
+    def passed_back(self, grads: torch.Tensor, packed: torch.Tensor, num_inputs: int, panel: int) -> torch.Tensor:
+        """Map `[num_rows, out_features]` to `[num_rows, in_features]`, both float32. Raises `MemoryError`."""
+        filled = nn.functional.pad(grads, (0, -grads.shape[1] % panel)).contiguous()
+        inputs = filled.new_empty(filled.shape[0], num_inputs)
+        failed = self._pass(
+            filled.data_ptr(), *filled.shape, packed.data_ptr(), inputs.data_ptr(), num_inputs, torch.get_num_threads()
+        )
+        if failed:
+            raise MemoryError("no memory for a gradient")
+        return inputs
+
+
+@functools.cache
+def gradient_kernel(stored: torch.dtype) -> GradientKernel | None:
+    """Return the kernel for weights that are packed in this dtype; None where it cannot be had."""
+    passes = functools.partial(_gradient_passes, stored=stored)
+    return load_kernel(LINEAR_GRADIENT, STORED[stored], bind=GradientKernel, passes=passes)
+
+
+def _gradient_passes(kernel: GradientKernel, stored: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    weight, grads = (torch.randn(*shape, generator=generator) for shape in ((103, 78), (7, 103)))
+    weight, forward = weight.to(stored).float(), linear_kernel(stored)
+    packed = None if forward is None else forward.packed(weight)
+    if forward is None or packed is None:
+        return False
+    return torch.allclose(kernel.passed_back(grads, packed, 78, forward.panel), grads @ weight, atol=1e-4)
+
+
 def can_compile(dtype: torch.dtype, num_inputs: int = 2) -> bool:
     """Return whether the compiled product for rows of so many numbers of this dtype is there and right."""
     kernel = linear_kernel(dtype, dtype) if dtype in NUMBERS else None
@@ -152,6 +192,14 @@ class CompiledLinear(FrozenLinear):
         """Unpack the weight."""
         for outputs in blocks_of(self.weight.shape, self._kernel.panel):
             yield self._kernel.unpacked(self.packed, outputs, self.weight.shape[1])
+
+    def passed_back(self, grads: torch.Tensor) -> torch.Tensor:
+        """Do so by the kernel, where rows are few."""
+        kernel = gradient_kernel(self.stored) if len(grads) <= FEW_ROWS else None
+        if kernel is None:
+            return super().passed_back(grads)
+        inputs = kernel.passed_back(grads.float(), self.packed, self.weight.shape[1], self._kernel.panel)
+        return inputs.to(grads.dtype)
 
 
 def _shortest(weight: torch.Tensor) -> tuple[torch.dtype, LinearKernel, torch.Tensor]:

@@ -50,11 +50,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         num_outputs, num_inputs = ctx.layer.weight.shape
-        outputs, first = grads[0].reshape(-1, num_outputs), 0
-        inputs = outputs.new_empty(outputs.shape[0], num_inputs)
-        for rows in ctx.layer.dense():
-            inputs.addmm_(outputs[:, first : first + len(rows)], rows.to(outputs.dtype), beta=min(first, 1))
-            first += len(rows)
+        inputs = ctx.layer.passed_back(grads[0].reshape(-1, num_outputs))
         return inputs.view(*grads[0].shape[:-1], num_inputs), None
 
 
@@ -101,6 +97,14 @@ class FrozenLinear(nn.Module, ABC):
     @abstractmethod
     def product(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map `[..., in_features]` to `[..., out_features]`, bias and all; no gradient is asked for."""
+
+    def passed_back(self, grads: torch.Tensor) -> torch.Tensor:
+        """Map gradients of outputs `[num_rows, out_features]` to those of inputs `[num_rows, in_features]`."""
+        inputs, first = grads.new_empty(grads.shape[0], self.weight.shape[1]), 0
+        for rows in self.dense():
+            inputs.addmm_(grads[:, first : first + len(rows)], rows.to(grads.dtype), beta=min(first, 1))
+            first += len(rows)
+        return inputs
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map `[..., in_features]` to `[..., out_features]`, with a gradient where one is wanted."""

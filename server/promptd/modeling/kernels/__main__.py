@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from promptd.modeling.activations import GELU
-from promptd.modeling.compiled_linear import LINEAR, PAIRS_OF_BFLOAT16, STORED
+from promptd.modeling.compiled_linear import LINEAR, LINEAR_GRADIENT, PAIRS_OF_BFLOAT16, STORED
 from promptd.modeling.decode_kernel import DECODE_ATTENTION
 from promptd.modeling.integer_product import LINEAR_INT8
 from promptd.modeling.kernels import CAPABILITIES, NUMBERS, compiled
@@ -25,6 +25,8 @@ for capability in CAPABILITIES:
         compiled(source, (), folder, capability)
     for defines in (*((define,) for define in STORED.values()), half):
         compiled(LINEAR, defines, folder, capability)
+    for define in STORED.values():
+        compiled(LINEAR_GRADIENT, (define,), folder, capability)
     for source in (DECODE_ATTENTION, GELU, RMS_NORM):
         for defines in NUMBERS.values():
             compiled(source, defines, folder, capability)
