@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
+from safetensors.torch import load_file, save_file
 
 from promptd.modeling import freed_memory
-from tests.tiny_models import make_tiny_model
+from tests.family_models import SEQ2SEQ, write_model
+from tests.tiny_models import make_tiny_model, make_tokenizer
 
 PROGRAM = """
 import resource, runpy, sys
@@ -58,17 +57,20 @@ print(sum("model.safetensors" in line for line in Path("/proc/self/maps").read_t
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("family", ["llama", "bart"])
 @pytest.mark.parametrize(("dtype", "quantization"), [("float32", "none"), ("float32", "int8"), ("bfloat16", "none")])
-def test_a_loaded_model_does_not_hold_its_file(dtype: str, quantization: str, tmp_path: Path) -> None:
+def test_a_loaded_model_does_not_hold_its_file(dtype: str, quantization: str, family: str, tmp_path: Path) -> None:
     """All of it would stay mapped, as in the control, where what is not packed is not copied."""
     if not sys.platform.startswith("linux"):
         pytest.skip("mappings are listed on Linux")
-    folder = make_tiny_model(tmp_path / "float32", "llama")
+    if family == "llama":
+        folder = make_tiny_model(tmp_path, family)
+    else:
+        folder = write_model(SEQ2SEQ[family], make_tokenizer(), tmp_path)
     if dtype == "bfloat16":
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        folder = tmp_path / "bfloat16"
-        shutil.copytree(tmp_path / "float32", folder)
-        model.save_pretrained(folder)
+        file = folder / "model.safetensors"
+        tensors = {name: tensor.clone().bfloat16() for name, tensor in load_file(file).items()}
+        save_file(tensors, file, {"format": "pt"})
     counts = []
     for how in ("kept", "let go"):
         command = [sys.executable, "-c", LOADED, str(folder), how, dtype, quantization]

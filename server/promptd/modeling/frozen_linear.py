@@ -132,11 +132,11 @@ def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
 
 def let_files_go(model: nn.Module) -> None:
     """Copy what will not be replaced: as long as one tensor lies in a checkpoint's file, all of the file is mapped."""
-    kept = {
-        id(tensor): tensor
-        for module in model.modules()
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        if not (name == "weight" and _is_linear(module))
-    }
-    for tensor in kept.values():
-        tensor.data = tensor.detach().clone()
+    copied: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in copied and not (name == "weight" and _is_linear(module)):
+                parameter.data = parameter.detach().clone()
+                copied.add(id(parameter))
+        for name, buffer in module.named_buffers(recurse=False):  # BART's is a view, which keeps what it views
+            setattr(module, name, buffer.clone())
