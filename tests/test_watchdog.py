@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,15 @@ THREAD = """
 """
 
 
-def run(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
-    """Run one test in a process of its own, half a second for it and half a second beyond."""
-    header = "import asyncio, threading\nfrom tests import watchdog\nwatchdog.GRACE_SECONDS = 0.5\n"
-    (folder / "test_it.py").write_text(f"{header}def test_it():{test}")
-    command = [sys.executable, "-m", "pytest", "-p", "pytest_timeout", "-p", "tests.watchdog", "-o", "timeout=0.5"]
-    command += ["-c", "/dev/null", "--rootdir", str(folder), str(folder)]
+def run(
+    folder: Path, test: str, *others: str, timeout: float = 0.5, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run tests in a process of their own, half a second for each and half a second beyond."""
+    header = "import asyncio, threading, time\nfrom tests import watchdog\nwatchdog.GRACE_SECONDS = 0.5\n"
+    for number, one in enumerate([test, *others]):
+        (folder / f"test_{number}.py").write_text(f"{header}def test_it():{one}")
+    command = [sys.executable, "-m", "pytest", "-p", "pytest_timeout", "-p", "tests.watchdog"]
+    command += ["-o", f"timeout={timeout}", *options, "-c", "/dev/null", "--rootdir", str(folder), str(folder)]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
@@ -47,3 +51,9 @@ def test_a_run_that_ends_is_not_touched(tmp_path: Path) -> None:
     """The control: a failure stays what it is, and nothing is told of threads."""
     done = run(tmp_path, "assert False")
     assert done.returncode == 1 and "1 failed" in done.stdout and "Timeout" not in done.stderr, done
+
+
+def test_a_worker_may_wait_for_another(tmp_path: Path) -> None:
+    """One that has no test left, for longer than the grace."""
+    done = run(tmp_path, "pass", "time.sleep(3)", timeout=60, options=["-p", "xdist", "-n2", "--dist=loadfile"])
+    assert done.returncode == 0 and "2 passed" in done.stdout and "Timeout" not in done.stderr, done

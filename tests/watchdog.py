@@ -43,8 +43,9 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Watch the end of the process."""
-    _watch(config, 0)
+    """Watch the end of the process; one of several workers waits for the others, and is ended by whoever began it."""
+    if not hasattr(config, "workerinput"):
+        _watch(config, 0)
 
 
 def _watch(config: pytest.Config, seconds: float) -> None:

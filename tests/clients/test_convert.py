@@ -22,7 +22,8 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 # 1.5 kB that declare 16 TiB.
-SPARSE = torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (4, 1 << 40), check_invariants=True)
+with torch.sparse.check_sparse_tensor_invariants():
+    SPARSE = torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (4, 1 << 40))
 
 
 class Attack:

@@ -37,7 +37,8 @@ def oracle(folder: Path) -> Any:
             for site, bank in zip(sites, ("target", "cross") if cross else ("source",), strict=True):
                 site.oracle_bank, site.oracle_layer = bank, number
                 site.oracle_table = (layers[0].layer[0].SelfAttention,) if hasattr(stack, "block") else ()
-    model.set_attn_implementation(_NAME)
+    for stack in (model, model.get_encoder(), model.get_decoder()):  # T5's have configurations of their own
+        stack.set_attn_implementation(_NAME)
     return model
 
 

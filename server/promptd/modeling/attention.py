@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling.recording import opaque
@@ -94,6 +94,16 @@ def _attend(batch: Attends, *args: Any) -> torch.Tensor:
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
+
+
+def attend_by(hf: PreTrainedModel, name: str) -> None:
+    """Have all stacks of a model attend by a registered function, or by one of transformers' own.
+
+    transformers before 5.20 alone would pass over stacks whose configuration is a copy of the model's, as T5's are.
+    """
+    for stack in hf.modules():
+        if isinstance(stack, PreTrainedModel):
+            stack.set_attn_implementation(name)
 
 
 def flash_attention(

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from promptd.errors import ModelRefusedError
 from promptd.modeling.activations import fuse_activations
-from promptd.modeling.attention import ATTENTION_NAME
+from promptd.modeling.attention import ATTENTION_NAME, attend_by
 from promptd.modeling.compiled_linear import CompiledLinear, can_compile
 from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.families.choice import Choice, choose
@@ -152,7 +152,7 @@ def _proven(model: FrozenModel, *, packed_linears: bool, strict: bool, rank: Ran
     hf = model.hf
     with _refusing(model.spec.architecture):
         prove = model.family.prove()
-        hf.set_attn_implementation(ATTENTION_NAME)
+        attend_by(hf, ATTENTION_NAME)
     packs = packed_linears and model.device.type == "cpu"
     compiles, pack = packs and can_compile(model.dtype), packs and can_pack(model.dtype)
     if compiles or pack or strict:

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from promptd.errors import ModelRefusedError
-from promptd.modeling.attention import Site
+from promptd.modeling.attention import Site, attend_by
 from promptd.modeling.families.base import Magnitudes, Sizes
 from promptd.modeling.kv_pool import KVPool
 from promptd.modeling.packed_batch import PackedBatch, PackedRow, Virtual
@@ -67,12 +67,12 @@ def probe_of(hf: PreTrainedModel, ask: Callable[[], Sequence[Row]]) -> Probe[Row
     if hf.dtype is torch.float32:
         return Probe(rows, tolerance)
     own = hf.config._attn_implementation
-    hf.set_attn_implementation("eager")
+    attend_by(hf, "eager")
     noises = [
         ((row.expected - other.expected).abs().max() / row.expected.abs().max().clamp_min(1.0)).item()
         for row, other in zip(rows, ask(), strict=True)
     ]
-    hf.set_attn_implementation(own)
+    attend_by(hf, own)
     return Probe(rows, min(max(tolerance, _NOISES * max(noises)), _MOST))
 
 
