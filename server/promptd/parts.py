@@ -20,6 +20,7 @@ from promptd.errors import InvalidRequestError
 from promptd.jobs import JobClaims, JobLimits, JobQueue, JobRecord
 from promptd.modeling import FrozenModel, load_model
 from promptd.modeling.tensor_parallel import load_parallel
+from promptd.processors import use_threads
 from promptd.settings import DEFAULT_TENANT, Settings, parse_keys
 from promptd.tenancy import Gate, KeyRing, PlacePool, RateMeter, ServerBudgets, SlotPool, TenantDirectory, UsageLedger
 from promptd.timed_store import Observer, timed
@@ -87,6 +88,7 @@ def make_budgets(settings: Settings, engine: Engine) -> ServerBudgets:
 
 def load_base_model(settings: Settings) -> FrozenModel:
     """Load the model that the settings name, the demo's where they name none."""
+    use_threads(settings.threads)
     served_name = settings.served_model_name or (DEMO_MODEL_NAME if settings.model is None else None)
     if settings.tensor_parallel > 1:
         return load_parallel(

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Serving dtype")
     quantization: Literal["none", "int8"] = Field("none", description="Multiply in 8 bits: CPU only, faster, not exact")
+    threads: int | None = Field(None, ge=1, description="Threads that compute on the CPU; else one for each processor")
     tensor_parallel: int = Field(1, ge=1, description="Devices of this machine that a decoder is divided over")
     max_num_seqs: int = Field(16, ge=1, description="Rows that run at once")
     max_num_batched_tokens: int = Field(2048, ge=1, description="Tokens of one step")

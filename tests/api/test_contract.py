@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -111,6 +112,41 @@ def test_bad_bodies_get_a_typed_error(server: LiveServer, name: str) -> None:
         assert len(answer.content) < 2500
         assert answer.headers["x-request-id"]
         assert http.post("/v1/completions", json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "told"),
+    [
+        ("completions", {"prompt": "x", "stop": list("abcde")}, "stop: List should have at most 4 items"),
+        ("completions", {"prompt": []}, "prompt: List should have at least 1 item"),
+        ("completions", {"prompt": [-1]}, "prompt.0: Input should be greater than or equal to 0, got -1"),
+        ("completions", {"prompt": [["x"]]}, "prompt.0.0: Input should be a valid integer, got 'x'"),
+        ("classify", {"input": "x", "labels": ["x"]}, "labels: List should have at least 2 items"),
+        ("classify", {"input": "x", "labels": {"Play": 3, "b": " x"}}, "labels.Play: "),
+        ("classify", {"input": "x"}, "labels"),
+    ],
+)
+def test_unions_tell_what_was_meant(server: LiveServer, route: str, body: dict[str, Any], told: str) -> None:
+    """The complaint of the alternative whose type it is, and the way to it without pydantic's own words."""
+    with server.http() as http:
+        error = http.post(f"/v1/{route}", json={"model": MODEL, **body}).json()["error"]
+    assert error["message"].startswith(told) or told == error["param"], error
+    assert "constrained" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("PUT", "/v1/prompts/typo?dry-run=true"), ("GET", "/v1/prompts?serch=x&limit=3"), ("GET", "/v1/models?limit=1")],
+)
+def test_query_parameters_that_are_not_there(server: LiveServer, method: str, path: str) -> None:
+    """They are refused by name, before anything is done."""
+    wrong = path.partition("?")[2].partition("=")[0]
+    with server.http() as http:
+        answer = http.request(method, path, json={"text": "new"} if method == "PUT" else None)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "unknown_field", wrong), error
+        assert http.get("/v1/prompts/typo").status_code == 404
+        assert http.get("/v1/prompts?limit=3").status_code == 200
 
 
 def test_a_chunked_body_stops_at_the_limit(server: LiveServer) -> None:

@@ -81,7 +81,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 def test_a_request_as_spans(http: httpx.Client, exporter: InMemorySpanExporter) -> None:
     """Store and engine stand below the HTTP span, which stands below the caller's; phases fill the engine's span."""
     body = {"model": "tone", "prompt": f"the {SECRET} fox", "max_tokens": 6, "ignore_eos": True}
-    reply = http.post(f"/v1/completions?note={SECRET}", json=body)
+    reply = http.post("/v1/completions", json=body)
     until(lambda: "decode" in spans_of(exporter))
     found = spans_of(exporter)
     phases = ("queue", "prompt_load", "prefill", "decode")
@@ -106,6 +106,8 @@ def test_a_request_as_spans(http: httpx.Client, exporter: InMemorySpanExporter) 
     assert attributes["promptd.prompt.versions"] == tuple(reply.json()["prompt_versions"])
     assert attributes["promptd.tenant"] == "acme"
     assert reply.headers["traceresponse"] == f"00-{TRACE}-{whole.context.span_id:016x}-01"
+    assert http.get(f"/v1/models?note={SECRET}").json()["error"]["param"] == "note"
+    until(lambda: "GET /v1/models" in spans_of(exporter))
     everything = json.dumps([json.loads(span.to_json()) for span in exporter.get_finished_spans()])
     assert SECRET not in everything and KEY not in everything, "content or a key in a span"
     assert "fox" not in everything and "note" not in everything

@@ -134,6 +134,15 @@ def test_rolling_restarts_lose_nothing(replicas: list[Replica], tmp_path: Path) 
     assert load.faults == [] and len(load.ended) >= 3 * 16
 
 
+def test_metrics_stay_inside(replicas: list[Replica], tmp_path: Path) -> None:
+    """However their path is spelled; the server itself takes each spelling."""
+    with running_haproxy(tmp_path, [replica.port for replica in replicas], retries=False) as proxy:
+        for path in ("/metrics", "/metrics?", "/%6detrics", "/m%65tric%73"):
+            assert "promptd_event_loop_lag" in httpx.get(replicas[0].url + path).text, path
+            refused = httpx.get(proxy.url + path)
+            assert refused.status_code == 404 and "promptd_" not in refused.text, path
+
+
 def test_control_leaving_at_once_loses_requests(forge: ReplicaForge, redis: RedisServer, tmp_path: Path) -> None:
     """Servers that close the door first fail requests: the same load finds it out."""
     with (

@@ -141,6 +141,18 @@ def test_compose_as_its_specification_has_it(tmp_path: Path) -> None:
         assert (done.returncode == 0) == is_good and ("readonly" in done.stdout) != is_good, done.stdout + done.stderr
 
 
+def environment_of(container: dict[str, Any]) -> dict[str, str]:
+    """What Kubernetes sets: values, and those of the container's own resources."""
+    found = {}
+    for one in container["env"]:
+        if "value" in one:
+            found[one["name"]] = one["value"]
+        else:
+            kind, _, what = one["valueFrom"]["resourceFieldRef"]["resource"].partition(".")
+            found[one["name"]] = container["resources"][kind][what]
+    return found
+
+
 def test_a_worker_answers_where_it_is_asked(compose: dict[str, Any]) -> None:
     """Its port is the same for Prometheus, its health check and itself, in the compose file and in Kubernetes."""
     worker = compose["services"]["worker"]
@@ -151,7 +163,7 @@ def test_a_worker_answers_where_it_is_asked(compose: dict[str, Any]) -> None:
     assert jobs["worker"]["dns_sd_configs"] == [{"names": ["worker"], "type": "A", "port": port}]
     pod = next(one for one in manifests() if one["metadata"]["name"] == "promptd-worker")["spec"]["template"]
     (container,) = pod["spec"]["containers"]
-    environment = {one["name"]: one["value"] for one in container["env"]}
+    environment = environment_of(container)
     assert environment["PROMPTD_METRICS_PORT"] == pod["metadata"]["annotations"]["prometheus.io/port"]
     assert int(environment["PROMPTD_METRICS_PORT"]) == container["ports"][0]["containerPort"] == port
 
@@ -213,7 +225,7 @@ def test_kubernetes() -> None:
         (container,) = pod["spec"]["containers"]
         assert pod["spec"]["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]} and ":" in container["image"]
-        settings_named({one["name"]: one["value"] for one in container["env"]})
+        settings_named(environment_of(container))
         assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in pod["spec"]["volumes"]}
         for volume in pod["spec"]["volumes"]:
             assert "emptyDir" in volume or volume["persistentVolumeClaim"]["claimName"] in claims
@@ -229,7 +241,7 @@ def test_kubernetes() -> None:
     assert found["PodDisruptionBudget", "promptd"]["spec"]["selector"]["matchLabels"] == server_labels
     scaler = found["HorizontalPodAutoscaler", "promptd"]["spec"]
     assert ("Deployment", scaler["scaleTargetRef"]["name"]) in found
-    environment = {one["name"]: one["value"] for one in pods["promptd"]["spec"]["containers"][0]["env"]}
+    environment = environment_of(pods["promptd"]["spec"]["containers"][0])
     command = pods["promptd"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert command[:3] == ["promptd", "drain", "--wait"] and float(command[3]) > float(
         environment["PROMPTD_LEAVE_SECONDS"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -61,11 +61,13 @@ def error_response(
 
 
 def describe(error: RequestValidationError) -> InvalidRequestError:
-    """Turn pydantic's first complaint into one sentence that names the field and shows the value."""
-    problems = error.errors()
-    # A union complains once for every alternative: the deepest complaint is the most telling one.
-    problem = max(problems, key=lambda one: len(one["loc"]))
-    where = [str(part) for part in problem["loc"][1:] if not _is_alternative(part)]
+    """Turn pydantic's most telling complaint into one sentence that names the field and shows the value.
+
+    A union complains once for every alternative: about the value of the one whose type was meant, about the type of all
+    others.
+    """
+    problem = max(error.errors(), key=lambda one: (not _is_of_type(one), len(one["loc"])))
+    where = list(_fields(problem, error.body))
     if isinstance(problem.get("input"), bytes):
         return InvalidRequestError("the body must be JSON, with Content-Type: application/json", code="invalid_body")
     param = where[0] if where else None
@@ -75,10 +77,21 @@ def describe(error: RequestValidationError) -> InvalidRequestError:
     return InvalidRequestError(f"{place}: {problem['msg']}, got {shown}", param=param, code=code)
 
 
-def _is_alternative(part: Any) -> bool:
-    """Whether a part of pydantic's location names a type of a union, not a field."""
-    text = str(part)
-    return "[" in text or text in ("str", "int", "constrained-str") or text[:1].isupper()
+def _is_of_type(problem: Mapping[str, Any]) -> bool:
+    return str(problem["type"]).endswith(("_type", "_parsing"))
+
+
+def _fields(problem: Mapping[str, Any], body: Any) -> Iterator[str]:
+    """Yield the names on the way to what is wrong; what pydantic calls a union's alternatives is not in the body."""
+    source, *parts = problem["loc"]
+    for number, part in enumerate(parts):
+        if isinstance(body, Mapping) and part in body:
+            body = body[part]
+        elif isinstance(body, list) and isinstance(part, int):
+            body = body[part] if part < len(body) else None
+        elif source == "body" and not (problem["type"] == "missing" and number == len(parts) - 1):
+            continue
+        yield str(part)
 
 
 def install(app: FastAPI) -> None:

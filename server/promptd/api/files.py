@@ -43,7 +43,7 @@ class FileForm(BaseModel):
     user: User | None = None
 
 
-async def create_file(form: Annotated[FileForm, Form()], request: Request) -> Response:
+async def create_file(form: Annotated[FileForm, Form(media_type="multipart/form-data")], request: Request) -> Response:
     """Upload JSON lines. Rows are checked when a job uses them; an error then names the line."""
     services = services_of(request)
     record = await services.files.create(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -19,7 +20,13 @@ from promptd.api.spool import SpoolingRequest
 from promptd.api.stalls import without_stalls
 from promptd.api.trail import trail_in, trail_of
 from promptd.api.uploads import largest_upload, told_length
-from promptd.errors import AuthenticationError, DeadlineExceededError, PermissionDeniedError, ShuttingDownError
+from promptd.errors import (
+    AuthenticationError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    ShuttingDownError,
+)
 from promptd.tenancy import Claim, Principal, Scope
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
     class GuardedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
+            known = frozenset(_queries(self.dependant))
 
             async def checked(request: Request) -> Response:
                 try:
@@ -48,6 +56,8 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
 
             async def answered(request: Request) -> Response:
                 await admit(route, request)
+                if not route.is_page:
+                    check_query(request, known)
                 limit_seconds = limits.request_timeout_seconds
                 try:
                     async with asyncio.timeout(limit_seconds):  # also for a body that trickles in
@@ -72,6 +82,24 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
                     scope["app"].state.services.trace(trail)
 
     return GuardedRoute
+
+
+def _queries(dependant: Dependant) -> Iterator[str]:
+    yield from (query.alias for query in dependant.query_params)
+    for one in dependant.dependencies:
+        yield from _queries(one)
+
+
+def check_query(request: Request, known: Collection[str]) -> None:
+    """Refuse parameters that a route does not have: `?dry-run=true` would publish."""
+    for name in request.query_params:
+        if name not in known:
+            those = ", ".join(sorted(known)) or "none"
+            raise InvalidRequestError(
+                f"{name!r} is no query parameter of {request.method} {request.url.path}, which has {those}",
+                param=name,
+                code="unknown_field",
+            )
 
 
 async def admit(route: Route, request: Request) -> None:

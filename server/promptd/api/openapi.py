@@ -46,7 +46,7 @@ _STATUSES = {
     412: "If-Match or If-None-Match did not hold.",
     413: "The body is too large.",
     422: "The uploaded prompt failed a check; the code says which.",
-    429: "A limit of the caller's is reached; Retry-After says when to come again.",
+    429: "A limit of the caller's is reached; Retry-After says when to come again, where waiting helps.",
     500: "The server failed at this.",
     503: "A limit of the server's is reached, or the store is away; with Retry-After.",
     504: "A deadline passed.",

@@ -17,10 +17,12 @@ def text_prompt(content: bytes, model: FrozenModel, max_model_len: int) -> bytes
     Raises `InvalidRequestError` and `RequestValidationError` for a body that is none, and `ArtifactError` for a text
     that leaves this model no room for another token, or is too long to be stored.
     """
+    given = parse(content)
     try:
-        body = TextPromptBody.model_validate(parse(content))
+        body = TextPromptBody.model_validate(given)
     except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
+        problems = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(problems, body=given) from None
     num_tokens = len(model.encode(body.text, add_special_tokens=False))
     if num_tokens >= max_model_len:
         raise ArtifactError(

@@ -51,7 +51,7 @@ def doctor(
     questions: list[Callable[[], Finding]] = [
         check_python,
         check_torch,
-        check_device,
+        lambda: check_device(settings.threads),
         check_kernels,
         lambda: check_model(model or settings.model),
         lambda: check_store(store or settings.store, settings.blobs, settings.allow_volatile_store),
@@ -90,14 +90,17 @@ def check_torch() -> Finding:
     return Finding("ok", "torch", answer)
 
 
-def check_device() -> Finding:
+def check_device(threads: int | None = None) -> Finding:
     """What will compute?"""
     try:
         import torch
+
+        from promptd.processors import num_processors, use_threads
     except ImportError:
         return Finding("FAIL", "device", "unknown without torch")
     if not torch.cuda.is_available():
-        return Finding("ok", "device", f"CPU, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads")
+        use_threads(threads)
+        return Finding("ok", "device", f"CPU, {num_processors()} processors, {torch.get_num_threads()} threads")
     free, total = torch.cuda.mem_get_info()
     return Finding("ok", "device", f"{torch.cuda.get_device_name()}, {free >> 20} of {total >> 20} MiB free")
 

@@ -73,6 +73,14 @@ def serve(
     quantization: Annotated[
         str | None, typer.Option(help="none or int8: faster on a CPU, not exact (none).", rich_help_panel=_MODEL)
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that compute on the CPU (one for each processor): fewer where others compute there, too.",
+            metavar="N",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     tensor_parallel: Annotated[
         int | None,
         typer.Option(

@@ -175,9 +175,11 @@ def _read(path: Path) -> bytes:
 def _loaded(path: str | None, device: str, dtype: str, *, strict: bool) -> FrozenModel:
     from promptd.demo import DEMO_MODEL_PATH
     from promptd.modeling import load_model
+    from promptd.processors import use_threads
 
     err().print(f"[bold]promptd train[/] loading {path or 'the embedded demo model'} …")
     quiet_loading()
+    use_threads(None)
     return load_model(path or DEMO_MODEL_PATH, device=device, dtype=dtype, strict=strict)
 
 
