@@ -20,8 +20,8 @@ a server shows the same at `/docs` and `/openapi.json`.
 
 - **Who.** `Authorization: Bearer KEY`; each route says which scope the key needs. A server on loopback without keys
   is open.
-- **Bodies** are JSON. Fields and query parameters that are not listed are refused by name, and `"3"` or `true` is no
-  number.
+- **Bodies** are JSON. Fields and query parameters that are not listed are refused by name (probes take any), and `"3"`
+  or `true` is no number.
 - **Errors** are `{"error": {"message", "type", "param", "code"}}`, with 4xx where the request is wrong
   and 5xx where the server could not do it. 429 and 503 say in `Retry-After` when to come again, where waiting helps.
 - **Every answer** has `X-Request-Id`; one that was sent along comes back.

@@ -56,7 +56,7 @@ def guarded(route: Route, limits: Limits) -> type[APIRoute]:
 
             async def answered(request: Request) -> Response:
                 await admit(route, request)
-                if not route.is_page:
+                if route.scope is not Scope.OPEN:  # probes and scrapes may have what they like
                     check_query(request, known)
                 limit_seconds = limits.request_timeout_seconds
                 try:
