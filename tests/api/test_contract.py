@@ -124,6 +124,11 @@ def test_bad_bodies_get_a_typed_error(server: LiveServer, name: str) -> None:
         ("classify", {"input": "x", "labels": ["x"]}, "labels: List should have at least 2 items"),
         ("classify", {"input": "x", "labels": {"Play": 3, "b": " x"}}, "labels.Play: "),
         ("classify", {"input": "x"}, "labels"),
+        (
+            "classify",
+            {"input": "x", "labels": {"a": " x", "b": " x"}},
+            "labels: 'a' and 'b' have the same",
+        ),
     ],
 )
 def test_unions_tell_what_was_meant(server: LiveServer, route: str, body: dict[str, Any], told: str) -> None:

@@ -74,7 +74,9 @@ def describe(error: RequestValidationError) -> InvalidRequestError:
     place = _cut(".".join(where), _MAX_SHOWN) or "body"
     shown = _cut(repr(problem.get("input")), _MAX_SHOWN)
     code = "unknown_field" if problem["type"] == "extra_forbidden" else None
-    return InvalidRequestError(f"{place}: {problem['msg']}, got {shown}", param=param, code=code)
+    return InvalidRequestError(
+        f"{place}: {problem['msg'].removeprefix('Value error, ')}, got {shown}", param=param, code=code
+    )
 
 
 def _is_of_type(problem: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from promptd_store import MAX_CHAIN_PROMPTS
 from promptd_store.users import MAX_USER_CHARS
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from promptd.engine.request import MAX_LOGPROBS, MAX_STOP_STRINGS
 from promptd.engine.share import MAX_PRIORITY
@@ -27,6 +27,20 @@ FieldName = Annotated[str, Field(min_length=1, max_length=64)]
 Fields = Annotated[dict[FieldName, Text], Field(max_length=64)]
 Number = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | Annotated[float, Field(ge=-1e9, le=1e9)]
 Label = Annotated[str, Field(max_length=4096)]
+
+
+def _differing(words: dict[str, str]) -> dict[str, str]:
+    """Refuse labels that stand for one text: none of them could be told from the other."""
+    labels: dict[str, str] = {}
+    for label, text in words.items():
+        if (first := labels.setdefault(text, label)) != label:
+            raise ValueError(f"{first!r} and {label!r} have the same text {text[:80]!r}")
+    return words
+
+
+LabelWords = Annotated[dict[Label, Text], Field(min_length=2, max_length=MAX_LABELS), AfterValidator(_differing)]
+"""Label -> the text that stands for it."""
+
 Row = Annotated[dict[FieldName, Any], Field(max_length=64)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -164,11 +178,7 @@ class ClassifyBody(PromptChoice):
     """`POST /v1/classify`: vLLM's `input`; labels come from a head, from the prompt's label words, or from `labels`."""
 
     input: Text | Fields | Annotated[list[Text | Fields], Field(min_length=1, max_length=256)]
-    labels: (
-        Annotated[dict[Label, Text], Field(min_length=2, max_length=MAX_LABELS)]
-        | Annotated[list[Text], Field(min_length=2, max_length=MAX_LABELS)]
-        | None
-    ) = None
+    labels: LabelWords | Annotated[list[Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
     """Label -> the text that stands for it, or the texts; omitted: those of the prompt, or the head's."""
 
 
@@ -222,8 +232,7 @@ class TextPromptBody(Strict):
     add_special_tokens: bool | None = None
     default_sampling: Annotated[dict[FieldName, Number], Field(max_length=16)] = {}
     stop: Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] = []
-    label_words: Annotated[dict[Label, Text], Field(min_length=2, max_length=MAX_LABELS)] | None = None
-    """Label -> the text that stands for it."""
+    label_words: LabelWords | None = None
 
 
 class RollbackBody(Strict):
