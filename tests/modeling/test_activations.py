@@ -65,9 +65,7 @@ def test_bfloat16_is_rounded_once(count: int) -> None:
         assert found.dtype is torch.bfloat16
         torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=2**-8)
         steps = NewGELUActivation()(numbers)
-        if count >= 1000:
-            ours, theirs = ((one - exact).abs().sum() for one in (found, steps))
-            assert ours < theirs if spread == 1.0 else ours <= theirs  # small numbers may be halved alike
+        assert count < 1000 or (found - exact).abs().sum() < (steps - exact).abs().sum()
 
 
 def test_of_which_models(tiny_models: dict[str, Path]) -> None:

@@ -37,6 +37,13 @@ AllowVolatileStore = Annotated[
     bool | None,
     typer.Option("--allow-volatile-store", help="Take a Redis that may lose what was acknowledged."),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads that compute on the CPU (one for each processor): fewer where others compute there, too.",
+        metavar="N",
+    ),
+]
 
 
 def read_settings(given: dict[str, Any]) -> Settings:

@@ -14,6 +14,7 @@ from promptd.commands.launch import (
     AllowVolatileStore,
     BlobsAddress,
     StoreAddress,
+    Threads,
     listen,
     read_settings,
     shown_address_of,
@@ -43,6 +44,7 @@ def serve(
     store: StoreAddress = None,
     blobs: BlobsAddress = None,
     allow_volatile_store: AllowVolatileStore = None,
+    threads: Threads = None,
     training: Annotated[
         str | None,
         typer.Option(
@@ -72,14 +74,6 @@ def serve(
     ] = None,
     quantization: Annotated[
         str | None, typer.Option(help="none or int8: faster on a CPU, not exact (none).", rich_help_panel=_MODEL)
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads that compute on the CPU (one for each processor): fewer where others compute there, too.",
-            metavar="N",
-            rich_help_panel=_MODEL,
-        ),
     ] = None,
     tensor_parallel: Annotated[
         int | None,

@@ -14,6 +14,7 @@ from promptd.commands.launch import (
     AllowVolatileStore,
     BlobsAddress,
     StoreAddress,
+    Threads,
     listen,
     read_settings,
     shown_address_of,
@@ -32,9 +33,7 @@ def worker(
     allow_volatile_store: AllowVolatileStore = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N (auto).")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 (auto).")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads that compute on the CPU (one for each processor).", metavar="N")
-    ] = None,
+    threads: Threads = None,
     max_training_jobs: Annotated[
         int | None, typer.Option(help="Jobs that train at once; they share passes (16).", metavar="N")
     ] = None,
